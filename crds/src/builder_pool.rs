@@ -1,0 +1,239 @@
+//! BuilderPool: where and how builders run, and who may use them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Affinity, ResourceRequirements, Toleration};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::core::Duration;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use crate::bounds;
+use crate::reference::CaRef;
+
+/// Where and how builders run, and which namespaces they serve.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "kiln.build",
+    version = "v1alpha1",
+    kind = "BuilderPool",
+    status = "BuilderPoolStatus",
+    derive = "PartialEq",
+    doc = "Where and how builder pods run, what they trust, and which namespaces they serve.",
+    shortname = "bp",
+    category = "kiln",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Default", type_ = "boolean", json_path = ".spec.default"),
+    printcolumn(name = "Profile", type_ = "string", json_path = ".status.securityProfile"),
+    printcolumn(name = "Builders", type_ = "integer", json_path = ".status.builderCount"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name is too long: use at most 40 characters, for the names of its builders are longer"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct BuilderPoolSpec {
+    /// Architectures that this pool builds on, as in the node label `kubernetes.io/arch`. Omitted: every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 32)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub architectures: Option<Vec<String>>,
+
+    /// The namespaces that may use this pool. Omitted: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+
+    /// Whether ImageBuilds that name no pool may use this one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub default: bool,
+
+    /// How builders are kept apart from their node. Omitted: `Auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_profile: Option<SecurityProfile>,
+
+    /// How many builders this pool may run at once. Omitted: 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_builders: Option<u32>,
+
+    /// How many platform builds one builder runs at once; more wait. Omitted: 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_jobs_per_builder: Option<u32>,
+
+    /// How long a builder stays warm without a job. Its cache volume outlives it. Omitted: `30m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "bounds::duration")]
+    pub idle_timeout: Option<Duration>,
+
+    /// How long a build waits for a node that can take its builder, before it fails. Omitted: `10m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "bounds::duration")]
+    pub scheduling_timeout: Option<Duration>,
+
+    /// What one namespace may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<PoolLimits>,
+
+    /// The cache volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PoolCache>,
+
+    /// Where builder pods are put, and what they may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<BuilderTemplate>,
+
+    /// How registries are reached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["host".into()]))]
+    pub registries: Vec<PoolRegistry>,
+
+    /// CA bundles that builders trust beside the system's. They are read from the builders namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub ca_refs: Vec<CaRef>,
+
+    /// What builds may do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<PoolAllow>,
+}
+
+/// How a builder pod is kept apart from its node.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize, schemars::JsonSchema)]
+pub enum SecurityProfile {
+    /// `UserNamespace` where nodes support it, else `Rootless`.
+    #[default]
+    Auto,
+    /// A user namespace for the pod: RUN steps cannot see their builder. Never falls back.
+    UserNamespace,
+    /// Without a user namespace for the pod: RUN steps can read what their builder holds.
+    Rootless,
+}
+
+/// What one namespace may take of a pool.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolLimits {
+    /// Builders that one namespace may have at once for each architecture. Omitted: 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub builders_per_namespace: Option<u32>,
+}
+
+/// The cache volumes of a pool.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolCache {
+    /// The StorageClass of the volumes. Omitted: the cluster's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub storage_class_name: Option<String>,
+    /// The size of each volume. `0`: no volume, the cache goes with the builder. Omitted: `20Gi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Quantity>,
+    /// How long a volume is kept after its last builder has gone. Omitted: `168h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "bounds::duration")]
+    pub retention: Option<Duration>,
+}
+
+/// Where builder pods are put.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuilderTemplate {
+    /// Node labels that are wanted beside `kubernetes.io/os` and `kubernetes.io/arch`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "bounds::string_map")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Tolerations, beside that of the taint `kubernetes.io/arch`, which is always tolerated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
+    /// Affinity of builder pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// Requests and limits of the buildkitd container, in which the RUN steps run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+    /// Priority class of builder pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub priority_class_name: Option<String>,
+}
+
+/// How one registry is reached.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolRegistry {
+    /// The registry's host and port, such as `docker.io` or `registry.corp.example:5000`.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[A-Za-z0-9.-]+(:[0-9]+)?$"))]
+    pub host: String,
+    /// Hosts that are asked first, each with a path where it needs one, such as `mirror.corp.example/docker.io`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 512), regex(pattern = "^[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._/-]+)?$")))]
+    pub mirrors: Vec<String>,
+    /// Whether this registry is spoken to without TLS.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain_http: bool,
+    /// The CA that signed the certificate of this registry, in the builders namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_ref: Option<CaRef>,
+}
+
+/// What builds of a pool may do.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolAllow {
+    /// Whether a `# syntax=` line may name a frontend image. Omitted: no, BuildKit's own Dockerfile frontend is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frontends: Option<bool>,
+    /// Whether Git servers and registries may have private addresses. Omitted: yes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_addresses: Option<bool>,
+}
+
+/// What runs in a pool.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuilderPoolStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`: builds can use this pool.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// The security profile in use; under `Auto` the one that was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_profile: Option<SecurityProfile>,
+    /// How many builders there are.
+    #[serde(default)]
+    pub builder_count: u32,
+    /// The builders.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1000))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub builders: Vec<BuilderStatus>,
+}
+
+/// One builder pod.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuilderStatus {
+    /// The pod's name in the builders namespace.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// The namespace that it builds for.
+    #[schemars(length(max = 253))]
+    pub namespace: String,
+    /// Its architecture.
+    #[schemars(length(max = 32))]
+    pub architecture: String,
+    /// Its node. Empty while it is not placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node: Option<String>,
+    /// How many builds it runs.
+    pub jobs: u32,
+}

@@ -1,0 +1,257 @@
+//! ImageBuildRun: one attempt at one resolved input of an ImageBuild.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use crate::image_build::{BuildFailure, BuiltImage, ImageBuildSpec};
+
+/// One attempt at one resolved input of an ImageBuild. Kiln makes it; a user may set `cancel`.
+#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "kiln.build",
+    version = "v1alpha1",
+    kind = "ImageBuildRun",
+    namespaced,
+    status = "ImageBuildRunStatus",
+    derive = "PartialEq",
+    doc = "One attempt at one resolved input of an ImageBuild. Kiln makes it; set spec.cancel to stop it.",
+    shortname = "ibr",
+    category = "kiln",
+    selectable = ".spec.imageBuild.name",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Succeeded\")].reason"),
+    printcolumn(name = "Image", type_ = "string", json_path = ".status.summary.image"),
+    printcolumn(name = "Commit", type_ = "string", json_path = ".status.summary.commit"),
+    printcolumn(name = "Builders", type_ = "string", json_path = ".status.summary.builders", priority = 1),
+    printcolumn(name = "Duration", type_ = "string", json_path = ".status.summary.duration"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.imageBuild == oldSelf.imageBuild && self.number == oldSelf.number && self.inputHash == oldSelf.inputHash && has(self.commit) == has(oldSelf.commit) && (!has(self.commit) || self.commit == oldSelf.commit) && has(self.ref) == has(oldSelf.ref) && (!has(self.ref) || self.ref == oldSelf.ref) && self.build == oldSelf.build").message("a run's spec cannot be changed, but for cancel: change the ImageBuild, which makes a new run"),
+    validation = Rule::new("!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)").message("a cancelled run cannot be taken up again: annotate the ImageBuild with kiln.build/rebuild for a new one"),
+)]
+pub struct ImageBuildRunSpec {
+    /// The ImageBuild that this run belongs to.
+    pub image_build: ImageBuildRef,
+    /// Counts the ImageBuild's runs, from 1. A larger number is a newer run.
+    #[schemars(range(min = 1))]
+    pub number: u64,
+    /// The resolved Git commit. Absent for inline files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub commit: Option<String>,
+    /// The full ref that the commit was resolved from.
+    #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 255))]
+    pub reference: Option<String>,
+    /// Digest of what matters to the build.
+    #[schemars(length(max = 128))]
+    pub input_hash: String,
+    /// The ImageBuild's spec as it was, with the operator's default platforms filled in.
+    pub build: ImageBuildSpec,
+    /// Set it to true to stop the run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel: bool,
+}
+
+/// An ImageBuild of the same namespace.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageBuildRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its UID.
+    #[schemars(length(min = 1, max = 64))]
+    pub uid: String,
+}
+
+/// How far the run has come.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageBuildRunStatus {
+    /// Where the run stands.
+    #[serde(default)]
+    pub phase: RunPhase,
+    /// When its first job was given to a builder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When it succeeded, failed or was cancelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// `Succeeded`: how the run ended, or what it waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// How each platform stands.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub platforms: Vec<PlatformStatus>,
+    /// The image, once its index and tags are pushed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<BuiltImage>,
+    /// Why the run failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<BuildFailure>,
+    /// The Secrets that the run read last and their resource versions: a run that failed on a credential is followed by
+    /// another once one of them has changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub secrets: Vec<SecretVersion>,
+    /// What `kubectl get` prints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<RunSummary>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize, schemars::JsonSchema)]
+pub enum RunPhase {
+    /// No builder has taken a job yet.
+    #[default]
+    Pending,
+    /// Builders work.
+    Building,
+    /// Every platform is built; index and tags are being pushed.
+    Publishing,
+    /// The image is pushed.
+    Succeeded,
+    /// It ended without an image.
+    Failed,
+    /// A user, or a newer run, stopped it.
+    Cancelled,
+}
+
+impl RunPhase {
+    /// Whether the run has ended.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// How one platform stands.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlatformStatus {
+    /// The platform, such as `linux/arm64`.
+    #[schemars(length(max = 64))]
+    pub name: String,
+    /// Where it stands.
+    #[serde(default)]
+    pub phase: PlatformPhase,
+    /// Counts the attempts, from 1; 0 while none has begun.
+    #[serde(default)]
+    pub attempt: u32,
+    /// The builder of this attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builder: Option<BuilderRef>,
+    /// When this attempt was given to its builder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When this attempt ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// Digest of the platform's manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 160))]
+    pub digest: Option<String>,
+    /// Size of that manifest, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<i64>,
+    /// Media type of that manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub media_type: Option<String>,
+    /// What it waits for, or why the last attempt failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<BuildFailure>,
+}
+
+/// Where one platform stands.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize, schemars::JsonSchema)]
+pub enum PlatformPhase {
+    /// It waits for a builder.
+    #[default]
+    Queued,
+    /// A builder has been chosen and is coming up.
+    Starting,
+    /// The source is being fetched.
+    Fetching,
+    /// The Dockerfile's steps run.
+    Building,
+    /// Layers are being pushed.
+    Pushing,
+    /// Its image is in the registry.
+    Succeeded,
+    /// It ended without an image.
+    Failed,
+    /// It was stopped.
+    Cancelled,
+}
+
+impl PlatformPhase {
+    /// Whether the platform has ended.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    /// Whether a builder holds it.
+    #[must_use]
+    pub fn is_assigned(self) -> bool {
+        matches!(self, Self::Starting | Self::Fetching | Self::Building | Self::Pushing)
+    }
+}
+
+/// A builder pod.
+#[derive(Clone, Debug, Deserialize, Eq, Hash, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuilderRef {
+    /// Its name in the builders namespace.
+    #[schemars(length(max = 253))]
+    pub pod: String,
+    /// Its UID.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// The node that it runs on.
+    #[schemars(length(max = 253))]
+    pub node: String,
+}
+
+/// A Secret that a run read.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretVersion {
+    /// Its name.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Its resource version, empty where the Secret was missing.
+    #[schemars(length(max = 64))]
+    pub resource_version: String,
+}
+
+/// What `kubectl get imagebuildruns` prints.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunSummary {
+    /// The image's digest, shortened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub image: Option<String>,
+    /// The commit, shortened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub commit: Option<String>,
+    /// The nodes that built, by platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub builders: Option<String>,
+    /// How long the run took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub duration: Option<String>,
+}

@@ -1,0 +1,21 @@
+//! The API of Kiln, group `kiln.build`: what a user writes and reads, as Rust types.
+//!
+//! The YAML in `crds/yaml/` is generated from these types (`cargo run -p kiln-crds`), and a test fails when it drifts.
+//! The doc comment of a field is what `kubectl explain` prints, so it speaks to the user.
+
+pub mod bounds;
+pub mod builder_pool;
+pub mod image_build;
+pub mod image_build_run;
+pub mod manifest;
+pub mod platform;
+pub mod reference;
+
+pub use builder_pool::{BuilderPool, BuilderPoolSpec, BuilderPoolStatus, SecurityProfile};
+pub use image_build::{ImageBuild, ImageBuildSpec, ImageBuildStatus};
+pub use image_build_run::{ImageBuildRun, ImageBuildRunSpec, ImageBuildRunStatus};
+pub use platform::Platform;
+pub use reference::{CaRef, CaRefKind, SecretKeyRef, SecretRef};
+
+/// A new value of this annotation on an ImageBuild makes a new run, whatever the value is.
+pub const REBUILD_ANNOTATION: &str = "kiln.build/rebuild";
