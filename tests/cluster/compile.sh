@@ -1,0 +1,137 @@
+# shellcheck shell=bash
+# Compiles what the cluster is made of, each thing once per version, into ~/.cache/kiln/bin. Sourced by up.
+# A directory's name holds its version and a hash of its recipe: a change of either compiles it anew.
+
+KUBERNETES_VERSION=1.36.3
+CONTAINERD_VERSION=2.4.2
+RUNC_VERSION=1.5.2
+CNI_VERSION=1.9.1
+BUILDKIT_VERSION=0.33.1
+ROOTLESSKIT_VERSION=2.3.6
+COREDNS_VERSION=1.13.1
+HELM_VERSION=4.3.1
+
+# build_NAME OUT: puts the binaries of NAME into the directory OUT.
+build_kubernetes() {
+	local version=k8s.io/component-base/version
+	cd "$CLUSTER_DIR/kubernetes"
+	CGO_ENABLED=0 go build -trimpath -o "$1/kubernetes" -ldflags "-s -w \
+		-X $version.gitVersion=v$KUBERNETES_VERSION -X $version.gitMajor=1 -X $version.gitMinor=36 \
+		-X $version.gitTreeState=clean -X $version.gitCommit=v$KUBERNETES_VERSION" .
+	local name
+	for name in etcd kubectl kubelet kube-apiserver kube-controller-manager kube-scheduler kube-proxy volume-provisioner; do
+		ln -s kubernetes "$1/$name"
+	done
+}
+
+# One file of its modules is replaced: a node may prefer images of an architecture that is not this machine's.
+build_containerd() {
+	local module=github.com/containerd/containerd/v2 platforms=github.com/containerd/platforms source=$1.source version
+	version=$(awk -v name=$platforms '$1 == name {print $2}' \
+		"$(go mod download -json $module@v$CONTAINERD_VERSION | jq -r .GoMod)")
+	rm -rf "$source"
+	mkdir "$source"
+	cd "$source"
+	cp -r "$(go mod download -json "$platforms@$version" | jq -r .Dir)" platforms
+	chmod -R u+w platforms
+	cp "$CLUSTER_DIR/containerd/defaults_unix.go" platforms/
+	go mod init kiln.build/tests/cluster/containerd
+	go mod edit -require "$module@v$CONTAINERD_VERSION" -replace "$platforms=./platforms"
+	go get -tool $module/cmd/{containerd,containerd-shim-runc-v2,ctr}
+	CGO_ENABLED=0 go build -trimpath -o "$1/" -tags no_btrfs,no_devmapper,no_zfs \
+		-ldflags "-s -w -X $module/version.Version=$CONTAINERD_VERSION" \
+		$module/cmd/{containerd,containerd-shim-runc-v2,ctr}
+	rm -rf "$source"
+}
+
+# Static: the same binary is BuildKit's in the builder image.
+build_runc() {
+	CGO_ENABLED=1 GOBIN=$1 go install -trimpath -tags seccomp,netgo,osusergo \
+		-ldflags "-s -w -extldflags -static -X main.version=$RUNC_VERSION" \
+		github.com/opencontainers/runc@v$RUNC_VERSION
+}
+
+build_cni() {
+	local module=github.com/containernetworking/plugins/plugins
+	CGO_ENABLED=0 GOBIN=$1 go install -trimpath -ldflags '-s -w' \
+		$module/main/{ptp,loopback}@v$CNI_VERSION $module/ipam/host-local@v$CNI_VERSION $module/meta/portmap@v$CNI_VERSION
+}
+
+build_buildkit() {
+	local module=github.com/moby/buildkit
+	cd "$CLUSTER_DIR/buildkit"
+	CGO_ENABLED=0 go build -trimpath -o "$1/" -tags osusergo,netgo,static_build,seccomp \
+		-ldflags "-s -w -X $module/version.Version=v$BUILDKIT_VERSION -X $module/version.Package=$module" \
+		$module/cmd/{buildkitd,buildctl}
+}
+
+build_rootlesskit() {
+	CGO_ENABLED=0 GOBIN=$1 go install -trimpath -ldflags '-s -w' \
+		github.com/rootless-containers/rootlesskit/v2/cmd/rootlesskit@v$ROOTLESSKIT_VERSION
+}
+
+build_coredns() {
+	cd "$CLUSTER_DIR/coredns"
+	CGO_ENABLED=0 go build -trimpath -o "$1/coredns" -ldflags '-s -w' .
+}
+
+build_helm() {
+	local version=helm.sh/helm/v4/internal/version.version
+	CGO_ENABLED=0 GOBIN=$1 go install -trimpath -ldflags "-s -w -X $version=v$HELM_VERSION" \
+		helm.sh/helm/v4/cmd/helm@v$HELM_VERSION
+}
+
+# The container that holds a pod's namespaces.
+build_pause() {
+	gcc -Os -static -s -o "$1/pause" "$CLUSTER_DIR/images/pause.c"
+}
+
+# compiled NAME VERSION: the directory with the binaries of NAME.
+compiled() {
+	local sources=$CLUSTER_DIR/$1 key
+	[[ $1 != pause ]] || sources=$CLUSTER_DIR/images/pause.c
+	key=$({
+		declare -f "build_$1"
+		go env GOVERSION
+		if [[ -e $sources ]]; then find "$sources" -type f | sort | xargs cat; fi
+	} | sha256sum)
+	printf '%s\n' "$CACHE/bin/$1-$2-${key:0:8}"
+}
+
+build_into() {
+	rm -rf "$2.tmp"
+	mkdir -p "$2.tmp"
+	"build_$1" "$2.tmp"
+	mv -T "$2.tmp" "$2"
+}
+
+# compile NAME VERSION TIME: unless it is there already. TIME is what two cores need.
+compile() {
+	local out
+	out=$(compiled "$1" "$2")
+	COMPILED+=("$out")
+	[[ -d $out ]] || step "compiling $1 $2 (about $3 on 2 cores)" "$CACHE/logs/compile-$1.log" build_into "$1" "$out"
+}
+
+compile_all() {
+	COMPILED=()
+	export GOFLAGS='-buildvcs=false'
+	compile kubernetes $KUBERNETES_VERSION '4 min'
+	compile containerd $CONTAINERD_VERSION '1 min'
+	compile runc $RUNC_VERSION '15 s'
+	compile cni $CNI_VERSION '10 s'
+	compile pause 1 '1 s'
+	compile coredns $COREDNS_VERSION '30 s'
+	compile buildkit $BUILDKIT_VERSION '1 min'
+	compile rootlesskit $ROOTLESSKIT_VERSION '5 s'
+	compile helm $HELM_VERSION '30 s'
+}
+
+# link_binaries: all of them in one directory, for PATH.
+link_binaries() {
+	local out
+	mkdir -p "$BIN"
+	for out in "${COMPILED[@]}"; do
+		ln -sf "$out"/* "$BIN/"
+	done
+}

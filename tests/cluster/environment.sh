@@ -1,0 +1,30 @@
+# shellcheck shell=bash
+# Writes .cluster/env of this checkout: what anyone needs to use the cluster. Sourced by up.
+
+write_environment() {
+	local dir=$CHECKOUT/.cluster
+	mkdir -p "$dir"
+	ln -sfn "$STATE/git" "$dir/git"
+	cat >"$dir/env.tmp" <<-END
+		# How to reach the local cluster; written by tests/cluster/up. For bash or sh: . .cluster/env
+		export KILN_LOCAL_CLUSTER=1
+		export KUBECONFIG=$CONF/admin.kubeconfig
+		export KILN_REGISTRY=$REGISTRY
+		export KILN_REGISTRY_CA=$PKI/private-ca.crt
+		export KILN_REGISTRY_USER=kiln
+		export KILN_REGISTRY_PASSWORD=$(<"$PKI/registry.password")
+		export KILN_GIT=$GIT_URL
+		export KILN_GIT_CA=$PKI/private-ca.crt
+		export KILN_GIT_USER=kiln
+		export KILN_GIT_PASSWORD=$(<"$PKI/git.password")
+		export KILN_AUDIT_LOG=$STATE/audit.log
+		export KILN_CONTAINERD_AMD64=$STATE/nodes/amd64/containerd.sock
+		export KILN_CONTAINERD_ARM64=$STATE/nodes/arm64/containerd.sock
+		case ":\$PATH:" in
+		*:$BIN:*) ;;
+		*) export PATH="$BIN:\$PATH" ;;
+		esac
+	END
+	chmod 600 "$dir/env.tmp"
+	mv "$dir/env.tmp" "$dir/env"
+}

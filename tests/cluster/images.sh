@@ -1,0 +1,153 @@
+# shellcheck shell=bash
+# Images that are there from the start: the pause container, and stand-ins for a few of docker.io, which tests
+# must not need. Made once, then kept as the contents of a registry in ~/.cache/kiln. Sourced by up and images/build.
+
+# make_pause_image FILE: an archive that containerd imports, for it can pull nothing before a pod runs.
+make_pause_image() {
+	local dir=$STATE/pause layer
+	mkdir -p "$dir"
+	tar -C "$(dirname "$(readlink -f "$BIN/pause")")" --owner 0 --group 0 -cf "$dir/layer.tar" pause
+	layer=$(sha256sum <"$dir/layer.tar")
+	cat >"$dir/config.json" <<-END
+		{"os":"linux","architecture":"$(go env GOARCH)","config":{"Entrypoint":["/pause"],"User":"65535:65535"},
+		"rootfs":{"type":"layers","diff_ids":["sha256:${layer%% *}"]}}
+	END
+	echo '[{"Config":"config.json","RepoTags":["kiln.local/pause:1"],"Layers":["layer.tar"]}]' >"$dir/manifest.json"
+	tar -C "$dir" -cf "$1" manifest.json config.json layer.tar
+	rm -r "$dir"
+}
+
+buildkitd_answers() {
+	"$BIN/buildctl" --addr "unix://$STATE/buildkitd.sock" debug workers
+}
+
+# The machine's own buildkitd, started by the first image that is built.
+ensure_buildkitd() {
+	if alive buildkitd && buildkitd_answers >/dev/null 2>&1; then return; fi
+	stop 5 buildkitd
+	cat >"$CONF/buildkitd.toml" <<-END
+		root = "$STATE/buildkitd"
+		[grpc]
+		address = ["unix://$STATE/buildkitd.sock"]
+		[worker.oci]
+		binary = "$BIN/runc"
+		networkMode = "host"
+		defaultCgroupParent = "kiln-images"
+		maxUsedSpace = "10GB"
+		[worker.containerd]
+		enabled = false
+		[registry."docker.io"]
+		mirrors = ["$REGISTRY/docker.io"]
+		[registry."$REGISTRY"]
+		ca = ["$PKI/private-ca.crt"]
+	END
+	start buildkitd "$BIN/buildkitd" --config "$CONF/buildkitd.toml"
+	wait_for 20 buildkitd buildkitd_answers
+}
+
+# busybox_root ARCHITECTURE DIR: Debian's static busybox, with a link per applet, as in the official image.
+busybox_root() {
+	local dir=$2 applet
+	mkdir -p "$dir"/{bin,etc,home,root,tmp,usr/bin,usr/sbin,var/www} "$CACHE/apt"
+	chmod 1777 "$dir/tmp"
+	if [[ $1 == "$(dpkg --print-architecture)" ]]; then
+		cp "$(readlink -f "$(command -v busybox)")" "$dir/bin/busybox"
+	else
+		fetch_foreign_package busybox-static "$1" "$dir.package"
+		cp "$dir.package/bin/busybox" "$dir/bin/busybox"
+	fi
+	for applet in $(busybox --list); do
+		[[ -e $dir/bin/$applet ]] || ln -s busybox "$dir/bin/$applet"
+	done
+	ln -s ../../bin/env "$dir/usr/bin/env"
+	printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n' >"$dir/etc/passwd"
+	printf 'root:x:0:\nnogroup:x:65534:\n' >"$dir/etc/group"
+}
+
+# fetch_foreign_package NAME ARCHITECTURE DIR: unpacked, through an apt state of its own, so the machine's stays as it is.
+fetch_foreign_package() {
+	local state=$CACHE/apt/$2
+	mkdir -p "$state"/{lists/partial,archives/partial} "$3"
+	touch "$state/status"
+	local options=(-q -o "APT::Architecture=$2" -o "APT::Architectures::=$2" -o "Dir::State=$state"
+		-o "Dir::State::status=$state/status" -o "Dir::Cache=$state" -o "Dir::State::lists=$state/lists"
+		-o "Dir::Etc::sourcelist=$(debian_sources)" -o Dir::Etc::sourceparts=-)
+	apt-get "${options[@]}" update
+	(cd "$state" && rm -f "$1"_*.deb && apt-get "${options[@]}" -o APT::Sandbox::User=root download "$1" && dpkg-deb -x "$1"_*.deb "$3")
+}
+
+# debian_sources: the machine's list of Debian's own archives, without those of others.
+debian_sources() {
+	local file
+	for file in /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list; do
+		if [[ -s $file ]]; then
+			printf '%s\n' "$file"
+			return
+		fi
+	done
+	fail 'No list of Debian packages in /etc/apt.'
+}
+
+# buildkit_root DIR: what the official rootless BuildKit image holds, on Debian instead of Alpine.
+buildkit_root() {
+	local suite name
+	suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+	mkdir -p "$1/bin"
+	mmdebstrap --quiet --variant=essential \
+		--include=ca-certificates,git,libcap2-bin,openssh-client,openssl,pigz,uidmap,xz-utils \
+		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/i18n/*' \
+		"$suite" "$1/root.tar" "$(debian_sources)"
+	for name in buildkitd buildctl rootlesskit; do
+		cp -L "$BIN/$name" "$1/bin/$name"
+	done
+	cp -L "$BIN/runc" "$1/bin/buildkit-runc"
+}
+
+build_standins() {
+	local dir=$STATE/standins arch
+	rm -rf "$dir"
+	mkdir -p "$dir/busybox"
+	for arch in amd64 arm64; do
+		busybox_root $arch "$dir/busybox/$arch"
+	done
+	rm -rf "$dir/busybox/"*.package
+	buildkit_root "$dir/buildkit"
+	"$CLUSTER_DIR/images/build" --platform linux/amd64,linux/arm64 \
+		--ref docker.io/library/busybox:latest,docker.io/library/busybox:1.36,docker.io/library/alpine:latest \
+		busybox "$dir/busybox" "$CLUSTER_DIR/images/busybox.Dockerfile"
+	"$CLUSTER_DIR/images/build" --ref "docker.io/moby/buildkit:v$BUILDKIT_VERSION-rootless" --index \
+		buildkit "$dir/buildkit" "$CLUSTER_DIR/images/buildkit-rootless.Dockerfile"
+	rm -rf "$dir"
+	rm -rf "$1.tmp"
+	mkdir -p "$(dirname "$1")"
+	cp -a "$STATE/registry" "$1.tmp"
+	mv -T "$1.tmp" "$1"
+}
+
+# standins_directory: where the cache keeps them, named by a hash of all that they are made from.
+standins_directory() {
+	local key
+	key=$({
+		readlink "$BIN"/{buildkitd,rootlesskit,runc}
+		declare -f build_standins busybox_root buildkit_root
+		cat "$CLUSTER_DIR"/images/*.Dockerfile "$CLUSTER_DIR/images/build"
+	} | sha256sum)
+	printf '%s\n' "$CACHE/images/${key:0:12}"
+}
+
+# Fills the registry's storage from the cache, before it starts.
+restore_standins() {
+	local kept
+	kept=$(standins_directory)
+	[[ -d $kept ]] || return 0
+	mkdir -p "$STATE"
+	cp -a --reflink=auto "$kept" "$STATE/registry"
+}
+
+ensure_standins() {
+	local kept
+	kept=$(standins_directory)
+	[[ -d $kept ]] ||
+		step 'making stand-ins for busybox and rootless BuildKit (about 1 min)' "$CACHE/logs/images.log" build_standins "$kept"
+}

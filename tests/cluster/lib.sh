@@ -1,0 +1,68 @@
+# shellcheck shell=bash
+# What all parts of the local cluster share: where things are, which addresses it uses, how a step is shown.
+# Sourced, never run.
+
+umask 022
+
+# One cluster a machine, so its place and its addresses are fixed, whichever checkout starts it.
+STATE=/var/lib/kiln-cluster
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/kiln
+CLUSTER_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+CHECKOUT=$(cd "$CLUSTER_DIR/../.." && pwd)
+BIN=$STATE/bin
+PKI=$STATE/pki
+LOGS=$STATE/logs
+CONF=$STATE/conf
+
+# The machine's own address in the cluster: API server, registry, Git server and DNS listen here.
+BRIDGE=kiln0
+HOST_IP=10.217.0.1
+CLUSTER_CIDR=10.217.0.0/16
+SERVICE_CIDR=10.218.0.0/16
+API_SERVICE_IP=10.218.0.1
+DNS_SERVICE_IP=10.218.0.10
+REGISTRY=$HOST_IP:5000
+GIT_URL=https://$HOST_IP:8443
+
+# Each node's own address and its pods' range.
+NODES=(amd64 arm64)
+declare -A NODE_IP=([amd64]=10.217.0.11 [arm64]=10.217.0.12)
+declare -A POD_CIDR=([amd64]=10.217.16.0/20 [arm64]=10.217.32.0/20)
+
+fail() {
+	printf '%s\n' "$*" >&2
+	exit 1
+}
+
+# step TEXT LOG COMMAND...: one line for what is done, how long it took, and the end of its log when it fails.
+step() {
+	local text=$1 log=$2 begin=$SECONDS
+	shift 2
+	mkdir -p "$(dirname "$log")"
+	printf '%s … ' "$text"
+	# A subshell of its own with errexit on: in the condition of an "if", bash would ignore it.
+	set +e
+	(
+		set -e
+		"$@"
+	) </dev/null >"$log" 2>&1
+	local status=$?
+	set -e
+	if ((status != 0)); then
+		printf 'failed (%d)\n' "$status"
+		tail -n 30 "$log" | sed 's/^/    /' >&2
+		fail "The whole log: $log"
+	fi
+	printf 'done %ds\n' $((SECONDS - begin))
+}
+
+# wait_for SECONDS WHAT COMMAND...: until the command succeeds.
+wait_for() {
+	local limit=$1 what=$2 i
+	shift 2
+	for ((i = 0; i < limit * 10; i++)); do
+		"$@" >/dev/null 2>&1 && return 0
+		sleep 0.1
+	done
+	fail "$what: not within $limit s"
+}
