@@ -1,0 +1,78 @@
+//! Connections to agents, over mutual TLS, one for each builder pod.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kiln_agent_proto::agent_client::AgentClient;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+use crate::builder::Authority;
+use crate::builder::pod::AGENT_PORT;
+
+/// One agent: where it is, and the name that its certificate must hold.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Agent {
+    /// The builder's name.
+    pub builder: String,
+    /// The pod's address.
+    pub address: IpAddr,
+}
+
+/// Connections to agents. They are made when first used, and made again when lost.
+#[derive(Clone)]
+pub struct Connections {
+    authority: Arc<Authority>,
+    channels: Arc<Mutex<HashMap<Agent, Channel>>>,
+}
+
+impl Connections {
+    /// Connections that trust and are trusted by this authority's certificates.
+    #[must_use]
+    pub fn new(authority: Arc<Authority>) -> Self {
+        Self { authority, channels: Arc::default() }
+    }
+
+    /// A client for this agent.
+    ///
+    /// # Errors
+    /// Where the certificates cannot be used; nothing has been sent yet.
+    pub fn client(&self, agent: &Agent) -> Result<AgentClient<Channel>, tonic::transport::Error> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(agent) {
+            return Ok(client(channel.clone()));
+        }
+        let host = match agent.address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        };
+        let identity = self.authority.client();
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(self.authority.certificate()))
+            .identity(Identity::from_pem(&identity.certificate, &identity.key))
+            .domain_name(&agent.builder);
+        let channel = Endpoint::from_shared(format!("https://{host}:{AGENT_PORT}"))?
+            .tls_config(tls)?
+            .connect_timeout(Duration::from_secs(2))
+            .tcp_nodelay(true)
+            // A stream without events is not a dead one, but a node that is gone answers no ping.
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_while_idle(true)
+            .connect_lazy();
+        channels.insert(agent.clone(), channel.clone());
+        Ok(client(channel))
+    }
+
+    /// Drops the connection to a builder that is gone.
+    pub fn forget(&self, builder: &str) {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.retain(|agent, _| agent.builder != builder);
+    }
+}
+
+/// Inline sources and secrets travel in a job: its size is that of an object in the API server, and more than gRPC's 4 MiB.
+fn client(channel: Channel) -> AgentClient<Channel> {
+    AgentClient::new(channel).max_encoding_message_size(32 << 20).max_decoding_message_size(4 << 20)
+}

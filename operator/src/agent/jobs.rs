@@ -1,0 +1,272 @@
+//! Follows the jobs that agents run.
+//!
+//! What is kept here is a copy: the truth is with the agents and in the runs' statuses, and a new operator reads on from
+//! there. Each change wakes the run's reconcile.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use kiln_agent_proto as proto;
+use kiln_crds::ImageBuildRun;
+use kiln_crds::image_build_run::PlatformPhase;
+use kube::runtime::reflector::ObjectRef;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
+use tonic::Code;
+use tracing::{Instrument, debug, info_span, warn};
+
+use super::connection::{Agent, Connections};
+
+/// How long an agent whose pod seems alive may be out of reach.
+const UNREACHABLE: Duration = Duration::from_secs(120);
+/// How long a single question to an agent may take.
+const CALL: Duration = Duration::from_secs(10);
+
+/// What is known of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Observation {
+    /// A builder is kept for it, and its agent is being reached.
+    Connecting,
+    /// The agent works on it.
+    Running(PlatformPhase),
+    /// The platform's image is in the registry.
+    Succeeded {
+        /// The manifest's digest.
+        digest: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Its media type.
+        media_type: String,
+    },
+    /// It ended without an image.
+    Failed(proto::Failure),
+    /// The agent does not know the job: it has been lost.
+    Unknown,
+    /// The agent takes no more jobs now.
+    Refused,
+    /// The agent cannot be reached.
+    Unreachable(String),
+}
+
+struct Entry {
+    builder: String,
+    observation: Observation,
+    follower: Option<AbortHandle>,
+}
+
+/// The jobs that this operator follows.
+#[derive(Clone)]
+pub struct Jobs {
+    connections: Connections,
+    entries: Arc<Mutex<HashMap<String, Entry>>>,
+    wake: UnboundedSender<ObjectRef<ImageBuildRun>>,
+}
+
+impl Jobs {
+    /// Follows nothing yet. `wake` is sent each run whose jobs changed.
+    #[must_use]
+    pub fn new(connections: Connections, wake: UnboundedSender<ObjectRef<ImageBuildRun>>) -> Self {
+        Self { connections, entries: Arc::default(), wake }
+    }
+
+    /// Keeps a place on a builder for a job whose status is about to be written.
+    pub fn reserve(&self, job: &str, builder: &str) {
+        self.with(|entries| {
+            entries.entry(job.to_owned()).or_insert_with(|| Entry {
+                builder: builder.to_owned(),
+                observation: Observation::Connecting,
+                follower: None,
+            });
+        });
+    }
+
+    /// The jobs that are followed or have a place kept, with their builders.
+    #[must_use]
+    pub fn places(&self) -> Vec<(String, String)> {
+        self.with(|entries| entries.iter().map(|(job, entry)| (job.clone(), entry.builder.clone())).collect())
+    }
+
+    /// What is known of a job. `None`: it is not followed.
+    #[must_use]
+    pub fn observation(&self, job: &str) -> Option<Observation> {
+        self.with(|entries| {
+            let entry = entries.get(job)?;
+            entry.follower.as_ref().map(|_| entry.observation.clone())
+        })
+    }
+
+    /// Begins to follow a job; does nothing where it is followed already. With a `job`, the agent is asked to start it
+    /// first, which it does once.
+    pub fn follow(&self, id: &str, run: &ObjectRef<ImageBuildRun>, agent: Agent, job: Option<proto::Job>) {
+        self.with(|entries| {
+            let entry = entries.entry(id.to_owned()).or_insert_with(|| Entry {
+                builder: agent.builder.clone(),
+                observation: Observation::Connecting,
+                follower: None,
+            });
+            if entry.follower.is_some() {
+                return;
+            }
+            let span = info_span!("job", id, builder = agent.builder);
+            let follower = Follower { jobs: self.clone(), id: id.to_owned(), run: run.clone(), agent, job };
+            entry.follower = Some(tokio::spawn(follower.run().instrument(span)).abort_handle());
+        });
+    }
+
+    /// Stops to follow a job, and gives its place back.
+    pub fn release(&self, job: &str) {
+        let entry = self.with(|entries| entries.remove(job));
+        if let Some(follower) = entry.and_then(|entry| entry.follower) {
+            follower.abort();
+        }
+    }
+
+    /// Has the agent stop a job. An agent that is gone, or does not know the job, has stopped it already.
+    pub async fn cancel(&self, agent: &Agent, job: &str) -> Result<(), tonic::Status> {
+        let mut client = self.connections.client(agent).map_err(unusable)?;
+        let request = proto::CancelRequest { job_id: job.to_owned() };
+        let answer = tokio::time::timeout(CALL, client.cancel(request)).await;
+        match answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer"))) {
+            Err(status) if status.code() != Code::NotFound => Err(status),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the agent drop a job whose outcome is in the run's status. Not waited for: an agent forgets by itself in the end.
+    pub fn forget(&self, agent: Agent, job: String) {
+        let connections = self.connections.clone();
+        tokio::spawn(async move {
+            if let Ok(mut client) = connections.client(&agent) {
+                let request = proto::ForgetRequest { job_id: job.clone() };
+                if let Ok(Err(status)) = tokio::time::timeout(CALL, client.forget(request)).await {
+                    debug!(job, %status, "the agent did not forget the job");
+                }
+            }
+        });
+    }
+
+    /// Drops the connection to a builder that is gone.
+    pub fn builder_gone(&self, builder: &str) {
+        self.connections.forget(builder);
+    }
+
+    fn observe(&self, id: &str, run: &ObjectRef<ImageBuildRun>, observation: Observation) {
+        let changed = self.with(|entries| match entries.get_mut(id) {
+            Some(entry) if entry.observation != observation => {
+                entry.observation = observation;
+                true
+            }
+            _ => false,
+        });
+        if changed {
+            // The receiver lives as long as the controllers do.
+            let _ = self.wake.send(run.clone());
+        }
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut HashMap<String, Entry>) -> T) -> T {
+        change(&mut self.entries.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn unusable(error: tonic::transport::Error) -> tonic::Status {
+    tonic::Status::internal(format!("the operator's certificates cannot be used: {error}"))
+}
+
+/// Follows one job to its end.
+struct Follower {
+    jobs: Jobs,
+    id: String,
+    run: ObjectRef<ImageBuildRun>,
+    agent: Agent,
+    job: Option<proto::Job>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(20))
+            .with_factor(1.5)
+            .with_max_delay(Duration::from_secs(2))
+            .without_max_times();
+        let mut delays = backoff.build();
+        let mut seen = 0;
+        let mut last_heard = tokio::time::Instant::now();
+        loop {
+            let before = seen;
+            let status = match self.attempt(&mut seen).await {
+                Ok(outcome) => return self.jobs.observe(&self.id, &self.run, outcome),
+                Err(status) => status,
+            };
+            if seen > before {
+                last_heard = tokio::time::Instant::now();
+                delays = backoff.build();
+            }
+            if last_heard.elapsed() > UNREACHABLE {
+                warn!(%status, "the agent cannot be reached");
+                let message = status.message().to_owned();
+                return self.jobs.observe(&self.id, &self.run, Observation::Unreachable(message));
+            }
+            debug!(%status, "reaching the agent again");
+            tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
+        }
+    }
+
+    /// Starts the job, if that is still to be done, and reads its events. `Err`: try again.
+    async fn attempt(&mut self, seen: &mut u64) -> Result<Observation, tonic::Status> {
+        let mut client = self.jobs.connections.client(&self.agent).map_err(unusable)?;
+        if let Some(job) = &self.job {
+            let request = proto::StartRequest { job: Some(job.clone()) };
+            match client.start(request).await {
+                // Its credentials are not needed again.
+                Ok(_) => self.job = None,
+                Err(status) if matches!(status.code(), Code::ResourceExhausted | Code::FailedPrecondition) => {
+                    return Ok(Observation::Refused);
+                }
+                Err(status) if status.code() == Code::InvalidArgument => {
+                    return Ok(Observation::Failed(proto::Failure {
+                        class: proto::failure::Class::User.into(),
+                        reason: "JobInvalid".to_owned(),
+                        message: status.message().to_owned(),
+                        ..proto::Failure::default()
+                    }));
+                }
+                Err(status) => return Err(status),
+            }
+        }
+        let request = proto::WatchRequest { job_id: self.id.clone(), after: *seen };
+        let mut events = match client.watch(request).await {
+            Ok(events) => events.into_inner(),
+            Err(status) if status.code() == Code::NotFound => return Ok(Observation::Unknown),
+            Err(status) => return Err(status),
+        };
+        while let Some(event) = events.message().await? {
+            *seen = event.sequence;
+            if let Some(observation) = event.kind.and_then(observation) {
+                if !matches!(observation, Observation::Running(_)) {
+                    return Ok(observation);
+                }
+                self.jobs.observe(&self.id, &self.run, observation);
+            }
+        }
+        Err(tonic::Status::unavailable("the stream ended before the job did"))
+    }
+}
+
+fn observation(event: proto::event::Kind) -> Option<Observation> {
+    match event {
+        proto::event::Kind::Phase(phase) => Some(Observation::Running(match proto::Phase::try_from(phase).ok()? {
+            proto::Phase::Unspecified => return None,
+            proto::Phase::Fetching => PlatformPhase::Fetching,
+            proto::Phase::Building => PlatformPhase::Building,
+            proto::Phase::Pushing => PlatformPhase::Pushing,
+        })),
+        proto::event::Kind::Result(proto::Result { digest, size, media_type }) => {
+            Some(Observation::Succeeded { digest, size, media_type })
+        }
+        proto::event::Kind::Failure(failure) => Some(Observation::Failed(failure)),
+        proto::event::Kind::Step(_) | proto::event::Kind::Log(_) => None,
+    }
+}

@@ -1,0 +1,435 @@
+//! The builder pod and its volume, from what the pool says; pure. Design of the two security profiles: docs/architecture.md.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, LocalObjectReference,
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext,
+    PodSpec, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Toleration, Volume,
+    VolumeMount, VolumeResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kiln_crds::BuilderPoolSpec;
+use sha2::{Digest, Sha256};
+
+use super::config::{Bundles, CacheSize, bundle_hash, files};
+use super::identity::{BuilderId, hex};
+use super::profile::Profile;
+
+/// The annotation with the hash of what the pod was made from, but for its CA bundles.
+pub const TEMPLATE_HASH: &str = "kiln.build/template-hash";
+/// The annotation with the CA bundles that the builder trusts, as `bundle_hash` names them, joined by commas.
+pub const BUNDLES: &str = "kiln.build/ca-bundles";
+/// The annotation of a volume with the time at which its last pod went.
+pub const LAST_USED: &str = "kiln.build/last-used";
+/// Where the agent listens.
+pub const AGENT_PORT: u16 = 8443;
+/// The size of a cache volume unless the pool names one.
+const CACHE_SIZE: &str = "20Gi";
+/// The uid and gid of everything in a builder pod.
+const USER: i64 = 1000;
+
+/// What a builder is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Template<'a> {
+    /// The pool's spec.
+    pub pool: &'a BuilderPoolSpec,
+    /// The builder image.
+    pub image: &'a str,
+    /// Its pull secrets, in the builders namespace.
+    pub pull_secrets: &'a [String],
+    /// The namespace of builder pods.
+    pub namespace: &'a str,
+}
+
+impl Template<'_> {
+    /// Whether builders keep their cache on a volume of their own.
+    #[must_use]
+    pub fn has_volume(&self) -> bool {
+        let size = self.pool.cache.as_ref().and_then(|cache| cache.size.as_ref());
+        size.is_none_or(|size| bytes(size) != Some(0))
+    }
+
+    fn cache_size(&self) -> Quantity {
+        let size = self.pool.cache.as_ref().and_then(|cache| cache.size.clone());
+        size.unwrap_or_else(|| Quantity(CACHE_SIZE.to_owned()))
+    }
+
+    /// Stands for everything that a pod is made from, but for its CA bundles and who it is for: a pod with another hash
+    /// is replaced once it is idle.
+    #[must_use]
+    pub fn hash(&self, profile: Profile) -> String {
+        let id = BuilderId {
+            pool: String::new(),
+            domain: super::TrustDomain { namespace: String::new(), namespace_uid: String::new(), image_build_uid: None },
+            architecture: String::new(),
+            slot: 0,
+        };
+        let mut pod = self.pod(&id, profile, &Bundles::new(), &owner("", ""));
+        pod.metadata = ObjectMeta::default();
+        let files = files(self.pool, profile, &Bundles::new(), self.cache());
+        let text = serde_json::to_string(&(pod, files)).unwrap_or_default();
+        hex(&Sha256::digest(text)[..8])
+    }
+
+    fn cache(&self) -> CacheSize {
+        CacheSize { volume: if self.has_volume() { bytes(&self.cache_size()).unwrap_or(0) } else { 0 } }
+    }
+
+    /// The content of the builder's ConfigMap.
+    #[must_use]
+    pub fn files(&self, profile: Profile, bundles: &Bundles) -> BTreeMap<String, String> {
+        files(self.pool, profile, bundles, self.cache())
+    }
+
+    /// The cache volume's claim. It outlives the pod.
+    #[must_use]
+    pub fn claim(&self, id: &BuilderId, owner: &OwnerReference) -> PersistentVolumeClaim {
+        PersistentVolumeClaim {
+            metadata: self.metadata(id, id.name(), owner),
+            spec: Some(PersistentVolumeClaimSpec {
+                access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+                storage_class_name: self.pool.cache.as_ref().and_then(|cache| cache.storage_class_name.clone()),
+                resources: Some(VolumeResourceRequirements {
+                    requests: Some([("storage".to_owned(), self.cache_size())].into()),
+                    ..VolumeResourceRequirements::default()
+                }),
+                ..PersistentVolumeClaimSpec::default()
+            }),
+            ..PersistentVolumeClaim::default()
+        }
+    }
+
+    /// Name, labels and owner of one of the builder's objects.
+    #[must_use]
+    pub fn metadata(&self, id: &BuilderId, name: String, owner: &OwnerReference) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(name),
+            namespace: Some(self.namespace.to_owned()),
+            labels: Some(id.labels()),
+            owner_references: Some(vec![owner.clone()]),
+            ..ObjectMeta::default()
+        }
+    }
+
+    /// The pod.
+    #[must_use]
+    pub fn pod(&self, id: &BuilderId, profile: Profile, bundles: &Bundles, owner: &OwnerReference) -> Pod {
+        let template = self.pool.template.clone().unwrap_or_default();
+        let mut metadata = self.metadata(id, id.name(), owner);
+        metadata.annotations = Some(
+            [
+                (BUNDLES.to_owned(), bundles.iter().map(|pem| bundle_hash(pem)).collect::<Vec<_>>().join(",")),
+                ("cluster-autoscaler.kubernetes.io/safe-to-evict".to_owned(), "false".to_owned()),
+            ]
+            .into(),
+        );
+        let mut node_selector = template.node_selector;
+        node_selector.insert("kubernetes.io/os".to_owned(), "linux".to_owned());
+        node_selector.insert("kubernetes.io/arch".to_owned(), id.architecture.clone());
+        let mut tolerations = template.tolerations;
+        // The taint that clouds put on nodes that are not amd64.
+        tolerations.push(Toleration {
+            key: Some("kubernetes.io/arch".to_owned()),
+            operator: Some("Equal".to_owned()),
+            value: Some(id.architecture.clone()),
+            ..Toleration::default()
+        });
+        Pod {
+            metadata,
+            spec: Some(PodSpec {
+                automount_service_account_token: Some(false),
+                enable_service_links: Some(false),
+                host_users: (profile == Profile::UserNamespace).then_some(false),
+                // The name in the agent's certificate, and a name that RUN steps of every builder share.
+                hostname: Some("builder".to_owned()),
+                image_pull_secrets: (!self.pull_secrets.is_empty()).then(|| {
+                    self.pull_secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect()
+                }),
+                init_containers: Some(vec![self.buildkitd(profile, template.resources)]),
+                containers: vec![self.agent(id)],
+                node_selector: Some(node_selector),
+                tolerations: Some(tolerations),
+                affinity: template.affinity,
+                priority_class_name: template.priority_class_name,
+                // On an eviction, builds that run may finish.
+                termination_grace_period_seconds: Some(300),
+                security_context: Some(PodSecurityContext {
+                    run_as_user: Some(USER),
+                    run_as_group: Some(USER),
+                    run_as_non_root: Some(true),
+                    // A fresh volume's root is often root:root 0755.
+                    fs_group: Some(USER),
+                    fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+                    ..PodSecurityContext::default()
+                }),
+                volumes: Some(self.volumes(id, profile)),
+                ..PodSpec::default()
+            }),
+            ..Pod::default()
+        }
+    }
+
+    /// buildkitd, a native sidecar: it starts first and stops last. No startup probe: the kubelet looks at it in whole
+    /// seconds, so the agent waits for the socket itself.
+    fn buildkitd(&self, profile: Profile, resources: Option<ResourceRequirements>) -> Container {
+        let unconfined = || Some(SeccompProfile { type_: "Unconfined".to_owned(), ..SeccompProfile::default() });
+        let app_armor = Some(k8s_openapi::api::core::v1::AppArmorProfile {
+            type_: "Unconfined".to_owned(),
+            ..Default::default()
+        });
+        let security_context = match profile {
+            Profile::UserNamespace => SecurityContext {
+                proc_mount: Some("Unmasked".to_owned()),
+                capabilities: Some(Capabilities {
+                    add: Some(vec!["SETUID".to_owned(), "SETGID".to_owned()]),
+                    drop: Some(vec!["ALL".to_owned()]),
+                }),
+                seccomp_profile: unconfined(),
+                app_armor_profile: app_armor,
+                ..SecurityContext::default()
+            },
+            Profile::Rootless => SecurityContext {
+                seccomp_profile: unconfined(),
+                app_armor_profile: app_armor,
+                ..SecurityContext::default()
+            },
+        };
+        let mut mounts = vec![
+            mount("socket", "/run/buildkit"),
+            VolumeMount { sub_path: Some("buildkit".to_owned()), ..mount("cache", "/var/lib/kiln/buildkit") },
+            VolumeMount { read_only: Some(true), ..mount("config", "/etc/kiln/buildkitd") },
+            mount("tmp", "/tmp"),
+        ];
+        if profile == Profile::UserNamespace {
+            for file in ["subuid", "subgid"] {
+                mounts.push(VolumeMount {
+                    sub_path: Some(file.to_owned()),
+                    read_only: Some(true),
+                    ..mount("ids", &format!("/etc/{file}"))
+                });
+            }
+        }
+        Container {
+            name: "buildkitd".to_owned(),
+            image: Some(self.image.to_owned()),
+            command: Some(vec!["/usr/local/bin/kiln-buildkitd".to_owned()]),
+            env: Some(vec![variable("KILN_SECURITY_PROFILE", profile.as_str())]),
+            restart_policy: Some("Always".to_owned()),
+            resources: Some(resources.unwrap_or_else(|| requests("250m", "512Mi"))),
+            security_context: Some(security_context),
+            volume_mounts: Some(mounts),
+            ..Container::default()
+        }
+    }
+
+    /// The agent: restricted, and the only one to see the certificate and the credentials.
+    fn agent(&self, id: &BuilderId) -> Container {
+        let limit = self.pool.max_jobs_per_builder.unwrap_or(super::ensure::JOBS_PER_BUILDER);
+        Container {
+            name: "agent".to_owned(),
+            image: Some(self.image.to_owned()),
+            command: Some(vec!["/usr/local/bin/kiln-agent".to_owned()]),
+            env: Some(vec![variable("KILN_BUILDER", &id.name()), variable("KILN_MAX_JOBS", &limit.to_string())]),
+            ports: Some(vec![ContainerPort {
+                name: Some("agent".to_owned()),
+                container_port: i32::from(AGENT_PORT),
+                ..ContainerPort::default()
+            }]),
+            resources: Some(requests("20m", "64Mi")),
+            security_context: Some(SecurityContext {
+                allow_privilege_escalation: Some(false),
+                read_only_root_filesystem: Some(true),
+                run_as_non_root: Some(true),
+                capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), ..Capabilities::default() }),
+                seccomp_profile: Some(SeccompProfile {
+                    type_: "RuntimeDefault".to_owned(),
+                    ..SeccompProfile::default()
+                }),
+                ..SecurityContext::default()
+            }),
+            volume_mounts: Some(vec![
+                mount("socket", "/run/buildkit"),
+                VolumeMount { sub_path: Some("agent".to_owned()), ..mount("cache", "/var/lib/kiln/agent") },
+                mount("credentials", "/run/kiln"),
+                VolumeMount { read_only: Some(true), ..mount("tls", "/etc/kiln/tls") },
+                mount("agent-tmp", "/tmp"),
+            ]),
+            ..Container::default()
+        }
+    }
+
+    fn volumes(&self, id: &BuilderId, profile: Profile) -> Vec<Volume> {
+        let directory = |name: &str, source: EmptyDirVolumeSource| Volume {
+            name: name.to_owned(),
+            empty_dir: Some(source),
+            ..Volume::default()
+        };
+        let mut cache = directory("cache", EmptyDirVolumeSource::default());
+        if self.has_volume() {
+            cache.empty_dir = None;
+            cache.persistent_volume_claim =
+                Some(PersistentVolumeClaimVolumeSource { claim_name: id.name(), read_only: None });
+        }
+        let memory =
+            EmptyDirVolumeSource { medium: Some("Memory".to_owned()), size_limit: Some(Quantity("16Mi".to_owned())) };
+        let tls = Volume {
+            name: "tls".to_owned(),
+            secret: Some(SecretVolumeSource { secret_name: Some(tls_name(id)), ..SecretVolumeSource::default() }),
+            ..Volume::default()
+        };
+        let item = |path: &str| k8s_openapi::api::core::v1::KeyToPath {
+            key: path.rsplit('/').next().unwrap_or(path).to_owned(),
+            path: path.to_owned(),
+            ..Default::default()
+        };
+        let config = |name: &str, items: Option<Vec<_>>| Volume {
+            name: name.to_owned(),
+            config_map: Some(ConfigMapVolumeSource { name: config_name(id), items, ..ConfigMapVolumeSource::default() }),
+            ..Volume::default()
+        };
+        let mut volumes = vec![
+            cache,
+            directory("socket", EmptyDirVolumeSource::default()),
+            directory("credentials", memory),
+            directory("tmp", EmptyDirVolumeSource::default()),
+            directory("agent-tmp", EmptyDirVolumeSource::default()),
+            tls,
+            config("config", None),
+        ];
+        if profile == Profile::UserNamespace {
+            volumes.push(config("ids", Some(vec![item("subuid"), item("subgid")])));
+        }
+        volumes
+    }
+}
+
+/// The name of the builder's certificate Secret.
+#[must_use]
+pub fn tls_name(id: &BuilderId) -> String {
+    format!("{}-tls", id.name())
+}
+
+/// The name of the builder's ConfigMap.
+#[must_use]
+pub fn config_name(id: &BuilderId) -> String {
+    format!("{}-config", id.name())
+}
+
+/// The pool as owner: what belongs to a builder goes when its pool does.
+#[must_use]
+pub fn owner(pool: &str, uid: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: "kiln.build/v1alpha1".to_owned(),
+        kind: "BuilderPool".to_owned(),
+        name: pool.to_owned(),
+        uid: uid.to_owned(),
+        controller: Some(true),
+        block_owner_deletion: None,
+    }
+}
+
+fn mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount { name: name.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
+}
+
+fn variable(name: &str, value: &str) -> EnvVar {
+    EnvVar { name: name.to_owned(), value: Some(value.to_owned()), ..EnvVar::default() }
+}
+
+fn requests(cpu: &str, memory: &str) -> ResourceRequirements {
+    ResourceRequirements {
+        requests: Some(
+            [("cpu", cpu), ("memory", memory)].map(|(name, value)| (name.to_owned(), Quantity(value.to_owned()))).into(),
+        ),
+        ..ResourceRequirements::default()
+    }
+}
+
+/// A quantity in whole bytes. `None`: it is none.
+/// <https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>
+#[must_use]
+pub fn bytes(quantity: &Quantity) -> Option<u64> {
+    let text = quantity.0.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let factor: u64 = match unit {
+        "" => 1,
+        "k" => 1000,
+        "M" => 1000_u64.pow(2),
+        "G" => 1000_u64.pow(3),
+        "T" => 1000_u64.pow(4),
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return None,
+    };
+    let whole = whole.parse::<u64>().ok()?.checked_mul(factor)?;
+    let digits = fraction.get(..fraction.len().min(3))?;
+    let thousandths = if digits.is_empty() { 0 } else { format!("{digits:0<3}").parse::<u64>().ok()? };
+    whole.checked_add(factor / 1000 * thousandths)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_crds::builder_pool::PoolCache;
+    use kiln_crds::image_build::CacheScope;
+
+    fn template(pool: &BuilderPoolSpec) -> Template<'_> {
+        Template { pool, image: "registry.example/builder:1", pull_secrets: &[], namespace: "kiln-builders" }
+    }
+
+    fn id() -> BuilderId {
+        BuilderId {
+            pool: "default".into(),
+            domain: super::super::TrustDomain::new("team", "ns-uid", "ib-uid", CacheScope::Namespace),
+            architecture: "arm64".into(),
+            slot: 0,
+        }
+    }
+
+    #[test]
+    fn pods_of_both_profiles() {
+        let pool = BuilderPoolSpec::default();
+        for profile in [Profile::UserNamespace, Profile::Rootless] {
+            let pod = template(&pool).pod(&id(), profile, &Bundles::new(), &owner("default", "pool-uid"));
+            insta::assert_yaml_snapshot!(format!("pod_{}", profile.as_str()), pod);
+        }
+    }
+
+    #[test]
+    fn no_volume_where_its_size_is_zero() {
+        for (size, expected) in [(None, true), (Some("5Gi"), true), (Some("0"), false), (Some("0Gi"), false)] {
+            let cache = PoolCache { size: size.map(|size| Quantity(size.into())), ..PoolCache::default() };
+            let pool = BuilderPoolSpec { cache: Some(cache), ..BuilderPoolSpec::default() };
+            assert_eq!(template(&pool).has_volume(), expected, "{size:?}");
+        }
+    }
+
+    #[test]
+    fn the_hash_follows_the_pool_but_not_who_the_builder_is_for() {
+        let plain = BuilderPoolSpec::default();
+        let other = BuilderPoolSpec { max_jobs_per_builder: Some(9), ..BuilderPoolSpec::default() };
+        let hash = template(&plain).hash(Profile::Rootless);
+        assert_eq!(hash, template(&plain).hash(Profile::Rootless));
+        assert_ne!(hash, template(&plain).hash(Profile::UserNamespace));
+        assert_ne!(hash, template(&other).hash(Profile::Rootless));
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        for (text, expected) in
+            [("0", Some(0)), ("1.5Gi", Some(1_610_612_000)), ("20Gi", Some(20 << 30)), ("1k", Some(1000)), ("x", None)]
+        {
+            let read = bytes(&Quantity(text.into()));
+            match (read, expected) {
+                (Some(read), Some(expected)) => assert!(read.abs_diff(expected) < 1_000_000, "{text}: {read}"),
+                (read, expected) => assert_eq!(read, expected, "{text}"),
+            }
+        }
+    }
+}

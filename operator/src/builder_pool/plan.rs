@@ -1,0 +1,157 @@
+//! Which builders and volumes go; pure.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kiln_crds::BuilderPoolSpec;
+
+use crate::builder::BuilderId;
+
+/// How long a builder stays warm unless the pool says it.
+const IDLE: Duration = Duration::from_secs(30 * 60);
+/// How long a volume is kept unless the pool says it.
+const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A builder pod as it stands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Builder {
+    /// Which one it is.
+    pub id: BuilderId,
+    /// The pod's UID.
+    pub uid: String,
+    /// Its node.
+    pub node: Option<String>,
+    /// Jobs that it holds.
+    pub jobs: usize,
+    /// When it was made, or its last job ended.
+    pub last_active: Timestamp,
+    /// Whether the pod has ended, as after an eviction.
+    pub ended: bool,
+    /// Whether it is on its way out.
+    pub terminating: bool,
+    /// Whether nobody is left whom it could work for.
+    pub orphaned: bool,
+}
+
+/// A cache volume as it stands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Volume {
+    /// Whose it is.
+    pub id: BuilderId,
+    /// When its last pod went, or it was made.
+    pub last_used: Timestamp,
+    /// Whether nobody is left whom it could serve.
+    pub orphaned: bool,
+}
+
+/// What becomes of a builder.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fate {
+    /// The pod goes, the volume stays.
+    RemovePod,
+    /// Pod, volume and all that belongs to them go.
+    RemoveAll,
+}
+
+/// What is to be done now, and when to look again.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Plan {
+    /// The builders that go.
+    pub fates: Vec<(BuilderId, Fate)>,
+    /// The next time at which one might go.
+    pub look_again: Option<Timestamp>,
+}
+
+/// Decides.
+#[must_use]
+pub fn plan(pool: &BuilderPoolSpec, builders: &[Builder], volumes: &[Volume], now: Timestamp) -> Plan {
+    let duration = |named: Option<kube::core::Duration>, default| named.and_then(|d| Duration::try_from(d).ok()).unwrap_or(default);
+    let idle = duration(pool.idle_timeout, IDLE);
+    let retention = duration(pool.cache.as_ref().and_then(|cache| cache.retention), RETENTION);
+    let mut plan = Plan::default();
+    let mut later = |at: Option<Timestamp>| {
+        if let Some(at) = at {
+            plan.look_again = Some(plan.look_again.map_or(at, |known| known.min(at)));
+        }
+    };
+    let mut fates = Vec::new();
+    for builder in builders {
+        let until = builder.last_active.checked_add(idle).ok();
+        if builder.orphaned {
+            fates.push((builder.id.clone(), Fate::RemoveAll));
+        } else if builder.terminating {
+            // It goes by itself, and its end wakes the pool.
+        } else if builder.ended || (builder.jobs == 0 && until.is_some_and(|until| until <= now)) {
+            fates.push((builder.id.clone(), Fate::RemovePod));
+        } else if builder.jobs == 0 {
+            later(until);
+        }
+    }
+    for volume in volumes.iter().filter(|volume| builders.iter().all(|builder| builder.id != volume.id)) {
+        let until = volume.last_used.checked_add(retention).ok();
+        if volume.orphaned || until.is_some_and(|until| until <= now) {
+            fates.push((volume.id.clone(), Fate::RemoveAll));
+        } else {
+            later(until);
+        }
+    }
+    plan.fates = fates;
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builder::TrustDomain;
+    use kiln_crds::image_build::CacheScope;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn id(slot: u32) -> BuilderId {
+        let domain = TrustDomain::new("ns", "uid", "", CacheScope::Namespace);
+        BuilderId { pool: "p".into(), domain, architecture: "amd64".into(), slot }
+    }
+
+    fn builder(slot: u32, jobs: usize, last_active: i64) -> Builder {
+        Builder {
+            id: id(slot),
+            uid: String::new(),
+            node: None,
+            jobs,
+            last_active: at(last_active),
+            ended: false,
+            terminating: false,
+            orphaned: false,
+        }
+    }
+
+    #[test]
+    fn the_idle_the_ended_and_the_orphaned_go() {
+        let pool = BuilderPoolSpec { idle_timeout: serde_json::from_str("\"60s\"").ok(), ..BuilderPoolSpec::default() };
+        let busy = builder(0, 1, 0);
+        let idle = builder(1, 0, 940);
+        let fresh = builder(2, 0, 990);
+        let ended = Builder { ended: true, ..builder(3, 1, 999) };
+        let orphan = Builder { orphaned: true, ..builder(4, 1, 999) };
+        let leaving = Builder { terminating: true, ..builder(5, 0, 0) };
+        let plan = plan(&pool, &[busy, idle, fresh, ended, orphan, leaving], &[], at(1000));
+        assert_eq!(
+            plan.fates,
+            [(id(1), Fate::RemovePod), (id(3), Fate::RemovePod), (id(4), Fate::RemoveAll)]
+        );
+        assert_eq!(plan.look_again, Some(at(1050)));
+    }
+
+    #[test]
+    fn volumes_outlive_their_pods_but_not_their_owners() {
+        let pool = BuilderPoolSpec::default();
+        let volume = |slot, orphaned| Volume { id: id(slot), last_used: at(0), orphaned };
+        let volumes = [volume(0, false), volume(1, true), volume(2, false)];
+        let soon = plan(&pool, &[builder(0, 1, 0)], &volumes, at(1000));
+        assert_eq!(soon.fates, [(id(1), Fate::RemoveAll)]);
+        let late = plan(&pool, &[builder(0, 1, 0)], &volumes, at(8 * 24 * 3600));
+        assert_eq!(late.fates, [(id(1), Fate::RemoveAll), (id(2), Fate::RemoveAll)]);
+    }
+}

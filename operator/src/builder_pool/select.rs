@@ -1,0 +1,93 @@
+//! Which pool builds for a namespace; pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kiln_crds::BuilderPool;
+use kube::ResourceExt;
+use kube::core::{Selector, SelectorExt};
+
+use crate::builder::pick::Limits;
+use crate::reason::Reason;
+use crate::references::Fault;
+
+/// The pool that an ImageBuild names, if it serves the namespace; else the default pool that does, the first by name.
+pub fn select(
+    pools: &[Arc<BuilderPool>],
+    named: Option<&str>,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+) -> Result<Arc<BuilderPool>, Fault> {
+    let serves = |pool: &&Arc<BuilderPool>| selects(pool.spec.namespace_selector.as_ref(), labels);
+    if let Some(name) = named {
+        let Some(pool) = pools.iter().find(|pool| pool.name_any() == name) else {
+            let message = format!("spec.pool names the BuilderPool {name}, which does not exist: name another, or omit it");
+            return Err(Fault::user(Reason::PoolNotFound, message));
+        };
+        return if serves(&pool) {
+            Ok(pool.clone())
+        } else {
+            let message = format!(
+                "the BuilderPool {name} does not serve the namespace {namespace}: name another in spec.pool, or ask its \
+                 owner to let its namespaceSelector match"
+            );
+            Err(Fault::user(Reason::PoolNotAllowed, message))
+        };
+    }
+    let default = pools.iter().filter(|pool| pool.spec.default).filter(serves).min_by_key(|pool| pool.name_any());
+    default.cloned().ok_or_else(|| {
+        let message = format!(
+            "no BuilderPool with spec.default serves the namespace {namespace}: make one, or name a pool in spec.pool"
+        );
+        Fault::user(Reason::PoolNotFound, message)
+    })
+}
+
+fn selects(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) -> bool {
+    let Some(selector) = selector else { return true };
+    // A selector that cannot be read selects nothing: better no builder than one for everybody.
+    Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels))
+}
+
+/// The pool's limits, its silence filled in.
+#[must_use]
+pub fn limits(pool: &BuilderPool) -> Limits {
+    let spec = &pool.spec;
+    Limits {
+        jobs_per_builder: spec.max_jobs_per_builder.unwrap_or(crate::builder::ensure::JOBS_PER_BUILDER),
+        builders: spec.max_builders.unwrap_or(20),
+        builders_per_namespace: spec.limits.as_ref().and_then(|limits| limits.builders_per_namespace).unwrap_or(4),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_crds::BuilderPoolSpec;
+
+    fn pool(name: &str, default: bool, team: Option<&str>) -> Arc<BuilderPool> {
+        let namespace_selector = team.map(|team| LabelSelector {
+            match_labels: Some([("team".to_owned(), team.to_owned())].into()),
+            ..LabelSelector::default()
+        });
+        Arc::new(BuilderPool::new(name, BuilderPoolSpec { default, namespace_selector, ..BuilderPoolSpec::default() }))
+    }
+
+    #[test]
+    fn the_named_pool_must_serve_and_the_default_is_the_first_that_does() {
+        let pools = [pool("b", true, None), pool("a", true, Some("red")), pool("c", false, None), pool("d", true, None)];
+        let labels = |team: &str| BTreeMap::from([("team".to_owned(), team.to_owned())]);
+        for (named, team, expected) in [
+            (None, "red", Ok("a")),
+            (None, "blue", Ok("b")),
+            (Some("c"), "blue", Ok("c")),
+            (Some("a"), "blue", Err(Reason::PoolNotAllowed)),
+            (Some("x"), "blue", Err(Reason::PoolNotFound)),
+        ] {
+            let got = select(&pools, named, "ns", &labels(team));
+            assert_eq!(got.map(|pool| pool.name_any()).map_err(|fault| fault.reason), expected.map(str::to_owned));
+        }
+        assert_eq!(select(&[], None, "ns", &labels("red")).map_err(|f| f.reason).err(), Some(Reason::PoolNotFound));
+    }
+}

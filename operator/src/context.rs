@@ -1,0 +1,198 @@
+//! What every reconcile can reach: clients, the copies of the cluster's objects, and the jobs that run.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::reflector::Store;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tracing::warn;
+
+use crate::agent::Jobs;
+use crate::builder::Authority;
+use crate::builder::node::NodeFacts;
+use crate::config::Settings;
+use crate::http_client::Clients;
+use crate::leader::LeaderToken;
+use crate::metrics::Metrics;
+
+/// The field manager of everything that Kiln applies.
+pub const FIELD_MANAGER: &str = "kiln";
+
+/// Copies of the cluster's objects, kept by watches.
+pub struct Stores {
+    /// All ImageBuilds.
+    pub image_builds: Store<ImageBuild>,
+    /// All ImageBuildRuns.
+    pub runs: Store<ImageBuildRun>,
+    /// All BuilderPools.
+    pub pools: Store<BuilderPool>,
+    /// The builder pods.
+    pub pods: Store<Pod>,
+    /// The builders' volumes.
+    pub claims: Store<PersistentVolumeClaim>,
+    /// The nodes.
+    pub nodes: Store<Node>,
+    /// The namespaces.
+    pub namespaces: Store<Namespace>,
+}
+
+impl Stores {
+    /// Waits until every copy is whole: a reconcile that saw half of the objects would decide wrongly.
+    pub async fn ready(&self) {
+        let Self { image_builds, runs, pools, pods, claims, nodes, namespaces } = self;
+        // A writer ends only with the operator.
+        let _ = futures::join!(
+            image_builds.wait_until_ready(),
+            runs.wait_until_ready(),
+            pools.wait_until_ready(),
+            pods.wait_until_ready(),
+            claims.wait_until_ready(),
+            nodes.wait_until_ready(),
+            namespaces.wait_until_ready()
+        );
+    }
+}
+
+/// What every reconcile can reach.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// The operator's settings.
+    pub settings: Settings,
+    /// Copies of the cluster's objects.
+    pub stores: Stores,
+    /// HTTP clients for registries and Git servers.
+    pub http: Clients,
+    /// Jobs on agents.
+    pub jobs: Jobs,
+    /// Certificates of builders.
+    pub authority: Arc<Authority>,
+    /// Whether this replica leads.
+    pub leader: LeaderToken,
+    /// Writes Events.
+    pub recorder: Recorder,
+    /// Counts.
+    pub metrics: Metrics,
+    /// Held while builders are chosen for jobs, and while idle ones are removed.
+    pub placing: tokio::sync::Mutex<()>,
+    /// Whether the API server was seen to drop `hostUsers: false`.
+    pub api_drops_host_users: AtomicBool,
+    /// What is remembered of each ImageBuild between reconciles, by UID.
+    pub image_builds: Remembered<crate::image_build::Memory>,
+    /// How often the publishing of a run has failed, by UID.
+    pub publishing: Remembered<u32>,
+}
+
+impl Context {
+    /// The facts of the cluster's Linux nodes.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeFacts> {
+        self.stores.nodes.state().iter().filter_map(|node| NodeFacts::of(node)).collect()
+    }
+
+    /// Writes an Event on an object. A failure is logged: an Event is news, not state.
+    pub async fn event<K>(&self, object: &K, kind: EventType, reason: &str, message: &str)
+    where
+        K: kube::Resource<DynamicType = ()>,
+    {
+        // The API server refuses notes of more than 1 kB.
+        let end = message.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 1000).last();
+        let note = message[..end.unwrap_or(0)].to_owned();
+        let event =
+            Event { type_: kind, reason: reason.to_owned(), note: Some(note), action: "Build".to_owned(), secondary: None };
+        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+            warn!(%error, reason, "an Event could not be written");
+        }
+    }
+}
+
+/// Writes a status, if the object is still the one that was read: what was decided on an older one is not written.
+pub async fn write_status<K, S>(client: &Client, object: &K, status: &S) -> Result<K, kube::Error>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    S: Serialize,
+{
+    let meta = object.meta();
+    let name = meta.name.as_deref().unwrap_or_default();
+    let patch = serde_json::json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": {"name": name, "resourceVersion": meta.resource_version},
+        "status": status,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let url = K::url_path(&(), meta.namespace.as_deref());
+    let request = kube::core::Request::new(url);
+    let request = request.patch_subresource("status", name, &params, &Patch::Apply(&patch)).map_err(kube::Error::BuildRequest)?;
+    client.request(request).await
+}
+
+/// Whether a write failed because the object had changed: the newer one is on its way, and wakes the reconcile by itself.
+#[must_use]
+pub fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_conflict() || status.is_not_found())
+}
+
+/// An Api for the objects of one namespace.
+pub fn namespaced<K>(client: &Client, namespace: &str) -> Api<K>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+{
+    Api::namespaced(client.clone(), namespace)
+}
+
+/// What is remembered between reconciles and may be lost at any time.
+pub struct Remembered<V> {
+    values: Mutex<HashMap<String, V>>,
+}
+
+impl<V> Default for Remembered<V> {
+    fn default() -> Self {
+        Self { values: Mutex::default() }
+    }
+}
+
+impl<V: Clone + Default> Remembered<V> {
+    /// What is remembered under this key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> V {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned().unwrap_or_default()
+    }
+
+    /// Remembers it.
+    pub fn set(&self, key: &str, value: V) {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), value);
+    }
+
+    /// Forgets all but these.
+    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| keep(key));
+    }
+
+    /// Forgets it.
+    pub fn remove(&self, key: &str) {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
+/// The delay before the next try: doubling from a second, at most five minutes.
+#[must_use]
+pub fn backoff(failures: u32) -> Duration {
+    Duration::from_secs((1_u64 << failures.saturating_sub(1).min(9)).min(300))
+}
+
+/// How long from `now` to `then`; nothing where it has passed.
+#[must_use]
+pub fn until(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(then.duration_since(now)).unwrap_or_default()
+}

@@ -1,0 +1,281 @@
+//! What a Git server says of its refs, in both versions of the protocol: v0's advertisement
+//! (<https://git-scm.com/docs/gitprotocol-pack#_reference_discovery>) and v2's `ls-refs`.
+
+use std::collections::BTreeMap;
+
+use gix_packetline::PacketLineRef;
+use gix_packetline::decode::{Stream, streaming};
+
+use super::refname::is_commit_id;
+
+/// What `info/refs` answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Greeting {
+    /// The server speaks version 2, and wants to be asked.
+    V2 {
+        /// `sha1` or `sha256`, where it says so.
+        object_format: Option<String>,
+    },
+    /// The server speaks version 0 or 1: these are all its refs.
+    Refs(Refs),
+}
+
+/// Refs by full name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Refs {
+    /// The commit (a tag's is peeled) by ref.
+    pub(super) commits: BTreeMap<String, String>,
+    /// The branch that HEAD means.
+    pub(super) head: Option<String>,
+}
+
+/// What is wrong with a server's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Malformed {
+    #[error("it breaks off or is not in Git's packet format")]
+    Packets,
+    #[error("it does not announce git-upload-pack")]
+    Service,
+    #[error("a ref's line cannot be read")]
+    Line,
+}
+
+/// Packets of an answer; `None` for a flush or another delimiter.
+fn packets(mut bytes: &[u8]) -> Result<Vec<Option<&[u8]>>, Malformed> {
+    let mut lines = Vec::new();
+    while !bytes.is_empty() {
+        // gix-packetline panics in debug builds on lengths below four, of which only 0 to 2 mean something.
+        if matches!(bytes.get(..4), Some(b"0003" | b"0004")) {
+            return Err(Malformed::Packets);
+        }
+        match streaming(bytes).map_err(|_| Malformed::Packets)? {
+            Stream::Complete { line, bytes_consumed } => {
+                lines.push(match line {
+                    PacketLineRef::Data(data) => Some(data.strip_suffix(b"\n").unwrap_or(data)),
+                    _ => None,
+                });
+                bytes = &bytes[bytes_consumed..];
+            }
+            Stream::Incomplete { .. } => return Err(Malformed::Packets),
+        }
+    }
+    Ok(lines)
+}
+
+/// Reads the answer to `info/refs?service=git-upload-pack`.
+pub(super) fn greeting(bytes: &[u8]) -> Result<Greeting, Malformed> {
+    let lines = packets(bytes)?;
+    let mut lines = lines.into_iter().peekable();
+    // Version 2 servers may leave the service line out.
+    if lines.next_if(|line| line.is_some_and(|l| l.starts_with(b"# service="))).is_some_and(|l| l != Some(b"# service=git-upload-pack")) {
+        return Err(Malformed::Service);
+    }
+    while lines.next_if(Option::is_none).is_some() {}
+    match lines.peek() {
+        Some(Some(b"version 2")) => {
+            let object_format = lines
+                .flatten()
+                .find_map(|l| l.strip_prefix(b"object-format="))
+                .and_then(|format| String::from_utf8(format.to_vec()).ok())
+                .filter(|format| matches!(format.as_str(), "sha1" | "sha256"));
+            return Ok(Greeting::V2 { object_format });
+        }
+        Some(Some(b"version 1")) => {
+            lines.next();
+        }
+        _ => {}
+    }
+    let mut refs = Refs::default();
+    let mut first = true;
+    for line in lines.flatten() {
+        let line = if std::mem::take(&mut first) {
+            // The capabilities follow the first ref.
+            let (line, capabilities) = split_once(line, 0).ok_or(Malformed::Service)?;
+            let symref = capabilities.split(|b| *b == b' ').find_map(|c| c.strip_prefix(b"symref=HEAD:"));
+            refs.head = symref.and_then(|name| text(name).ok());
+            line
+        } else {
+            line
+        };
+        let (id, name) = split_once(line, b' ').ok_or(Malformed::Line)?;
+        if line.starts_with(b"shallow ") {
+            continue;
+        }
+        let (id, name) = (object_id(id)?, text(name)?);
+        match name.strip_suffix("^{}") {
+            // An empty repository's only line.
+            Some("capabilities") => {}
+            // A peeled tag follows the tag, and takes its place.
+            Some(tag) => {
+                refs.commits.insert(tag.to_owned(), id);
+            }
+            None => {
+                refs.commits.insert(name, id);
+            }
+        }
+    }
+    if first {
+        return Err(Malformed::Service);
+    }
+    Ok(Greeting::Refs(refs))
+}
+
+/// The body of an `ls-refs` request for the refs that begin with one of `prefixes`.
+pub(super) fn ls_refs_request(object_format: Option<&str>, prefixes: &[String]) -> Vec<u8> {
+    let mut body = Vec::new();
+    let mut line = |text: &str| body.extend_from_slice(format!("{:04x}{text}\n", text.len() + 5).as_bytes());
+    line("command=ls-refs");
+    line(concat!("agent=kiln/", env!("CARGO_PKG_VERSION")));
+    if let Some(format) = object_format {
+        line(&format!("object-format={format}"));
+    }
+    body.extend_from_slice(b"0001");
+    let mut line = |text: &str| body.extend_from_slice(format!("{:04x}{text}\n", text.len() + 5).as_bytes());
+    line("peel");
+    line("symrefs");
+    for prefix in prefixes {
+        line(&format!("ref-prefix {prefix}"));
+    }
+    body.extend_from_slice(b"0000");
+    body
+}
+
+/// Reads the answer to `ls-refs`.
+pub(super) fn ls_refs(bytes: &[u8]) -> Result<Refs, Malformed> {
+    let lines = packets(bytes)?;
+    // Without the closing flush the answer is cut off, and a ref that is not in it may exist.
+    if !matches!(lines.last(), Some(None)) {
+        return Err(Malformed::Packets);
+    }
+    let mut refs = Refs::default();
+    for line in lines.into_iter().flatten() {
+        let mut words = line.split(|b| *b == b' ');
+        let (Some(id), Some(name)) = (words.next(), words.next()) else { return Err(Malformed::Line) };
+        let name = text(name)?;
+        let mut peeled = None;
+        for attribute in words {
+            if let Some(target) = attribute.strip_prefix(b"symref-target:") {
+                if name == "HEAD" {
+                    refs.head = Some(text(target)?);
+                }
+            } else if let Some(id) = attribute.strip_prefix(b"peeled:") {
+                peeled = Some(object_id(id)?);
+            }
+        }
+        if id == b"unborn" {
+            continue;
+        }
+        refs.commits.insert(name, match peeled {
+            Some(peeled) => peeled,
+            None => object_id(id)?,
+        });
+    }
+    Ok(refs)
+}
+
+fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
+    let position = bytes.iter().position(|b| *b == at)?;
+    Some((&bytes[..position], &bytes[position + 1..]))
+}
+
+fn text(bytes: &[u8]) -> Result<String, Malformed> {
+    // A ref need not be UTF-8; one that is not cannot be asked for, so how it is shown does not matter.
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    if text.is_empty() || text.chars().any(char::is_control) { Err(Malformed::Line) } else { Ok(text) }
+}
+
+fn object_id(bytes: &[u8]) -> Result<String, Malformed> {
+    let id = text(bytes)?;
+    if is_commit_id(&id) { Ok(id) } else { Err(Malformed::Line) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(super) fn packet(text: &str) -> String {
+        format!("{:04x}{text}\n", text.len() + 5)
+    }
+
+    const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    #[test]
+    fn v0() {
+        let answer = [
+            packet("# service=git-upload-pack"),
+            "0000".into(),
+            packet(&format!("{A} HEAD\0multi_ack symref=HEAD:refs/heads/main agent=git/2")),
+            packet(&format!("{A} refs/heads/main")),
+            packet(&format!("{A} refs/tags/v1")),
+            packet(&format!("{B} refs/tags/v1^{{}}")),
+            "0000".into(),
+        ]
+        .concat();
+        let Greeting::Refs(refs) = greeting(answer.as_bytes()).unwrap() else { panic!("not v0") };
+        assert_eq!(refs.head.as_deref(), Some("refs/heads/main"));
+        assert_eq!(refs.commits["refs/tags/v1"], B);
+        assert_eq!(refs.commits.len(), 3);
+    }
+
+    #[test]
+    fn v0_of_an_empty_repository() {
+        let zero = "0".repeat(40);
+        let answer = [packet("# service=git-upload-pack"), "0000".into(), packet(&format!("{zero} capabilities^{{}}\0x")), "0000".into()].concat();
+        assert_eq!(greeting(answer.as_bytes()), Ok(Greeting::Refs(Refs::default())));
+    }
+
+    #[test]
+    fn v2() {
+        let answer = [
+            packet("# service=git-upload-pack"),
+            "0000".into(),
+            packet("version 2"),
+            packet("ls-refs=unborn"),
+            packet("object-format=sha256"),
+            "0000".into(),
+        ]
+        .concat();
+        assert_eq!(greeting(answer.as_bytes()), Ok(Greeting::V2 { object_format: Some("sha256".into()) }));
+        let refs = [
+            packet(&format!("{A} HEAD symref-target:refs/heads/main")),
+            packet(&format!("{A} refs/tags/v1 peeled:{B}")),
+            packet("unborn x symref-target:refs/heads/y"),
+            "0000".into(),
+        ]
+        .concat();
+        let refs = ls_refs(refs.as_bytes()).unwrap();
+        assert_eq!(refs.head.as_deref(), Some("refs/heads/main"));
+        assert_eq!(refs.commits["refs/tags/v1"], B);
+        assert_eq!(refs.commits.len(), 2);
+    }
+
+    #[test]
+    fn request() {
+        insta::assert_snapshot!(
+            String::from_utf8(ls_refs_request(Some("sha1"), &["refs/heads/main".into()])).unwrap().replace(env!("CARGO_PKG_VERSION"), "VERSION"),
+            @""
+        );
+    }
+
+    #[test]
+    fn nonsense() {
+        for answer in ["", "<html>", "0000", "0003", "0004", "001e# service=git-receive-pack\n", "ffff", "0008abc", "zzzz", "+008abcd"] {
+            assert!(greeting(answer.as_bytes()).is_err(), "{answer}");
+        }
+        assert!(ls_refs(packet(&format!("{A} HEAD")).as_bytes()).is_err(), "cut off");
+        assert!(ls_refs(b"0009nope\n0000").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), lines in proptest::collection::vec("[ -~]{1,30}", 0..5)) {
+            let _ = greeting(&bytes);
+            let _ = ls_refs(&bytes);
+            let framed = lines.iter().map(|l| packet(l)).collect::<String>() + "0000";
+            let _ = greeting(framed.as_bytes());
+            let _ = ls_refs(framed.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Why a ref could not be resolved, in words that say what to mend.
+
+use std::time::Duration;
+
+use crate::http_client::{FailureClass, TransportFailure};
+
+/// A failed look at a Git server. `Display` is for the user.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The server wants a credential, or refuses the one given.
+    #[error("the Git server refuses access to {url} (HTTP {status}): {}", if *.with_credential {
+        "check the Secret that source.git.secretRef names, and its account's right to read the repository"
+    } else {
+        "name a Secret with username and password in source.git.secretRef"
+    })]
+    Unauthorized {
+        /// The repository.
+        url: String,
+        /// What the server answered.
+        status: u16,
+        /// Whether a credential was sent.
+        with_credential: bool,
+    },
+    /// No repository there, as far as one can see.
+    #[error("{url} was not found: {}", if *.with_credential {
+        "check the URL, and that the credential's account may read the repository"
+    } else {
+        "check the URL; if the repository is private, name a Secret in source.git.secretRef"
+    })]
+    NotFound {
+        /// The repository.
+        url: String,
+        /// Whether a credential was sent.
+        with_credential: bool,
+    },
+    /// The text can be no ref.
+    #[error("{reference:?} is not a valid ref: {cause}")]
+    RefInvalid {
+        /// What was asked for.
+        reference: String,
+        /// What is wrong with it.
+        cause: &'static str,
+    },
+    /// The repository has no such ref.
+    #[error("{url} has no {}{}", ref_text(.reference), hint(.reference, .similar))]
+    RefNotFound {
+        /// The repository.
+        url: String,
+        /// What was asked for; `HEAD` where nothing was.
+        reference: String,
+        /// Refs with names like it.
+        similar: Vec<String>,
+    },
+    /// Too many requests.
+    #[error("the Git server of {url} limits requests (HTTP 429)")]
+    RateLimited {
+        /// The repository.
+        url: String,
+        /// How long it asks to wait; at most an hour.
+        retry_after: Option<Duration>,
+    },
+    /// The server failed.
+    #[error("the Git server of {url} failed (HTTP {status})")]
+    Unavailable {
+        /// The repository.
+        url: String,
+        /// What it answered.
+        status: u16,
+        /// How long it asks to wait; at most an hour.
+        retry_after: Option<Duration>,
+    },
+    /// No answer.
+    #[error("could not reach {url}: {failure}")]
+    Transport {
+        /// The repository.
+        url: String,
+        /// Why.
+        failure: TransportFailure,
+    },
+    /// An answer that is not a Git server's.
+    #[error("{url} does not answer as a Git server does: {cause}")]
+    Protocol {
+        /// The repository.
+        url: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+fn ref_text(reference: &str) -> String {
+    if reference == "HEAD" {
+        "HEAD: it is empty, or its default branch does not exist".into()
+    } else {
+        format!("branch or tag {reference:?}")
+    }
+}
+
+fn hint(reference: &str, similar: &[String]) -> String {
+    if !similar.is_empty() {
+        format!(": did you mean {}?", similar.join(", "))
+    } else if (7..40).contains(&reference.len()) && reference.bytes().all(|b| b.is_ascii_hexdigit()) {
+        ": a commit must be named by its whole id of 40 or 64 digits".into()
+    } else {
+        String::new()
+    }
+}
+
+/// What went wrong with a Git server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// No credential, or a refused one.
+    Unauthorized,
+    /// The repository does not exist, or is hidden.
+    NotFound,
+    /// The text can be no ref.
+    RefInvalid,
+    /// No such ref.
+    RefNotFound,
+    /// Too many requests.
+    RateLimited,
+    /// No connection, no answer in time, or a server error.
+    Unavailable,
+    /// No trusted CA issued the server's certificate.
+    CertificateUntrusted,
+    /// The server's certificate is for other names.
+    CertificateNameMismatch,
+    /// The host is at an address that may not be reached.
+    AddressForbidden,
+    /// An answer that is not a Git server's.
+    Protocol,
+}
+
+impl Error {
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unauthorized { .. } => ErrorKind::Unauthorized,
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::RefInvalid { .. } => ErrorKind::RefInvalid,
+            Self::RefNotFound { .. } => ErrorKind::RefNotFound,
+            Self::RateLimited { .. } => ErrorKind::RateLimited,
+            Self::Unavailable { .. } => ErrorKind::Unavailable,
+            Self::Protocol { .. } => ErrorKind::Protocol,
+            Self::Transport { failure, .. } => match failure {
+                TransportFailure::AddressForbidden(_) => ErrorKind::AddressForbidden,
+                TransportFailure::CertificateUntrusted | TransportFailure::CertificateInvalid(_) => {
+                    ErrorKind::CertificateUntrusted
+                }
+                TransportFailure::CertificateNameMismatch { .. } => ErrorKind::CertificateNameMismatch,
+                TransportFailure::NotTls(_) => ErrorKind::Protocol,
+                TransportFailure::Dns(_) | TransportFailure::Timeout | TransportFailure::Connection(_) => {
+                    ErrorKind::Unavailable
+                }
+            },
+        }
+    }
+
+    /// Who can mend it, and so whether to try again.
+    #[must_use]
+    pub fn class(&self) -> FailureClass {
+        match self.kind() {
+            ErrorKind::Unauthorized => FailureClass::Credential,
+            ErrorKind::NotFound
+            | ErrorKind::RefInvalid
+            | ErrorKind::RefNotFound
+            | ErrorKind::CertificateUntrusted
+            | ErrorKind::CertificateNameMismatch
+            | ErrorKind::AddressForbidden => FailureClass::User,
+            ErrorKind::RateLimited | ErrorKind::Unavailable | ErrorKind::Protocol => FailureClass::Infrastructure,
+        }
+    }
+
+    /// How long the server asks to wait; at most an hour.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_after, .. } | Self::Unavailable { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages() {
+        let url = || "https://git.example/app.git".to_owned();
+        let not_found = |reference: &str, similar: &[&str]| Error::RefNotFound {
+            url: url(),
+            reference: reference.into(),
+            similar: similar.iter().map(|s| (*s).to_owned()).collect(),
+        };
+        let all = [
+            Error::Unauthorized { url: url(), status: 401, with_credential: false },
+            Error::Unauthorized { url: url(), status: 403, with_credential: true },
+            Error::NotFound { url: url(), with_credential: false },
+            Error::RefInvalid { reference: "a..b".into(), cause: "it holds \"..\"" },
+            not_found("mian", &["main"]),
+            not_found("abcdef01", &[]),
+            not_found("HEAD", &[]),
+            Error::Transport { url: url(), failure: TransportFailure::CertificateUntrusted },
+        ];
+        insta::assert_snapshot!(all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"), @"");
+    }
+}

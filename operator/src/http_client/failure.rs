@@ -1,0 +1,165 @@
+//! What a request that got no answer means, and whose it is to mend.
+
+use std::error::Error as StdError;
+
+use rustls::CertificateError;
+
+use super::address::AddressForbidden;
+
+/// Who can mend a failure, and so whether trying again by itself helps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureClass {
+    /// A credential is missing or refused: trying again helps once it has changed.
+    Credential,
+    /// Something the user declared is wrong: trying again does not help.
+    User,
+    /// Trying again may help.
+    Infrastructure,
+}
+
+/// Why a request got no answer. `Display` gives the cause and what can be done, without URL and credential.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransportFailure {
+    /// The host is, or resolves to, an address that may not be reached.
+    #[error(transparent)]
+    AddressForbidden(AddressForbidden),
+    /// No trusted CA issued the server's certificate.
+    #[error("the server's certificate was issued by no CA that Kiln trusts: name its CA in caRef")]
+    CertificateUntrusted,
+    /// The certificate is for other names.
+    #[error(
+        "the server's certificate is not valid for {expected}{}: ask for one that has it as a subject alternative name (the common name alone does not count)",
+        presented_names(.presented)
+    )]
+    CertificateNameMismatch {
+        /// The host that was asked for.
+        expected: String,
+        /// The names in the certificate.
+        presented: Vec<String>,
+    },
+    /// The certificate is expired, not yet valid, revoked or broken.
+    #[error("the server's certificate is not acceptable: {0}")]
+    CertificateInvalid(String),
+    /// The other side does not speak TLS, or none that fits.
+    #[error("the server does not speak TLS there ({0}): check the port, or mark a plain-HTTP registry with plainHttp in the BuilderPool's registries")]
+    NotTls(String),
+    /// The name has no address.
+    #[error("its name could not be resolved: {0}")]
+    Dns(String),
+    /// No answer in time.
+    #[error("it did not answer in time")]
+    Timeout,
+    /// No connection, or a broken one.
+    #[error("the connection failed: {0}")]
+    Connection(String),
+}
+
+fn presented_names(names: &[String]) -> String {
+    // Servers choose this text, so little of it is shown.
+    let shown: Vec<String> = names.iter().take(5).map(|n| plain_text(n, 100)).collect();
+    if shown.is_empty() { " (it has no subject alternative names)".into() } else { format!(" (it is for {})", shown.join(", ")) }
+}
+
+impl TransportFailure {
+    /// Reads reqwest's chain of causes.
+    #[must_use]
+    pub fn from_reqwest(error: &reqwest::Error) -> Self {
+        let mut innermost = String::new();
+        let mut dns = false;
+        let mut cause: Option<&(dyn StdError + 'static)> = error.source();
+        while let Some(e) = cause {
+            if let Some(forbidden) = e.downcast_ref::<AddressForbidden>() {
+                return Self::AddressForbidden(forbidden.clone());
+            }
+            if let Some(tls) = e.downcast_ref::<rustls::Error>() {
+                return Self::from_tls(tls);
+            }
+            if let Some(io) = e.downcast_ref::<std::io::Error>() {
+                // An io::Error's `source` skips the error it carries.
+                if let Some(tls) = io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
+                    return Self::from_tls(tls);
+                }
+            }
+            innermost = plain_text(&e.to_string(), 200);
+            dns |= innermost.contains("dns error") || innermost.contains("failed to lookup address");
+            cause = e.source();
+        }
+        if error.is_timeout() {
+            Self::Timeout
+        } else if dns {
+            Self::Dns(innermost)
+        } else if innermost.is_empty() {
+            Self::Connection("the request could not be sent".into())
+        } else {
+            Self::Connection(innermost)
+        }
+    }
+
+    fn from_tls(error: &rustls::Error) -> Self {
+        match error {
+            rustls::Error::InvalidCertificate(e) => match e {
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::CertificateUntrusted,
+                CertificateError::NotValidForNameContext { expected, presented } => Self::CertificateNameMismatch {
+                    expected: expected.to_str().into_owned(),
+                    presented: presented.clone(),
+                },
+                CertificateError::NotValidForName => {
+                    Self::CertificateNameMismatch { expected: "the host".into(), presented: Vec::new() }
+                }
+                e => Self::CertificateInvalid(plain_text(&e.to_string(), 200)),
+            },
+            rustls::Error::InvalidMessage(e) => Self::NotTls(format!("{e:?}")),
+            e => Self::Connection(plain_text(&e.to_string(), 200)),
+        }
+    }
+
+    /// Who can mend it.
+    #[must_use]
+    pub fn class(&self) -> FailureClass {
+        match self {
+            Self::AddressForbidden(_)
+            | Self::CertificateUntrusted
+            | Self::CertificateNameMismatch { .. }
+            | Self::CertificateInvalid(_)
+            | Self::NotTls(_) => FailureClass::User,
+            Self::Dns(_) | Self::Timeout | Self::Connection(_) => FailureClass::Infrastructure,
+        }
+    }
+}
+
+/// A server's text made fit for a status: one line, without control and text-direction characters, cut at `limit`
+/// characters.
+#[must_use]
+pub fn plain_text(text: &str, limit: usize) -> String {
+    let hidden = |c: char| {
+        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffd}')
+    };
+    let spaced: String =
+        text.chars().take(limit * 4).map(|c| if c.is_control() { ' ' } else { c }).filter(|c| !hidden(*c)).collect();
+    let line = spaced.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(limit) {
+        Some((cut, _)) => format!("{}…", &line[..cut]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn strips_escapes() {
+        assert_eq!(plain_text("a\x1b[31mred\r\n\u{202e}b\0", 100), "a [31mred b");
+        assert_eq!(plain_text("abcdef", 3), "abc…");
+    }
+
+    proptest! {
+        #[test]
+        fn plain_text_is_one_bounded_line(text in any::<String>(), limit in 1usize..50) {
+            let plain = plain_text(&text, limit);
+            prop_assert!(plain.chars().count() <= limit + 1);
+            prop_assert!(!plain.chars().any(char::is_control));
+        }
+    }
+}

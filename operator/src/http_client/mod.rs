@@ -1,0 +1,254 @@
+//! HTTP clients for registries and Git servers: who is trusted (system and extra CAs), which addresses may be
+//! reached, and what a failed request means.
+//!
+//! Clients are kept and shared, because a kept connection saves a TCP and a TLS handshake on every request.
+//! Redirects are never followed by themselves: the caller follows by hand, so that a credential stays with its host.
+//! Proxy variables of the environment are ignored: behind a proxy the resolved address could not be checked.
+
+mod address;
+mod failure;
+mod tls;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use reqwest::{Method, RequestBuilder, Response, Url};
+use sha2::{Digest as _, Sha256};
+
+pub use address::{AddressForbidden, AddressPolicy};
+pub use failure::{FailureClass, TransportFailure, plain_text};
+pub use tls::BundleError;
+
+#[cfg(test)]
+pub(crate) use address::tests::LOOPBACK_ALLOWED;
+
+/// Time to connect, TLS included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for one exchange, body included; transfers of blobs set their own.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How many clients [`Clients`] keeps; each has its own connections.
+const KEPT_CLIENTS: usize = 64;
+
+/// An HTTP client that reaches permitted addresses only. Cheap to clone; clones share connections.
+#[derive(Clone, Debug)]
+pub struct HttpClient {
+    inner: reqwest::Client,
+    policy: AddressPolicy,
+}
+
+impl HttpClient {
+    /// Starts a request. A URL whose host is a forbidden IP address is refused here, a name that resolves to one
+    /// when connecting.
+    pub fn request(&self, method: Method, url: Url) -> Result<RequestBuilder, TransportFailure> {
+        let literal = match url.host() {
+            Some(url::Host::Ipv4(ip)) => Some(ip.into()),
+            Some(url::Host::Ipv6(ip)) => Some(ip.into()),
+            _ => None,
+        };
+        if let Some(ip) = literal {
+            self.policy.permits(ip).map_err(TransportFailure::AddressForbidden)?;
+        }
+        Ok(self.inner.request(method, url))
+    }
+}
+
+/// Hands out [`HttpClient`]s, one per CA bundle and address policy, and keeps the most recently used ones.
+#[derive(Clone, Debug, Default)]
+pub struct Clients {
+    kept: Arc<Mutex<Vec<(Key, HttpClient)>>>,
+}
+
+type Key = ([u8; 32], AddressPolicy);
+
+impl Clients {
+    /// An empty cache.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The client that trusts the system's CAs and those in `ca_pem`, a bundle of PEM certificates.
+    ///
+    /// A certificate of the bundle is also accepted as a server's own, whether it is marked as a CA or not.
+    pub fn get(&self, ca_pem: Option<&[u8]>, policy: AddressPolicy) -> Result<HttpClient, BundleError> {
+        let pem = ca_pem.unwrap_or_default();
+        let key = (Sha256::digest(pem).into(), policy);
+        if let Some(client) = self.touch(&key) {
+            return Ok(client);
+        }
+        let client = build(ca_pem, policy)?;
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT_CLIENTS {
+            kept.remove(0);
+        }
+        kept.push((key, client.clone()));
+        Ok(client)
+    }
+
+    /// The kept client of `key`, which thereby becomes the most recently used one.
+    fn touch(&self, key: &Key) -> Option<HttpClient> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = kept.iter().position(|(k, _)| k == key)?;
+        let entry = kept.remove(at);
+        let client = entry.1.clone();
+        kept.push(entry);
+        Some(client)
+    }
+}
+
+fn build(ca_pem: Option<&[u8]>, policy: AddressPolicy) -> Result<HttpClient, BundleError> {
+    let inner = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls::client_config(ca_pem)?)
+        .dns_resolver(address::Resolver(policy))
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(TIMEOUT)
+        .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|e| BundleError::Client(e.to_string()))?;
+    Ok(HttpClient { inner, policy })
+}
+
+/// Why a body could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// More than the limit.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+    /// The connection failed meanwhile.
+    #[error(transparent)]
+    Transport(#[from] TransportFailure),
+}
+
+/// Reads the whole body, at most `limit` bytes.
+pub async fn read_bounded(response: Response, limit: usize) -> Result<Vec<u8>, BodyError> {
+    let announced = response.content_length().and_then(|n| usize::try_from(n).ok());
+    if announced.is_some_and(|n| n > limit) {
+        return Err(BodyError::TooLarge(limit));
+    }
+    let mut body = Vec::with_capacity(announced.unwrap_or(0));
+    let mut chunks = response.bytes_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|e| TransportFailure::from_reqwest(&e))?;
+        if body.len() + chunk.len() > limit {
+            return Err(BodyError::TooLarge(limit));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Reads what there is of a body, cut at `limit` bytes: for error texts.
+pub async fn read_prefix(response: Response, limit: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    let mut chunks = response.bytes_stream();
+    while let Some(Ok(chunk)) = chunks.next().await {
+        let room = limit - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() == limit {
+            break;
+        }
+    }
+    body
+}
+
+/// The time a `Retry-After` header asks for (seconds or a date, RFC 9110 §10.2.3), at most an hour.
+#[must_use]
+pub fn retry_after(headers: &http::HeaderMap, now: jiff::Timestamp) -> Option<Duration> {
+    const LONGEST: Duration = Duration::from_secs(3600);
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+            Duration::try_from(date.duration_since(now)).unwrap_or_default()
+        }
+    };
+    Some(wait.min(LONGEST))
+}
+
+/// A secret text: `Debug` prints `***`, and there is no `Display`.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct SecretString(String);
+
+impl SecretString {
+    /// Wraps a secret.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// The secret itself, for the wire only.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SecretString {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_shared_and_bounded() {
+        let clients = Clients::new();
+        let policies = [AddressPolicy { allow_private: true }, AddressPolicy { allow_private: false }];
+        for _ in 0..3 {
+            for policy in policies {
+                clients.get(None, policy).unwrap();
+            }
+        }
+        assert_eq!(clients.kept.lock().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn refuses_forbidden_literals() {
+        let client = Clients::new().get(None, AddressPolicy::default()).unwrap();
+        for url in ["http://127.0.0.1/", "https://169.254.169.254/latest", "http://[::1]:80/", "http://0x7f000001/", "http://2130706433/"] {
+            assert!(
+                matches!(
+                    client.request(Method::GET, url.parse().unwrap()),
+                    Err(TransportFailure::AddressForbidden(_))
+                ),
+                "{url}"
+            );
+        }
+        assert!(client.request(Method::GET, "https://10.0.0.1/".parse().unwrap()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn refuses_names_that_resolve_to_forbidden_addresses() {
+        let client = Clients::new().get(None, AddressPolicy::default()).unwrap();
+        let error = client
+            .request(Method::GET, "http://localhost:1/".parse().unwrap())
+            .unwrap()
+            .send()
+            .await
+            .unwrap_err();
+        let failure = TransportFailure::from_reqwest(&error);
+        assert!(matches!(failure, TransportFailure::AddressForbidden(_)), "{failure:?}");
+    }
+
+    #[test]
+    fn reads_retry_after() {
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        for (text, expected) in [
+            ("7", Some(7)),
+            ("999999", Some(3600)),
+            ("Thu, 01 Jan 2026 00:00:30 GMT", Some(30)),
+            ("Wed, 31 Dec 2025 00:00:30 GMT", Some(0)),
+            ("soon", None),
+        ] {
+            let mut headers = http::HeaderMap::new();
+            headers.insert("retry-after", text.parse().unwrap());
+            assert_eq!(retry_after(&headers, now), expected.map(Duration::from_secs), "{text}");
+        }
+    }
+}

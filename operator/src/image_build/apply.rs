@@ -1,0 +1,87 @@
+//! Makes, cancels and removes runs.
+
+use kiln_crds::image_build::PlatformSpec;
+use kiln_crds::image_build_run::ImageBuildRef;
+use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, ImageBuildSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt};
+
+use crate::context::{FIELD_MANAGER, namespaced};
+use crate::git::Resolved;
+use crate::image_build_run::FINALIZER;
+
+/// The label with the ImageBuild's name.
+pub const IMAGE_BUILD: &str = "kiln.build/image-build";
+
+/// The run of an input.
+#[must_use]
+pub fn run(build: &ImageBuild, number: u64, input_hash: String, resolved: Option<Resolved>, platforms: Vec<PlatformSpec>) -> ImageBuildRun {
+    let name = build.name_any();
+    let uid = build.uid().unwrap_or_default();
+    let (commit, reference) = resolved.map(|resolved| (Some(resolved.commit), resolved.ref_name)).unwrap_or_default();
+    let mut run = ImageBuildRun::new(
+        &format!("{name}-{number}"),
+        ImageBuildRunSpec {
+            image_build: ImageBuildRef { name: name.clone(), uid: uid.clone() },
+            number,
+            commit,
+            reference,
+            input_hash,
+            build: ImageBuildSpec { platforms: Some(platforms), suspend: false, history: None, ..build.spec.clone() },
+            cancel: false,
+        },
+    );
+    run.metadata = ObjectMeta {
+        name: run.metadata.name,
+        namespace: build.namespace(),
+        labels: Some(
+            [(IMAGE_BUILD.to_owned(), name.clone()), ("app.kubernetes.io/managed-by".to_owned(), "kiln".to_owned())]
+                .into(),
+        ),
+        owner_references: Some(vec![OwnerReference {
+            api_version: "kiln.build/v1alpha1".to_owned(),
+            kind: "ImageBuild".to_owned(),
+            name,
+            uid,
+            controller: Some(true),
+            block_owner_deletion: None,
+        }]),
+        finalizers: Some(vec![FINALIZER.to_owned()]),
+        ..ObjectMeta::default()
+    };
+    run
+}
+
+/// Makes the run. One of the same name, owner and input is the same run: it was made before.
+pub async fn create(client: &Client, run: &ImageBuildRun) -> Result<ImageBuildRun, kube::Error> {
+    let api = namespaced::<ImageBuildRun>(client, &run.namespace().unwrap_or_default());
+    let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    match api.create(&params, run).await {
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {
+            let found = api.get(&run.name_any()).await?;
+            let same = found.spec.image_build == run.spec.image_build && found.spec.input_hash == run.spec.input_hash;
+            if same { Ok(found) } else { Err(kube::Error::Api(status)) }
+        }
+        other => other,
+    }
+}
+
+/// Asks a run to stop.
+pub async fn cancel(client: &Client, run: &ImageBuildRun) -> Result<(), kube::Error> {
+    let api = namespaced::<ImageBuildRun>(client, &run.namespace().unwrap_or_default());
+    let patch = serde_json::json!({"spec": {"cancel": true}});
+    match api.patch(&run.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Removes a finished run.
+pub async fn delete(client: &Client, run: &ImageBuildRun) -> Result<(), kube::Error> {
+    let api = namespaced::<ImageBuildRun>(client, &run.namespace().unwrap_or_default());
+    match api.delete(&run.name_any(), &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}

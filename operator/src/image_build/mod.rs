@@ -1,0 +1,223 @@
+//! ImageBuild: resolves the source, makes a run where the input has changed, and reports the last good image.
+
+pub mod apply;
+pub mod dereference;
+pub mod input;
+pub mod plan;
+pub mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kiln_crds::image_build::ImageBuildStatus;
+use kiln_crds::{ImageBuild, ImageBuildRun, REBUILD_ANNOTATION};
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use tracing::info;
+
+use self::input::{input_hash, spec_hash};
+use crate::condition::find;
+use crate::context::{Context, backoff, is_conflict, until, write_status};
+use crate::git::Resolved;
+use crate::reason::Reason;
+use crate::references::{self, Fault};
+
+/// Why a reconcile failed; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something named could not be read.
+    #[error(transparent)]
+    Reference(#[from] references::Error),
+    /// A run or the status could not be written.
+    #[error("writing the ImageBuild's status or runs: {0}")]
+    Write(#[from] kube::Error),
+}
+
+/// What is remembered of an ImageBuild between reconciles. Losing it costs a look at the Git server, and nothing else.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// The spec hash for which the rest holds.
+    spec_hash: String,
+    /// What the ref named when it was last looked at.
+    resolved: Option<Resolved>,
+    /// When that was.
+    looked_at: Option<Timestamp>,
+    /// Tries that failed in a row.
+    failures: u32,
+    /// What went wrong at the last one.
+    fault: Option<Fault>,
+    /// When to try again.
+    retry_at: Option<Timestamp>,
+    /// The generation of the spec at the last try: a changed spec is tried at once.
+    generation: Option<i64>,
+}
+
+/// Brings an ImageBuild one step on.
+pub async fn reconcile(build: Arc<ImageBuild>, context: Arc<Context>) -> Result<Action, Error> {
+    if build.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    match step(&build, &context).await {
+        Err(Error::Write(error)) if is_conflict(&error) => Ok(Action::requeue(Duration::from_secs(1))),
+        other => other,
+    }
+}
+
+async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Error> {
+    let now = Timestamp::now();
+    let uid = build.uid().unwrap_or_default();
+    let mut runs = context.stores.runs.state_filter(|run| run.spec.image_build.uid == uid);
+    let mut memory = recall(build, &runs, context, now);
+    let newest = runs.iter().max_by_key(|run| run.spec.number).cloned();
+    let active = newest.as_ref().is_some_and(|run| is_active(run));
+    let waits = memory.retry_at.is_some_and(|retry| retry > now);
+    if !build.spec.suspend && !waits {
+        match advance(build, newest.as_deref(), active, &runs, &mut memory, context, now).await {
+            Ok(created) => {
+                memory.fault = None;
+                memory.retry_at = None;
+                let retries = newest.as_ref().is_some_and(|run| plan::failed_on_credential(run));
+                if created.is_none() && retries {
+                    // A run that failed on a credential is followed by another once that has changed.
+                    memory.failures += 1;
+                    memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
+                } else {
+                    memory.failures = 0;
+                }
+                runs.extend(created.map(Arc::new));
+            }
+            Err(Error::Reference(references::Error::Fault(fault))) => {
+                memory.failures += 1;
+                memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
+                memory.fault = Some(fault);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    context.image_builds.set(&uid, memory.clone());
+    tidy(build, &runs, context).await?;
+    let observed = status::Observed { build, runs: &runs, fault: memory.fault.as_ref() };
+    let status = status::status(&observed, now);
+    if build.status.as_ref() != Some(&status) {
+        write_status(&context.client, &**build, &status).await?;
+        tell(build, &status, context).await;
+    }
+    if build.spec.suspend {
+        return Ok(Action::await_change());
+    }
+    // While a run is active its end wakes this reconcile.
+    let look = memory.looked_at.filter(|_| !active).and_then(|looked_at| plan::next_look(build, looked_at));
+    let at = memory.retry_at.into_iter().chain(look).min();
+    Ok(at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10))))
+}
+
+fn is_active(run: &ImageBuildRun) -> bool {
+    !run.status.as_ref().is_some_and(|status| status.phase.is_final())
+}
+
+/// What is remembered, or, for an operator that has just started, what the newest run tells. Then the next look at the
+/// ref is spread over its interval, so that a restart does not ask every Git server at once.
+fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, now: Timestamp) -> Memory {
+    let uid = build.uid().unwrap_or_default();
+    let mut memory = context.image_builds.get(&uid);
+    let hash = spec_hash(&build.spec, build.annotations().get(REBUILD_ANNOTATION).map(String::as_str));
+    let ref_of = |build: &kiln_crds::ImageBuildSpec| build.source.git.as_ref().and_then(|git| git.reference.clone());
+    if memory.spec_hash != hash {
+        memory = Memory { spec_hash: hash, ..Memory::default() };
+        let newest = runs.iter().max_by_key(|run| run.spec.number);
+        let same = newest.filter(|run| {
+            run.spec.input_hash == input_hash(&memory.spec_hash, run.spec.commit.as_deref())
+                && ref_of(&run.spec.build) == ref_of(&build.spec)
+        });
+        if let Some((run, commit)) = same.and_then(|run| Some((run, run.spec.commit.clone()?))) {
+            memory.resolved = Some(Resolved { commit, ref_name: run.spec.reference.clone() });
+            let spread = uid.bytes().fold(0_i64, |sum, byte| (sum * 31 + i64::from(byte)) % 240);
+            memory.looked_at = now.checked_sub(k8s_openapi::jiff::SignedDuration::from_secs(spread)).ok();
+        }
+    } else if memory.generation != build.metadata.generation {
+        // What does not count as input may still mend a fault, such as another secretRef; another ref names another commit.
+        memory.retry_at = None;
+        memory.failures = 0;
+        memory.resolved = None;
+    }
+    memory.generation = build.metadata.generation;
+    memory
+}
+
+/// Looks at the source if that is due, and makes a run if the input has changed.
+async fn advance(
+    build: &Arc<ImageBuild>,
+    newest: Option<&ImageBuildRun>,
+    active: bool,
+    runs: &[Arc<ImageBuildRun>],
+    memory: &mut Memory,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Option<ImageBuildRun>, Error> {
+    let pool = dereference::pool(context, build).map_err(references::Error::from)?;
+    let due = memory.looked_at.and_then(|looked_at| plan::next_look(build, looked_at)).is_some_and(|at| at <= now);
+    let git = build.spec.source.git.is_some();
+    // A new commit does not stop a build that runs; it is looked for when that has ended.
+    if git && (memory.resolved.is_none() || (due && !active)) {
+        memory.resolved = dereference::resolve(context, build, &pool).await?;
+        memory.looked_at = Some(now);
+    }
+    let hash = input_hash(&memory.spec_hash, memory.resolved.as_ref().map(|resolved| resolved.commit.as_str()));
+    let known = newest.map(|run| run.spec.input_hash.as_str()).or(build.status.as_ref().and_then(|s| s.input_hash.as_deref()));
+    if known == Some(hash.as_str()) {
+        let Some(failed) = newest.filter(|run| plan::failed_on_credential(run)) else { return Ok(None) };
+        let namespace = build.namespace().unwrap_or_default();
+        let versions = dereference::secret_versions(context, &namespace, &build.spec).await?;
+        if !plan::credential_changed(failed, &versions) {
+            return Ok(None);
+        }
+    }
+    let platforms = plan::platforms(build.spec.platforms.as_deref(), &context.settings.default_platforms)
+        .map_err(references::Error::from)?;
+    if let Some((owner, tag)) = plan::tag_owner(build, &context.stores.image_builds.state()) {
+        let message = format!(
+            "the ImageBuild {owner} is older and has the tag {tag} of {}: write another tag or repository",
+            build.spec.image.repository
+        );
+        return Err(references::Error::from(Fault::user(Reason::TagConflict, message)).into());
+    }
+    dereference::check(context, build, &pool).await?;
+    let recorded = build.status.as_ref().and_then(|status| status.run.as_deref());
+    let number = plan::next_number(&build.name_any(), recorded, runs);
+    let run = apply::run(build, number, hash, memory.resolved.clone(), platforms);
+    let run = apply::create(&context.client, &run).await?;
+    info!(run = run.name_any(), commit = run.spec.commit, "run made");
+    let source = run.spec.commit.as_deref().map_or_else(String::new, |commit| format!(" of commit {commit}"));
+    context.event(&**build, EventType::Normal, Reason::RunCreated.as_str(), &format!("made {}{source}", run.name_any())).await;
+    Ok(Some(run))
+}
+
+/// Stops runs that a newer one has taken the place of, and trims the history.
+async fn tidy(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context) -> Result<(), Error> {
+    let newest = runs.iter().map(|run| run.spec.number).max();
+    for run in runs {
+        if Some(run.spec.number) != newest && is_active(run) && !run.spec.cancel {
+            apply::cancel(&context.client, run).await?;
+        }
+    }
+    for run in plan::to_trim(runs, build.spec.history.as_ref()) {
+        apply::delete(&context.client, &run).await?;
+    }
+    Ok(())
+}
+
+/// An Event where Ready got another reason worth telling.
+async fn tell(build: &ImageBuild, status: &ImageBuildStatus, context: &Context) {
+    let Some(ready) = find(&status.conditions, "Ready") else { return };
+    let former = build.status.as_ref().and_then(|former| find(&former.conditions, "Ready"));
+    if former.is_some_and(|former| former.reason == ready.reason && former.message == ready.message) {
+        return;
+    }
+    match ready.status.as_str() {
+        "True" => context.event(build, EventType::Normal, &ready.reason, &ready.message).await,
+        "False" => context.event(build, EventType::Warning, &ready.reason, &ready.message).await,
+        _ => {}
+    }
+}

@@ -1,0 +1,123 @@
+//! What an ImageBuild's status says; pure.
+
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use kiln_crds::image_build::{BuildFailure, ImageBuildStatus, SourceStatus, Summary};
+use kiln_crds::image_build_run::RunPhase;
+use kiln_crds::{ImageBuild, ImageBuildRun};
+use kube::ResourceExt;
+
+use crate::condition::{Wanted, date, find};
+use crate::http_client::FailureClass;
+use crate::image_build_run::status::{human_duration, short_commit, short_digest};
+use crate::reason::Reason;
+use crate::references::Fault;
+
+/// What a status is made from.
+pub struct Observed<'a> {
+    /// The ImageBuild, with its former status.
+    pub build: &'a ImageBuild,
+    /// Its runs.
+    pub runs: &'a [Arc<ImageBuildRun>],
+    /// What keeps a new run from being made.
+    pub fault: Option<&'a Fault>,
+}
+
+/// The status.
+#[must_use]
+pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
+    let Observed { build, runs, fault } = observed;
+    let former = build.status.clone().unwrap_or_default();
+    let newest = runs.iter().max_by_key(|run| run.spec.number);
+    let mut status = ImageBuildStatus {
+        observed_generation: build.metadata.generation,
+        conditions: date(conditions(build, newest, *fault), &former.conditions, build.metadata.generation, now),
+        image: former.image,
+        source: former.source,
+        input_hash: newest.map_or(former.input_hash, |run| Some(run.spec.input_hash.clone())),
+        run: newest.map_or(former.run, |run| Some(run.name_any())),
+        failure: newest.and_then(|run| failure(run)),
+        summary: None,
+    };
+    // The newest image wins; a run that history has dropped takes nothing with it.
+    for run in runs.iter() {
+        let Some(image) = run.status.as_ref().and_then(|status| status.image.as_ref()) else { continue };
+        if status.image.as_ref().is_none_or(|known| known.pushed_at.0 <= image.pushed_at.0) {
+            status.image = Some(image.clone());
+            status.source = Some(SourceStatus {
+                url: run.spec.build.source.git.as_ref().map(|git| git.url.clone()),
+                commit: run.spec.commit.clone(),
+            });
+        }
+    }
+    status.summary = Some(summary(&status, newest, former.summary.as_ref()));
+    status
+}
+
+fn failure(run: &ImageBuildRun) -> Option<BuildFailure> {
+    let status = run.status.as_ref().filter(|status| status.phase == RunPhase::Failed)?;
+    Some(BuildFailure { run: Some(run.name_any()), ..status.failure.clone()? })
+}
+
+fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Option<&Fault>) -> Vec<Wanted> {
+    let ready = |status, reason: &str, message: String| Wanted { kind: "Ready", status, reason: reason.to_owned(), message };
+    let beside = |kind, of: &Wanted| Wanted { kind, status: Some(true), ..of.clone() };
+    let stalled = |of: Wanted| {
+        let stalled = beside("Stalled", &of);
+        vec![of, stalled]
+    };
+    let reconciling = |of: Wanted| {
+        let reconciling = beside("Reconciling", &of);
+        vec![of, reconciling]
+    };
+    if let Some(fault) = fault {
+        let wanted = ready(Some(false), fault.reason.as_str(), fault.message.clone());
+        return if fault.class == FailureClass::Infrastructure { reconciling(wanted) } else { stalled(wanted) };
+    }
+    let Some(run) = newest else {
+        return if build.spec.suspend {
+            vec![ready(Some(false), Reason::Suspended.as_str(), "spec.suspend is set: nothing is built".to_owned())]
+        } else {
+            reconciling(ready(None, Reason::Pending.as_str(), "the first run is being prepared".to_owned()))
+        };
+    };
+    let name = run.name_any();
+    let status = run.status.as_ref();
+    let condition = status.and_then(|status| find(&status.conditions, "Succeeded"));
+    let reason = condition.map_or(Reason::Pending.as_str(), |condition| condition.reason.as_str());
+    let message = condition.map_or("", |condition| condition.message.as_str());
+    match status.map(|status| status.phase).unwrap_or_default() {
+        RunPhase::Succeeded => vec![ready(Some(true), reason, format!("{name}: {message}"))],
+        RunPhase::Failed => stalled(ready(Some(false), reason, format!("{name}: {message}"))),
+        // A superseded run has a successor, which is on its way into the store.
+        RunPhase::Cancelled if reason == Reason::Superseded.as_str() => {
+            reconciling(ready(None, Reason::Pending.as_str(), "a newer run is on its way".to_owned()))
+        }
+        RunPhase::Cancelled => stalled(ready(
+            Some(false),
+            reason,
+            format!("{name}: {message}; annotate with kiln.build/rebuild for another run"),
+        )),
+        // The steps of each platform are told by the run: this status is not written at each.
+        RunPhase::Building if reason == Reason::Building.as_str() => {
+            reconciling(ready(None, reason, format!("{name} is building")))
+        }
+        _ => reconciling(ready(None, reason, format!("{name}: {message}"))),
+    }
+}
+
+fn summary(status: &ImageBuildStatus, newest: Option<&Arc<ImageBuildRun>>, former: Option<&Summary>) -> Summary {
+    let finished = newest.and_then(|run| run.status.as_ref()).and_then(|run| {
+        Some(human_duration(run.finished_at.as_ref()?.0.duration_since(run.started_at.as_ref()?.0)))
+    });
+    let platforms = status.image.as_ref().map(|image| {
+        image.platforms.iter().map(|platform| platform.name.as_str()).collect::<Vec<_>>().join(",")
+    });
+    Summary {
+        image: status.image.as_ref().map(|image| short_digest(&image.digest)),
+        commit: status.source.as_ref().and_then(|source| source.commit.as_deref()).map(short_commit),
+        platforms,
+        duration: finished.or_else(|| former.and_then(|summary| summary.duration.clone())),
+    }
+}

@@ -1,0 +1,398 @@
+//! ImageBuildRun: a job for each platform on a builder of its architecture, then the index, then the tags.
+//!
+//! A reconcile observes the jobs, decides with [`plan`], writes the status, and only then acts on what it wrote: attempt
+//! and builder are in the status before a job is sent, so that a new operator asks the same agent.
+
+pub mod dereference;
+pub mod place;
+pub mod plan;
+pub mod publish;
+pub mod status;
+pub mod tags;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kiln_crds::image_build::BuildFailure;
+use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
+use kiln_crds::{BuilderPool, ImageBuildRun};
+use kube::ResourceExt;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
+use kube::runtime::reflector::ObjectRef;
+use tracing::info;
+
+use self::dereference::{Inputs, dereference};
+use self::place::{Placed, place};
+use self::plan::{Bounds, Next, Stop, advance, deadline, due, job_id, next};
+use self::status::Waiting;
+use crate::agent::Agent;
+use crate::builder_pool::select::select;
+use crate::condition::{find, seconds};
+use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
+use crate::http_client::FailureClass;
+use crate::reason::Reason;
+use crate::references::{self, Fault};
+
+/// Keeps a run until its jobs are cancelled.
+pub const FINALIZER: &str = "kiln.build/cancel-jobs";
+
+/// Why a reconcile failed; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something named could not be read.
+    #[error(transparent)]
+    Reference(#[from] references::Error),
+    /// A builder could not be made or removed.
+    #[error(transparent)]
+    Builder(#[from] crate::builder::ensure::Error),
+    /// The status or the finalizer could not be written.
+    #[error("writing the ImageBuildRun: {0}")]
+    Write(#[from] kube::Error),
+    /// An agent did not cancel a job.
+    #[error("cancelling job {job} on builder {builder}: {source}")]
+    Cancel {
+        /// The job's id.
+        job: String,
+        /// The builder's name.
+        builder: String,
+        /// What the agent said.
+        source: Box<tonic::Status>,
+    },
+}
+
+/// Brings a run one step on.
+pub async fn reconcile(run: Arc<ImageBuildRun>, context: Arc<Context>) -> Result<Action, Error> {
+    match step(&run, &context).await {
+        // The object has changed since it was read: the newer one wakes the next reconcile.
+        Err(Error::Write(error)) if is_conflict(&error) => Ok(Action::await_change()),
+        other => other,
+    }
+}
+
+async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Error> {
+    let now = Timestamp::now();
+    let former = run.status.clone().unwrap_or_default();
+    if former.phase.is_final() {
+        return conclude(run, &former, context).await;
+    }
+    let bounds = Bounds::of(&run.spec.build);
+    let mut status = observe(run, &former, bounds, context, now);
+    let stop = Stop {
+        cancelled: run.spec.cancel || run.metadata.deletion_timestamp.is_some(),
+        superseded: !is_newest(context, run),
+    };
+    match next(&status, stop, bounds.timeout, now) {
+        Next::End(phase, failure) => {
+            cancel_jobs(run, &mut status, context, now).await?;
+            end(run, status, phase, failure, context, now).await
+        }
+        Next::Publish => finish(run, status, context, now).await,
+        Next::Build => build(run, former, status, bounds, context, now).await,
+    }
+}
+
+/// The status with what is known of the jobs folded in.
+fn observe(run: &ImageBuildRun, former: &ImageBuildRunStatus, bounds: Bounds, context: &Context, now: Timestamp) -> ImageBuildRunStatus {
+    let uid = run.uid().unwrap_or_default();
+    let mut status = former.clone();
+    if status.platforms.is_empty() {
+        let names = run.spec.build.platforms.iter().flatten().map(|platform| platform.name.clone());
+        status.platforms = names.map(|name| PlatformStatus { name, ..PlatformStatus::default() }).collect();
+    }
+    for platform in &mut status.platforms {
+        let observed = context.jobs.observation(&job_id(&uid, &platform.name, platform.attempt));
+        let alive = agent_of(platform, context).is_some();
+        *platform = advance(platform, observed.as_ref(), alive, bounds.retries, now);
+    }
+    status
+}
+
+/// The agent that holds a platform's job. `None`: its pod is gone, or is another one by now.
+fn agent_of(platform: &PlatformStatus, context: &Context) -> Option<Agent> {
+    let builder = platform.builder.as_ref()?;
+    let key = ObjectRef::new(&builder.pod).within(&context.settings.builders_namespace);
+    let (agent, found) = place::ready(&*context.stores.pods.get(&key)?)?;
+    (found.uid == builder.uid).then_some(agent)
+}
+
+/// Finds builders for what is queued, writes the status, then follows the jobs that it names.
+async fn build(
+    run: &Arc<ImageBuildRun>,
+    former: ImageBuildRunStatus,
+    mut status: ImageBuildRunStatus,
+    bounds: Bounds,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Action, Error> {
+    let pool = match pool(context, run) {
+        Ok(pool) => pool,
+        Err(fault) => return wait_for_mending(run, former, status, &fault, context, now).await,
+    };
+    let uid = run.uid().unwrap_or_default();
+    let needs_inputs = status.platforms.iter().any(|platform| match platform.phase {
+        PlatformPhase::Queued => due(platform).is_none_or(|due| due <= now),
+        PlatformPhase::Starting => {
+            context.jobs.observation(&job_id(&uid, &platform.name, platform.attempt)).is_none()
+        }
+        _ => false,
+    });
+    let mut placed = Placed::default();
+    let mut inputs = None;
+    if needs_inputs {
+        match dereference(context, run, &pool).await {
+            Ok(read) => {
+                status.secrets.clone_from(&read.versions);
+                placed = place(context, run, &pool, &read, &mut status.platforms, now).await?;
+                inputs = Some(read);
+            }
+            Err(references::Error::Fault(fault)) if fault.class == FailureClass::Infrastructure => {
+                return wait_for_mending(run, former, status, &fault, context, now).await;
+            }
+            Err(references::Error::Fault(fault)) => {
+                cancel_jobs(run, &mut status, context, now).await?;
+                return end(run, status, RunPhase::Failed, failure_of(&fault), context, now).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some(failure) = placed.failure {
+        cancel_jobs(run, &mut status, context, now).await?;
+        return end(run, status, RunPhase::Failed, failure, context, now).await;
+    }
+    if status.started_at.is_none() && status.platforms.iter().any(|platform| platform.phase.is_assigned()) {
+        status.started_at = Some(Time(seconds(now)));
+    }
+    status::complete(&mut status, &run.spec, placed.waiting.as_ref(), run.metadata.generation, now);
+    if status != former {
+        if let Err(error) = write_status(&context.client, &**run, &status).await {
+            for job in &placed.reserved {
+                context.jobs.release(job);
+            }
+            return Err(error.into());
+        }
+        tell(run, &former, &status, context).await;
+    }
+    follow(run, &pool, &status, inputs.as_ref(), context);
+    Ok(requeue(&status, bounds, placed.look_again, now))
+}
+
+/// Says what is wrong and looks again: the fault may mend itself, and the user may mend it.
+async fn wait_for_mending(
+    run: &Arc<ImageBuildRun>,
+    former: ImageBuildRunStatus,
+    mut status: ImageBuildRunStatus,
+    fault: &Fault,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Action, Error> {
+    let waiting = Waiting { reason: fault.reason, message: fault.message.clone() };
+    status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
+    if status != former {
+        write_status(&context.client, &**run, &status).await?;
+    }
+    Ok(Action::requeue(Duration::from_secs(15)))
+}
+
+/// Follows the jobs that the status names: those that are starting are sent to their agent first.
+fn follow(run: &ImageBuildRun, pool: &BuilderPool, status: &ImageBuildRunStatus, inputs: Option<&Inputs>, context: &Context) {
+    let uid = run.uid().unwrap_or_default();
+    let specs: BTreeMap<&str, _> =
+        run.spec.build.platforms.iter().flatten().map(|platform| (platform.name.as_str(), platform)).collect();
+    for platform in status.platforms.iter().filter(|platform| platform.phase.is_assigned()) {
+        let id = job_id(&uid, &platform.name, platform.attempt);
+        if context.jobs.observation(&id).is_some() {
+            continue;
+        }
+        let Some(agent) = agent_of(platform, context) else { continue };
+        let job = if platform.phase == PlatformPhase::Starting {
+            let (Some(inputs), Some(spec)) = (inputs, specs.get(platform.name.as_str())) else { continue };
+            Some(inputs.job(run, pool, &id, spec, platform.attempt))
+        } else {
+            None
+        };
+        info!(job = id, builder = agent.builder, platform = platform.name, attempt = platform.attempt, "job given to a builder");
+        context.jobs.follow(&id, &ObjectRef::from_obj(run), agent, job);
+    }
+}
+
+/// When to look again where no watch will tell.
+fn requeue(status: &ImageBuildRunStatus, bounds: Bounds, look_again: Option<Timestamp>, now: Timestamp) -> Action {
+    let retries = status.platforms.iter().filter(|platform| platform.phase == PlatformPhase::Queued).filter_map(due);
+    let at = retries.filter(|due| *due > now).chain(deadline(status, bounds.timeout)).chain(look_again).min();
+    at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10)))
+}
+
+/// Every platform is built: pushes the index, then the tags, then says so.
+async fn finish(run: &Arc<ImageBuildRun>, mut status: ImageBuildRunStatus, context: &Context, now: Timestamp) -> Result<Action, Error> {
+    let former = run.status.clone().unwrap_or_default();
+    status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
+    let mut run = run.clone();
+    if status != former {
+        run = Arc::new(write_status(&context.client, &*run, &status).await?);
+    }
+    let uid = run.uid().unwrap_or_default();
+    match try_publish(&run, &mut status, context).await {
+        Ok(Some(image)) => {
+            context.publishing.remove(&uid);
+            status.image = Some(image);
+            status.phase = RunPhase::Succeeded;
+            let now = Timestamp::now();
+            status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
+            let written = Arc::new(write_status(&context.client, &*run, &status).await?);
+            context.metrics.ended("Succeeded", Reason::Succeeded.as_str());
+            conclude(&written, &status, context).await
+        }
+        Ok(None) if !context.leader.is_leader() => Ok(Action::await_change()),
+        Ok(None) => {
+            let failure = BuildFailure {
+                reason: Reason::Superseded.to_string(),
+                message: "a newer run took its place".to_owned(),
+                ..BuildFailure::default()
+            };
+            end(&run, status, RunPhase::Cancelled, failure, context, now).await
+        }
+        Err(references::Error::Fault(fault)) if fault.class == FailureClass::Infrastructure => {
+            let failures = context.publishing.get(&uid) + 1;
+            context.publishing.set(&uid, failures);
+            let since = finished_building(&status).unwrap_or(now);
+            if now.duration_since(since).as_secs() > 3600 {
+                return end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await;
+            }
+            let former = status.clone();
+            let waiting = Waiting { reason: fault.reason, message: fault.message };
+            status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
+            if status != former {
+                write_status(&context.client, &*run, &status).await?;
+            }
+            Ok(Action::requeue(backoff(failures)))
+        }
+        Err(references::Error::Fault(fault)) => {
+            end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Publishes with credentials read afresh; where they are refused, they are read once more before it counts.
+async fn try_publish(
+    run: &ImageBuildRun,
+    status: &mut ImageBuildRunStatus,
+    context: &Context,
+) -> Result<Option<kiln_crds::image_build::BuiltImage>, references::Error> {
+    let pool = pool(context, run)?;
+    let mut inputs = dereference(context, run, &pool).await?;
+    let mut result = publish::publish(context, run, status, &inputs).await;
+    if result.as_ref().is_err_and(|fault| fault.class == FailureClass::Credential) {
+        inputs = dereference(context, run, &pool).await?;
+        result = publish::publish(context, run, status, &inputs).await;
+    }
+    status.secrets = inputs.versions;
+    Ok(result?)
+}
+
+fn failure_of(fault: &Fault) -> BuildFailure {
+    BuildFailure { reason: fault.reason.to_string(), message: fault.message.clone(), ..BuildFailure::default() }
+}
+
+/// Has the agents stop what still runs.
+async fn cancel_jobs(run: &ImageBuildRun, status: &mut ImageBuildRunStatus, context: &Context, now: Timestamp) -> Result<(), Error> {
+    let uid = run.uid().unwrap_or_default();
+    for platform in &mut status.platforms {
+        if platform.phase.is_assigned() {
+            let job = job_id(&uid, &platform.name, platform.attempt);
+            if let Some(agent) = agent_of(platform, context) {
+                let cancelled = context.jobs.cancel(&agent, &job).await;
+                cancelled.map_err(|source| Error::Cancel { job, builder: agent.builder, source: Box::new(source) })?;
+            }
+        }
+        if !platform.phase.is_final() {
+            platform.phase = PlatformPhase::Cancelled;
+            platform.finished_at = Some(Time(seconds(now)));
+        }
+    }
+    Ok(())
+}
+
+/// Ends the run without an image.
+async fn end(
+    run: &Arc<ImageBuildRun>,
+    mut status: ImageBuildRunStatus,
+    phase: RunPhase,
+    failure: BuildFailure,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Action, Error> {
+    let former = run.status.clone().unwrap_or_default();
+    context.publishing.remove(&run.uid().unwrap_or_default());
+    context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &failure.reason);
+    status.phase = phase;
+    status.failure = Some(failure);
+    status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
+    let written = write_status(&context.client, &**run, &status).await?;
+    tell(run, &former, &status, context).await;
+    conclude(&Arc::new(written), &status, context).await
+}
+
+/// Gives the places back, lets the agents forget, and lets go of the run.
+async fn conclude(run: &Arc<ImageBuildRun>, status: &ImageBuildRunStatus, context: &Context) -> Result<Action, Error> {
+    let uid = run.uid().unwrap_or_default();
+    for platform in &status.platforms {
+        for attempt in 1..=platform.attempt {
+            let job = job_id(&uid, &platform.name, attempt);
+            context.jobs.release(&job);
+            if let Some(agent) = agent_of(platform, context).filter(|_| run.finalizers().iter().any(|f| f == FINALIZER)) {
+                context.jobs.forget(agent, job);
+            }
+        }
+    }
+    if run.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        let finalizers: Vec<&String> = run.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
+        let patch = serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": run.resource_version()}});
+        let api = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
+        api.patch_metadata(&run.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    }
+    Ok(Action::await_change())
+}
+
+/// An Event where the run's condition got another reason worth telling.
+async fn tell(run: &ImageBuildRun, former: &ImageBuildRunStatus, status: &ImageBuildRunStatus, context: &Context) {
+    let Some(condition) = find(&status.conditions, "Succeeded") else { return };
+    if find(&former.conditions, "Succeeded").is_some_and(|former| former.reason == condition.reason) {
+        return;
+    }
+    let kind = match condition.reason.as_str() {
+        "WaitingForNode" => EventType::Warning,
+        "Building" | "Cancelled" | "Superseded" => EventType::Normal,
+        _ if status.phase == RunPhase::Failed => EventType::Warning,
+        _ => return,
+    };
+    context.event(run, kind, &condition.reason, &condition.message).await;
+}
+
+/// The pool that builds a run.
+pub fn pool(context: &Context, run: &ImageBuildRun) -> Result<Arc<BuilderPool>, Fault> {
+    let namespace = run.namespace().unwrap_or_default();
+    let labels = context.stores.namespaces.get(&ObjectRef::new(&namespace));
+    let labels = labels.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default();
+    select(&context.stores.pools.state(), run.spec.build.pool.as_deref(), &namespace, &labels)
+}
+
+/// Whether the run's ImageBuild has no newer one.
+#[must_use]
+pub fn is_newest(context: &Context, run: &ImageBuildRun) -> bool {
+    context
+        .stores
+        .runs
+        .find(|other| other.spec.image_build.uid == run.spec.image_build.uid && other.spec.number > run.spec.number)
+        .is_none()
+}
+
+/// When the last platform was built.
+fn finished_building(status: &ImageBuildRunStatus) -> Option<Timestamp> {
+    status.platforms.iter().filter_map(|platform| Some(platform.finished_at.as_ref()?.0)).max()
+}

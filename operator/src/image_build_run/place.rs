@@ -1,0 +1,384 @@
+//! Finds a builder for each queued platform, and makes or removes builders on the way.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kiln_crds::image_build::BuildFailure;
+use kiln_crds::image_build_run::{BuilderRef, PlatformPhase, PlatformStatus};
+use kiln_crds::{BuilderPool, ImageBuildRun, Platform};
+use kube::ResourceExt;
+
+use super::dereference::Inputs;
+use super::plan::{due, job_id};
+use super::status::Waiting;
+use crate::agent::Agent;
+use crate::builder::config::{Bundles, bundle_hash};
+use crate::builder::ensure::{self, Made};
+use crate::builder::node::{NodeFacts, architectures};
+use crate::builder::pick::{Builder, Choice, Request, pick};
+use crate::builder::pod::{BUNDLES, TEMPLATE_HASH, Template};
+use crate::builder::profile::{Profile, choose};
+use crate::builder::{BuilderId, TrustDomain};
+use crate::builder_pool::select::limits;
+use crate::condition::seconds;
+use crate::context::Context;
+use crate::reason::Reason;
+use crate::references::{self, ca_bundle};
+
+/// How long after its deletion a pod on a healthy node is gone at the latest, beyond its grace period.
+const STUCK: SignedDuration = SignedDuration::from_secs(60);
+
+/// What came of looking for builders.
+#[derive(Debug, Default)]
+pub struct Placed {
+    /// What the first platform that still waits is waiting for.
+    pub waiting: Option<Waiting>,
+    /// Why the run cannot go on.
+    pub failure: Option<BuildFailure>,
+    /// Jobs that a place was kept for: given back if the status cannot be written.
+    pub reserved: Vec<String>,
+    /// When to look again, where no watch will tell.
+    pub look_again: Option<Timestamp>,
+}
+
+/// Finds a builder for each queued platform of a run, and writes it into `platforms`.
+pub async fn place(
+    context: &Context,
+    run: &ImageBuildRun,
+    pool: &Arc<BuilderPool>,
+    inputs: &Inputs,
+    platforms: &mut [PlatformStatus],
+    now: Timestamp,
+) -> Result<Placed, super::Error> {
+    let nodes = context.nodes();
+    let mut placed = Placed::default();
+    let placing = context.placing.lock().await;
+    let template = template(context, pool);
+    let (own, requests) = queue(context, run, pool, &nodes, inputs, platforms, now);
+    let builders = builders(context, pool, template, &nodes, now);
+    let choices = pick(&pool.name_any(), &requests, &builders, limits(pool));
+    let mut to_make: Vec<BuilderId> = Vec::new();
+    for (index, position) in own {
+        let platform = &mut platforms[index];
+        let waiting = match &choices[position] {
+            Choice::Existing(id) => match pod(context, id) {
+                Some(pod) => match ready(&pod) {
+                    Some((agent, builder)) => {
+                        platform.phase = PlatformPhase::Starting;
+                        platform.attempt += 1;
+                        platform.builder = Some(builder);
+                        platform.started_at = Some(Time(seconds(now)));
+                        platform.finished_at = None;
+                        let job = job_id(&run.uid().unwrap_or_default(), &platform.name, platform.attempt);
+                        context.jobs.reserve(&job, &agent.builder);
+                        placed.reserved.push(job);
+                        continue;
+                    }
+                    None => not_ready(&pod, platform, pool, run, &nodes, now, &mut placed),
+                },
+                None => coming(),
+            },
+            Choice::New(id) => {
+                if !to_make.contains(id) {
+                    to_make.push(id.clone());
+                }
+                coming()
+            }
+            Choice::Evict(id) => {
+                let uid = pod(context, id).and_then(|pod| pod.uid());
+                ensure::remove_pod(&context.client, template.namespace, id, uid).await?;
+                context.jobs.builder_gone(&id.name());
+                coming()
+            }
+            Choice::Wait => Waiting {
+                reason: Reason::WaitingForCapacity,
+                message: format!(
+                    "{}: every builder that this namespace may have in the BuilderPool {} is at work",
+                    platform.name,
+                    pool.name_any()
+                ),
+            },
+        };
+        placed.waiting.get_or_insert(waiting);
+    }
+    if !to_make.is_empty() {
+        make(context, run, pool, template, inputs, &nodes, to_make).await?;
+    }
+    drop(placing);
+    Ok(placed)
+}
+
+/// What the pool's builders are made from.
+#[must_use]
+pub fn template<'a>(context: &'a Context, pool: &'a BuilderPool) -> Template<'a> {
+    Template {
+        pool: &pool.spec,
+        image: &context.settings.builder_image,
+        pull_secrets: &context.settings.builder_pull_secrets,
+        namespace: &context.settings.builders_namespace,
+    }
+}
+
+fn coming() -> Waiting {
+    Waiting { reason: Reason::WaitingForBuilder, message: "a builder is being started".to_owned() }
+}
+
+/// The profile of a pool's builders of one architecture.
+#[must_use]
+pub fn profile(context: &Context, pool: &BuilderPool, architecture: &str, nodes: &[NodeFacts]) -> Profile {
+    choose(&pool.spec, architecture, nodes, context.api_drops_host_users.load(Ordering::Relaxed))
+}
+
+/// All queued platforms of the pool in the order in which they are served, and which of them are this run's own, as pairs
+/// of the platform's index and its position.
+fn queue(
+    context: &Context,
+    run: &ImageBuildRun,
+    pool: &BuilderPool,
+    nodes: &[NodeFacts],
+    inputs: &Inputs,
+    platforms: &[PlatformStatus],
+    now: Timestamp,
+) -> (Vec<(usize, usize)>, Vec<Request>) {
+    let mut runs: Vec<Arc<ImageBuildRun>> = context.stores.runs.state_filter(|other| {
+        other.uid() != run.uid()
+            && !other.status.as_ref().is_some_and(|status| status.phase.is_final())
+            && super::pool(context, other).is_ok_and(|theirs| theirs.uid() == pool.uid())
+    });
+    runs.push(Arc::new(run.clone()));
+    runs.sort_by_key(|run| (run.creation_timestamp().map(|time| time.0), run.namespace(), run.name_any()));
+    let bundle = inputs.registry.ca.as_deref().map(bundle_hash);
+    let mut own = Vec::new();
+    let mut requests = Vec::new();
+    for other in runs {
+        let is_own = other.uid() == run.uid();
+        let theirs = other.status.as_ref().map(|status| status.platforms.as_slice()).unwrap_or_default();
+        for (index, platform) in if is_own { platforms } else { theirs }.iter().enumerate() {
+            let waits = platform.phase == PlatformPhase::Queued && due(platform).is_none_or(|due| due <= now);
+            let Ok(parsed) = platform.name.parse::<Platform>() else { continue };
+            let architecture = parsed.node_architecture().to_owned();
+            if !waits {
+                continue;
+            }
+            let Some(domain) = domain(context, &other, profile(context, pool, &architecture, nodes)) else { continue };
+            if is_own {
+                own.push((index, requests.len()));
+            }
+            requests.push(Request { domain, architecture, bundle: if is_own { bundle.clone() } else { None } });
+        }
+    }
+    (own, requests)
+}
+
+/// Whom a run's builders work for. `None`: its namespace is gone.
+fn domain(context: &Context, run: &ImageBuildRun, profile: Profile) -> Option<TrustDomain> {
+    let namespace = run.namespace()?;
+    let key = kube::runtime::reflector::ObjectRef::new(&namespace);
+    let uid = context.stores.namespaces.get(&key)?.uid()?;
+    let scope = run.spec.build.cache.as_ref().and_then(|cache| cache.scope);
+    Some(TrustDomain::new(&namespace, &uid, &run.spec.image_build.uid, scope.unwrap_or(profile.default_scope())))
+}
+
+/// The pool's builders as they stand, with the jobs that they hold or that a place is kept for.
+#[must_use]
+pub fn builders(
+    context: &Context,
+    pool: &BuilderPool,
+    template: Template<'_>,
+    nodes: &[NodeFacts],
+    now: Timestamp,
+) -> Vec<Builder> {
+    let held = held(context);
+    context
+        .stores
+        .pods
+        .state()
+        .iter()
+        .filter_map(|pod| {
+            let id = BuilderId::of(&pod.metadata).filter(|id| id.pool == pool.name_any())?;
+            let annotation = |key: &str| pod.annotations().get(key).map(String::as_str).unwrap_or_default();
+            let bundles = annotation(BUNDLES).split(',').filter(|hash| !hash.is_empty()).map(str::to_owned).collect();
+            let current = annotation(TEMPLATE_HASH) == template.hash(profile(context, pool, &id.architecture, nodes));
+            let name = pod.name_any();
+            let jobs = held.iter().filter(|(_, builder)| *builder == name).count();
+            let deleted = pod.metadata.deletion_timestamp.as_ref();
+            Some(Builder {
+                jobs: u32::try_from(jobs).unwrap_or(u32::MAX),
+                bundles,
+                current,
+                // A pod that has ended, as after an eviction, stands in the way of its successor until it is removed.
+                terminating: deleted.is_some(),
+                stuck: deleted.is_some_and(|deleted| now.duration_since(deleted.0) > STUCK),
+                id,
+            })
+        })
+        .collect()
+}
+
+/// Jobs and the builders that hold them: from the runs' statuses, and from what is about to be written there.
+#[must_use]
+pub fn held(context: &Context) -> HashSet<(String, String)> {
+    let mut held: HashSet<(String, String)> = context.jobs.places().into_iter().collect();
+    for run in context.stores.runs.state() {
+        for platform in run.status.iter().flat_map(|status| &status.platforms) {
+            if let Some(builder) = platform.builder.as_ref().filter(|_| platform.phase.is_assigned()) {
+                let job = job_id(&run.uid().unwrap_or_default(), &platform.name, platform.attempt);
+                held.insert((job, builder.pod.clone()));
+            }
+        }
+    }
+    held
+}
+
+/// A builder's pod.
+#[must_use]
+pub fn pod(context: &Context, id: &BuilderId) -> Option<Arc<Pod>> {
+    let key = kube::runtime::reflector::ObjectRef::new(&id.name()).within(&context.settings.builders_namespace);
+    context.stores.pods.get(&key)
+}
+
+/// The agent of a pod that has an address, and the pod as a status names it. It is not waited for to be Ready.
+#[must_use]
+pub fn ready(pod: &Pod) -> Option<(Agent, BuilderRef)> {
+    if has_ended(pod) {
+        return None;
+    }
+    let address: IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+    let node = pod.spec.as_ref()?.node_name.clone()?;
+    let builder = BuilderRef { pod: pod.name_any(), uid: pod.uid()?, node };
+    Some((Agent { builder: pod.name_any(), address }, builder))
+}
+
+/// Whether a pod has ended for good, as after an eviction.
+#[must_use]
+pub fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+/// What a platform waits for whose builder is not up, and since when it is too long.
+fn not_ready(
+    pod: &Pod,
+    platform: &PlatformStatus,
+    pool: &BuilderPool,
+    run: &ImageBuildRun,
+    nodes: &[NodeFacts],
+    now: Timestamp,
+    placed: &mut Placed,
+) -> Waiting {
+    let status = pod.status.as_ref();
+    let unschedulable = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten().find(|condition| {
+        condition.type_ == "PodScheduled" && condition.status == "False"
+    });
+    let architecture = platform.name.parse::<Platform>().map(|platform| platform.architecture).unwrap_or_default();
+    let waiting = match unschedulable {
+        Some(condition) => Waiting {
+            reason: Reason::WaitingForNode,
+            message: format!(
+                "{}: no node can take a builder of architecture {architecture} yet (nodes have: {}; scheduler: {})",
+                platform.name,
+                architectures(nodes),
+                condition.message.as_deref().unwrap_or("nothing said")
+            ),
+        },
+        None => match trouble(pod) {
+            Some(trouble) => Waiting {
+                reason: Reason::WaitingForBuilder,
+                message: format!("{}: the builder {} does not start: {trouble}", platform.name, pod.name_any()),
+            },
+            None => coming(),
+        },
+    };
+    let since = platform.finished_at.clone().or_else(|| run.creation_timestamp()).map(|time| time.0);
+    let timeout = pool.spec.scheduling_timeout.and_then(|timeout| std::time::Duration::try_from(timeout).ok());
+    let timeout = timeout.unwrap_or(std::time::Duration::from_secs(600));
+    if let Some(deadline) = since.and_then(|since| since.checked_add(timeout).ok()) {
+        if deadline <= now {
+            placed.failure.get_or_insert(BuildFailure {
+                platform: Some(platform.name.clone()),
+                reason: Reason::BuilderUnschedulable.to_string(),
+                message: format!(
+                    "{}: waited {}s, the BuilderPool's schedulingTimeout; add such a node, or build another platform",
+                    waiting.message,
+                    timeout.as_secs()
+                ),
+                ..BuildFailure::default()
+            });
+        } else {
+            placed.look_again = Some(placed.look_again.map_or(deadline, |other| other.min(deadline)));
+        }
+    }
+    waiting
+}
+
+/// What keeps a pod's containers from starting, as the kubelet tells it.
+fn trouble(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    containers
+        .filter_map(|container| container.state.as_ref()?.waiting.as_ref())
+        .find(|waiting| !matches!(waiting.reason.as_deref(), None | Some("ContainerCreating" | "PodInitializing")))
+        .map(|waiting| {
+            let reason = waiting.reason.as_deref().unwrap_or_default();
+            format!("{reason}: {}", waiting.message.as_deref().unwrap_or_default())
+        })
+}
+
+async fn make(
+    context: &Context,
+    run: &ImageBuildRun,
+    pool: &Arc<BuilderPool>,
+    template: Template<'_>,
+    inputs: &Inputs,
+    nodes: &[NodeFacts],
+    ids: Vec<BuilderId>,
+) -> Result<(), super::Error> {
+    let bundles = bundles(context, run, inputs).await?;
+    let make_one = |id: BuilderId| {
+        let bundles = &bundles;
+        async move {
+            let profile = profile(context, pool, &id.architecture, nodes);
+            let made = ensure::make(&context.client, &context.authority, template, pool, &id, profile, bundles).await?;
+            if made == Made::WithoutUserNamespace {
+                // From now on Auto means Rootless, whose trust domains are others: this builder is not made again.
+                context.api_drops_host_users.store(true, Ordering::Relaxed);
+            }
+            Ok::<_, super::Error>(())
+        }
+    };
+    futures::future::try_join_all(ids.into_iter().map(make_one)).await?;
+    Ok(())
+}
+
+/// What a new builder trusts: the pool's CAs, this run's, and those that the namespace's other ImageBuilds name, so that
+/// they need not have it replaced. One that cannot be read matters to its own ImageBuild alone.
+async fn bundles(context: &Context, run: &ImageBuildRun, inputs: &Inputs) -> Result<Bundles, super::Error> {
+    let mut bundles: Bundles = inputs.pool_bundles.iter().cloned().collect();
+    bundles.extend(inputs.registry.ca.clone());
+    let namespace = run.namespace().unwrap_or_default();
+    let mut references: Vec<_> = context
+        .stores
+        .image_builds
+        .state()
+        .iter()
+        .filter(|other| other.namespace().as_deref() == Some(&namespace))
+        .filter_map(|other| other.spec.image.ca_ref.clone())
+        .collect();
+    references.sort();
+    references.dedup();
+    for reference in references {
+        match ca_bundle(&context.client, &namespace, &reference, "image.caRef").await {
+            Ok(pem) => {
+                bundles.insert(pem);
+            }
+            Err(references::Error::Fault(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(bundles)
+}

@@ -1,0 +1,295 @@
+//! What should happen to a run, from what was observed; pure.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kiln_agent_proto::{Failure, failure::Class};
+use kiln_crds::image_build::{BuildFailure, ImageBuildSpec};
+use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
+
+use crate::agent::Observation;
+use crate::condition::seconds;
+use crate::reason::Reason;
+
+/// How long a run may take unless its ImageBuild says it.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+/// How often a platform is tried again unless its ImageBuild says it.
+const RETRIES: u32 = 3;
+
+/// The bounds of a run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Bounds {
+    /// How often a platform is tried again after a failure of the infrastructure.
+    pub retries: u32,
+    /// How long the run may take from its first job's start.
+    pub timeout: Duration,
+}
+
+impl Bounds {
+    /// The bounds that an ImageBuild sets, its silence filled in.
+    #[must_use]
+    pub fn of(spec: &ImageBuildSpec) -> Self {
+        Self {
+            retries: spec.retries.unwrap_or(RETRIES),
+            timeout: spec.timeout.and_then(|timeout| Duration::try_from(timeout).ok()).unwrap_or(TIMEOUT),
+        }
+    }
+}
+
+/// The id of a job: it follows from run, platform and attempt, so that doing anything twice is harmless.
+#[must_use]
+pub fn job_id(run_uid: &str, platform: &str, attempt: u32) -> String {
+    let platform: String = platform.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    format!("{run_uid}-{platform}-{attempt}")
+}
+
+/// A platform as it stands after what was observed of its job. `builder_alive` is whether the pod that holds the job is
+/// still there.
+#[must_use]
+pub fn advance(
+    platform: &PlatformStatus,
+    observed: Option<&Observation>,
+    builder_alive: bool,
+    retries: u32,
+    now: Timestamp,
+) -> PlatformStatus {
+    if !platform.phase.is_assigned() {
+        return platform.clone();
+    }
+    let ended = |phase| PlatformStatus { phase, finished_at: Some(Time(seconds(now))), ..platform.clone() };
+    let lost = |message: String| {
+        let failure = BuildFailure {
+            platform: Some(platform.name.clone()),
+            reason: Reason::BuilderLost.to_string(),
+            message,
+            ..BuildFailure::default()
+        };
+        again_or_failed(platform, failure, retries, now)
+    };
+    let pod = platform.builder.as_ref().map_or("", |builder| builder.pod.as_str());
+    match observed {
+        Some(Observation::Succeeded { digest, size, media_type }) => PlatformStatus {
+            digest: Some(digest.clone()),
+            size: i64::try_from(*size).ok(),
+            media_type: Some(media_type.clone()),
+            failure: None,
+            ..ended(PlatformPhase::Succeeded)
+        },
+        Some(Observation::Failed(failure)) => match Class::try_from(failure.class) {
+            Ok(Class::Cancelled) => ended(PlatformPhase::Cancelled),
+            Ok(Class::Infrastructure | Class::Unspecified) => {
+                again_or_failed(platform, in_status(failure, &platform.name), retries, now)
+            }
+            _ => PlatformStatus {
+                failure: Some(in_status(failure, &platform.name)),
+                ..ended(PlatformPhase::Failed)
+            },
+        },
+        Some(Observation::Unknown) => lost(format!("the builder {pod} was started again and lost the build")),
+        Some(Observation::Refused) => lost(format!("the builder {pod} takes no more builds")),
+        Some(Observation::Unreachable(why)) => lost(format!("the builder {pod} could not be reached: {why}")),
+        Some(Observation::Running(_) | Observation::Connecting) | None if !builder_alive => {
+            lost(format!("the builder {pod} went away while it worked"))
+        }
+        Some(Observation::Running(phase)) => PlatformStatus { phase: *phase, ..platform.clone() },
+        Some(Observation::Connecting) | None => platform.clone(),
+    }
+}
+
+fn again_or_failed(platform: &PlatformStatus, failure: BuildFailure, retries: u32, now: Timestamp) -> PlatformStatus {
+    let again = platform.attempt <= retries;
+    PlatformStatus {
+        phase: if again { PlatformPhase::Queued } else { PlatformPhase::Failed },
+        builder: if again { None } else { platform.builder.clone() },
+        finished_at: Some(Time(seconds(now))),
+        failure: Some(failure),
+        ..platform.clone()
+    }
+}
+
+/// An agent's failure, bounded as the schema wants it.
+fn in_status(failure: &Failure, platform: &str) -> BuildFailure {
+    let cut = |text: &str, length: usize| text.chars().take(length).collect::<String>();
+    let some = |text: &str| (!text.is_empty()).then(|| cut(text, 1024));
+    let skip = failure.log_tail.len().saturating_sub(20);
+    BuildFailure {
+        run: None,
+        platform: Some(platform.to_owned()),
+        reason: cut(&failure.reason, 64),
+        message: cut(&failure.message, 4096),
+        step: some(&failure.step),
+        dockerfile: some(&failure.dockerfile),
+        line: (failure.line > 0).then_some(failure.line),
+        exit_code: failure.exit_code,
+        log_tail: failure.log_tail.iter().skip(skip).map(|line| cut(line, 1024)).collect(),
+    }
+}
+
+/// When a queued platform may be tried again.
+#[must_use]
+pub fn due(platform: &PlatformStatus) -> Option<Timestamp> {
+    let failed_at = platform.finished_at.as_ref()?.0;
+    let delay = 1_i64 << platform.attempt.min(6);
+    failed_at.checked_add(k8s_openapi::jiff::SignedDuration::from_secs(delay)).ok()
+}
+
+/// What should be done with a run next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// Stop its jobs, and end it so.
+    End(RunPhase, BuildFailure),
+    /// Push index and tags.
+    Publish,
+    /// Find builders for what is queued, follow what runs.
+    Build,
+}
+
+/// What asks for a run's end.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Stop {
+    /// `spec.cancel` is set, or the run is being deleted.
+    pub cancelled: bool,
+    /// The ImageBuild has a newer run.
+    pub superseded: bool,
+}
+
+/// Decides from the platforms as [`advance`] left them.
+#[must_use]
+pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, now: Timestamp) -> Next {
+    let ended = |phase, reason: Reason, message: String| {
+        Next::End(phase, BuildFailure { reason: reason.to_string(), message, ..BuildFailure::default() })
+    };
+    if stop.cancelled && stop.superseded {
+        return ended(RunPhase::Cancelled, Reason::Superseded, "a newer run took its place".to_owned());
+    }
+    if stop.cancelled {
+        return ended(RunPhase::Cancelled, Reason::Cancelled, "the run was cancelled".to_owned());
+    }
+    let phases = || status.platforms.iter().map(|platform| platform.phase);
+    if let Some(failed) = status.platforms.iter().find(|platform| platform.phase == PlatformPhase::Failed) {
+        return Next::End(RunPhase::Failed, failed.failure.clone().unwrap_or_default());
+    }
+    if phases().all(|phase| phase == PlatformPhase::Succeeded) {
+        return Next::Publish;
+    }
+    if phases().any(|phase| phase == PlatformPhase::Cancelled) {
+        return ended(RunPhase::Cancelled, Reason::Cancelled, "a platform's build was cancelled".to_owned());
+    }
+    if deadline(status, timeout).is_some_and(|deadline| deadline <= now) {
+        let message = format!("the run took longer than {}s: set a longer spec.timeout", timeout.as_secs());
+        return ended(RunPhase::Failed, Reason::BuildTimeout, message);
+    }
+    Next::Build
+}
+
+/// When the run has taken too long. `None`: it has not begun.
+#[must_use]
+pub fn deadline(status: &ImageBuildRunStatus, timeout: Duration) -> Option<Timestamp> {
+    let started = status.started_at.as_ref()?.0;
+    started.checked_add(timeout).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_crds::image_build_run::BuilderRef;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn platform(phase: PlatformPhase, attempt: u32) -> PlatformStatus {
+        PlatformStatus {
+            name: "linux/amd64".into(),
+            phase,
+            attempt,
+            builder: Some(BuilderRef { pod: "b".into(), uid: "u".into(), node: "n".into() }),
+            ..PlatformStatus::default()
+        }
+    }
+
+    fn failed(class: Class) -> Observation {
+        Observation::Failed(Failure { class: class.into(), reason: "Some".into(), ..Failure::default() })
+    }
+
+    fn done() -> Observation {
+        Observation::Succeeded { digest: "sha256:1".into(), size: 2, media_type: "m".into() }
+    }
+
+    #[test]
+    fn what_a_platform_becomes() {
+        use PlatformPhase::{Building, Cancelled, Failed, Queued, Starting, Succeeded};
+        for (phase, attempt, observed, alive, expected) in [
+            (Starting, 1, None, true, Starting),
+            (Starting, 1, None, false, Queued),
+            (Starting, 1, Some(Observation::Running(Building)), true, Building),
+            (Building, 1, Some(done()), true, Succeeded),
+            // The outcome was heard before the builder went.
+            (Building, 1, Some(done()), false, Succeeded),
+            (Building, 1, Some(failed(Class::User)), true, Failed),
+            (Building, 1, Some(failed(Class::Credential)), true, Failed),
+            (Building, 1, Some(failed(Class::Timeout)), true, Failed),
+            (Building, 1, Some(failed(Class::Cancelled)), true, Cancelled),
+            (Building, 1, Some(failed(Class::Infrastructure)), true, Queued),
+            (Building, 3, Some(failed(Class::Infrastructure)), true, Failed),
+            (Building, 1, Some(Observation::Unknown), true, Queued),
+            (Building, 1, Some(Observation::Running(Building)), false, Queued),
+            (Building, 3, Some(Observation::Unknown), true, Failed),
+            (Succeeded, 1, Some(Observation::Unknown), false, Succeeded),
+            (Queued, 0, None, false, Queued),
+        ] {
+            let after = advance(&platform(phase, attempt), observed.as_ref(), alive, 2, at(5));
+            assert_eq!(after.phase, expected, "{phase:?} {attempt} {observed:?} {alive}");
+        }
+    }
+
+    #[test]
+    fn a_failure_in_the_status_is_bounded() {
+        let failure = Failure {
+            message: "m".repeat(10_000),
+            step: "s".repeat(5000),
+            log_tail: (0..100).map(|line| format!("{line} {}", "x".repeat(3000))).collect(),
+            ..Failure::default()
+        };
+        let bounded = in_status(&failure, "linux/amd64");
+        assert_eq!(bounded.message.len(), 4096);
+        assert_eq!(bounded.step.map(|step| step.len()), Some(1024));
+        assert_eq!(bounded.log_tail.len(), 20);
+        assert!(bounded.log_tail[19].starts_with("99 ") && bounded.log_tail[19].len() == 1024);
+    }
+
+    #[test]
+    fn what_a_run_does_next() {
+        use PlatformPhase::{Building, Failed, Queued, Succeeded};
+        let cancel = Stop { cancelled: true, superseded: false };
+        for (phases, stop, now, expected) in [
+            (vec![Queued, Building], Stop::default(), 10, "build"),
+            (vec![Succeeded, Building], Stop::default(), 10, "build"),
+            (vec![Succeeded, Succeeded], Stop::default(), 10, "publish"),
+            (vec![Succeeded, Failed], Stop::default(), 10, "Failed "),
+            (vec![Building, Building], cancel, 10, "Cancelled Cancelled"),
+            (vec![Building], Stop { superseded: true, ..cancel }, 10, "Cancelled Superseded"),
+            (vec![Building], Stop::default(), 1000, "Failed BuildTimeout"),
+            // Built in time: the timeout is the build's.
+            (vec![Succeeded], Stop::default(), 1000, "publish"),
+        ] {
+            let status = ImageBuildRunStatus {
+                started_at: Some(Time(at(1))),
+                platforms: phases.iter().map(|phase| platform(*phase, 1)).collect(),
+                ..ImageBuildRunStatus::default()
+            };
+            let got = match next(&status, stop, Duration::from_secs(100), at(now)) {
+                Next::Build => "build".to_owned(),
+                Next::Publish => "publish".to_owned(),
+                Next::End(phase, failure) => format!("{phase:?} {}", failure.reason),
+            };
+            assert_eq!(got, expected, "{phases:?} {stop:?} {now}");
+        }
+    }
+
+    #[test]
+    fn job_ids_differ_by_run_platform_and_attempt() {
+        assert_eq!(job_id("uid", "linux/arm/v7", 2), "uid-linux-arm-v7-2");
+    }
+}

@@ -1,0 +1,137 @@
+//! Tag templates; pure.
+
+use k8s_openapi::jiff::Timestamp;
+
+use crate::reason::Reason;
+use crate::references::Fault;
+use crate::registry::Tag;
+
+/// What a tag may speak of.
+#[derive(Clone, Copy, Debug)]
+pub struct Values<'a> {
+    /// The full ref, such as `refs/heads/main`.
+    pub reference: Option<&'a str>,
+    /// The commit.
+    pub commit: Option<&'a str>,
+    /// When the run was made: the same for every try.
+    pub created: Timestamp,
+    /// The run's number.
+    pub number: u64,
+}
+
+/// The tags of a run; `latest` where none is written.
+pub fn render(templates: &[String], values: Values<'_>) -> Result<Vec<Tag>, Fault> {
+    let latest = ["latest".to_owned()];
+    let templates = if templates.is_empty() { &latest[..] } else { templates };
+    let mut tags: Vec<Tag> = Vec::new();
+    for template in templates {
+        let text = fill(template, values)?;
+        let tag: Tag = text.parse().map_err(|error| {
+            Fault::user(Reason::RepositoryInvalid, format!("image.tags: {template:?} gives {text:?}: {error}"))
+        })?;
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    Ok(tags)
+}
+
+fn fill(template: &str, values: Values<'_>) -> Result<String, Fault> {
+    let mut text = String::new();
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let Some((name, after)) = after.split_once("}}") else { break };
+        text.push_str(before);
+        text.push_str(&value(name.trim(), template, values)?);
+        rest = after;
+    }
+    text.push_str(rest);
+    Ok(text)
+}
+
+fn value(name: &str, template: &str, values: Values<'_>) -> Result<String, Fault> {
+    let missing = |what: &str| {
+        let message = format!("image.tags: {template:?} needs {what}, which this source has not: write another tag");
+        Fault::user(Reason::RepositoryInvalid, message)
+    };
+    match name {
+        "branch" => {
+            let reference = values.reference.ok_or_else(|| missing("a branch"))?;
+            let short = reference.strip_prefix("refs/heads/").or_else(|| reference.strip_prefix("refs/tags/"));
+            Ok(as_tag(short.unwrap_or(reference)))
+        }
+        "commit" => Ok(values.commit.ok_or_else(|| missing("a commit"))?.to_owned()),
+        "shortCommit" => Ok(values.commit.ok_or_else(|| missing("a commit"))?.chars().take(7).collect()),
+        "timestamp" => Ok(values.created.strftime("%Y%m%d%H%M%S").to_string()),
+        "run" => Ok(values.number.to_string()),
+        other => {
+            let message = format!(
+                "image.tags: {template:?} names {other:?}: write one of branch, commit, shortCommit, timestamp, run"
+            );
+            Err(Fault::user(Reason::RepositoryInvalid, message))
+        }
+    }
+}
+
+/// A branch's name as a tag: what a tag cannot hold becomes `-`.
+fn as_tag(name: &str) -> String {
+    let tag: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '-' })
+        .take(128)
+        .collect();
+    tag.trim_start_matches(['.', '-']).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn values() -> Values<'static> {
+        Values {
+            reference: Some("refs/heads/feature/Über"),
+            commit: Some(COMMIT),
+            created: Timestamp::from_second(1_700_000_000).unwrap(),
+            number: 7,
+        }
+    }
+
+    #[test]
+    fn templates_are_filled() {
+        for (template, expected) in [
+            ("v1.2", "v1.2"),
+            ("{{branch}}", "feature--ber"),
+            ("{{ shortCommit }}-{{run}}", "0123456-7"),
+            ("c-{{commit}}", "c-0123456789abcdef0123456789abcdef01234567"),
+            ("t{{timestamp}}", "t20231114221320"),
+        ] {
+            let tags = render(&[template.to_owned()], values()).unwrap();
+            assert_eq!(tags[0].as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn no_tags_mean_latest_and_doubles_are_dropped() {
+        assert_eq!(render(&[], values()).unwrap()[0].as_str(), "latest");
+        assert_eq!(render(&["7".into(), "{{run}}".into()], values()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_an_inline_source_has_not_is_a_fault() {
+        let inline = Values { reference: None, commit: None, ..values() };
+        for template in ["{{branch}}", "{{commit}}", "{{other}}"] {
+            assert_eq!(render(&[template.into()], inline).unwrap_err().reason, Reason::RepositoryInvalid);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_branch_gives_a_tag_or_nothing(branch in "[^\\x00-\\x1f ]{1,200}") {
+            let tag = as_tag(&branch);
+            prop_assert!(tag.is_empty() || tag.parse::<Tag>().is_ok(), "{}", tag);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The operator of Kiln: resolves an ImageBuild's source, has its platforms built by the agents of builder pods, pushes the
+//! index and moves the tags.
+//!
+//! One folder a resource, and in each the same verbs: dereference (read what the spec names), plan (pure: what should
+//! happen), apply (do it), status (pure: what to report). What they share stands beside them: builders, agents, the
+//! registry and Git clients.
+
+pub mod agent;
+pub mod builder;
+pub mod builder_pool;
+pub mod condition;
+pub mod config;
+pub mod context;
+pub mod git;
+pub mod http_client;
+pub mod image_build;
+pub mod image_build_run;
+pub mod leader;
+pub mod metrics;
+pub mod operator;
+pub mod reason;
+pub mod references;
+pub mod registry;
+pub mod server;
+pub mod shutdown;
+pub mod telemetry;
+pub mod watches;

@@ -1,0 +1,242 @@
+//! The operator as a whole: waits until it leads, then watches and reconciles until it is told to stop or leads no more.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
+use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
+use kube::runtime::controller::{self, Action, Controller};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Api, Client, Resource, ResourceExt};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, error, info, info_span, warn};
+
+use crate::agent::{Connections, Jobs};
+use crate::builder::Authority;
+use crate::builder::identity::SELECTOR;
+use crate::config::Settings;
+use crate::context::{Context, Remembered, Stores};
+use crate::http_client::Clients;
+use crate::leader::Elector;
+use crate::metrics::Metrics;
+use crate::server::{Health, serve};
+use crate::watches::{drive, stream, wakes, watch};
+use crate::{builder_pool, image_build, image_build_run};
+
+/// Why the operator stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server's address or credential cannot be found or used.
+    #[error("finding the API server: {0}")]
+    Client(String),
+    /// The log filter is none.
+    #[error("reading the log filter: {0}")]
+    Log(#[from] tracing_subscriber::filter::ParseError),
+    /// No certificates.
+    #[error(transparent)]
+    Authority(#[from] crate::builder::authority::Error),
+    /// /livez could not be served.
+    #[error("serving /livez, /readyz and /metrics: {0}")]
+    Server(#[from] std::io::Error),
+    /// Another replica leads, or may soon: this one must not go on.
+    #[error("the Lease was lost: another replica may lead now")]
+    LeaseLost,
+}
+
+/// Runs until `shutdown`, or until it leads no more.
+pub async fn run(settings: Settings, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+    let client = client().await?;
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let health = Health::new(registry);
+    let stop = CancellationToken::new();
+    let server = tokio::spawn(serve(settings.listen, health.clone(), stop.clone().cancelled_owned()));
+    {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            shutdown.await;
+            info!("stopping");
+            stop.cancel();
+        });
+    }
+    tokio::select! {
+        () = kinds_there(&client) => health.ready(),
+        () = stop.cancelled() => return Ok(()),
+    }
+    let elector = Elector::new(client.clone(), &settings.namespace, "kiln-operator", &settings.identity);
+    let Some(leadership) = elector.acquire(stop.cancelled()).await else { return Ok(()) };
+    metrics.leads(true);
+    info!(identity = settings.identity, "leading");
+    let authority = Arc::new(Authority::load(&client, &settings.namespace).await?);
+    let controllers = control(client, settings, authority, metrics, leadership.token(), stop.clone());
+    let lost = tokio::select! {
+        () = controllers => false,
+        () = leadership.lost() => true,
+    };
+    stop.cancel();
+    if lost {
+        return Err(Error::LeaseLost);
+    }
+    leadership.release().await;
+    match server.await {
+        Ok(served) => served?,
+        Err(error) => warn!(%error, "the server for /livez ended"),
+    }
+    Ok(())
+}
+
+async fn client() -> Result<Client, Error> {
+    let mut config = kube::Config::infer().await.map_err(|error| Error::Client(error.to_string()))?;
+    let agent = concat!("kiln-operator/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
+    Client::try_from(config).map_err(|error| Error::Client(error.to_string()))
+}
+
+/// Waits until the API server answers and knows Kiln's kinds.
+async fn kinds_there(client: &Client) {
+    let mut said = false;
+    loop {
+        let params = kube::api::ListParams::default().limit(1);
+        let image_builds = Api::<ImageBuild>::all(client.clone());
+        let runs = Api::<ImageBuildRun>::all(client.clone());
+        let pools = Api::<BuilderPool>::all(client.clone());
+        match futures::try_join!(image_builds.list_metadata(&params), runs.list_metadata(&params), pools.list_metadata(&params)) {
+            Ok(_) => return,
+            Err(error) if !said => {
+                warn!(%error, "waiting for the API server and Kiln's CustomResourceDefinitions");
+                said = true;
+            }
+            Err(error) => debug!(%error, "still waiting"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Watches and reconciles until `stop`; what is being reconciled then is finished.
+async fn control(
+    client: Client,
+    settings: Settings,
+    authority: Arc<Authority>,
+    metrics: Metrics,
+    leader: crate::leader::LeaderToken,
+    stop: CancellationToken,
+) {
+    let everything = watcher::Config::default();
+    let of_builders = watcher::Config::default().labels(SELECTOR);
+    let builders = settings.builders_namespace.clone();
+    let (image_builds, changed_image_builds) = watch(Api::<ImageBuild>::all(client.clone()), everything.clone());
+    let (runs, changed_runs) = watch(Api::<ImageBuildRun>::all(client.clone()), everything.clone());
+    let (pools, changed_pools) = watch(Api::<BuilderPool>::all(client.clone()), everything.clone());
+    let (pods, changed_pods) = watch(Api::<Pod>::namespaced(client.clone(), &builders), of_builders.clone());
+    let (claims, changed_claims) = watch(Api::<PersistentVolumeClaim>::namespaced(client.clone(), &builders), of_builders);
+    let (nodes, changed_nodes) = watch(Api::<Node>::all(client.clone()), everything.clone());
+    let (namespaces, changed_namespaces) = watch(Api::<Namespace>::all(client.clone()), everything);
+    let (wake, woken) = wakes();
+    let reporter = Reporter { controller: "kiln-operator".to_owned(), instance: Some(settings.identity.clone()) };
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        jobs: Jobs::new(Connections::new(authority.clone()), wake.runs.clone()),
+        stores: Stores { image_builds, runs, pools, pods, claims, nodes, namespaces },
+        http: Clients::new(),
+        placing: tokio::sync::Mutex::default(),
+        api_drops_host_users: false.into(),
+        image_builds: Remembered::default(),
+        publishing: Remembered::default(),
+        client,
+        settings,
+        authority,
+        leader,
+        metrics,
+    });
+    let stores = &context.stores;
+    let secondary = futures::future::join4(
+        drive(changed_pods, |pod| wake.pod_changed(&pod, &stores.runs)),
+        drive(changed_claims, |_| wake.all_pools(&stores.pools)),
+        drive(changed_nodes, |_| {}),
+        drive(changed_namespaces, |namespace: Namespace| {
+            if namespace.metadata.deletion_timestamp.is_some() {
+                wake.all_pools(&stores.pools);
+            }
+        }),
+    );
+    let run_wake = wake.clone();
+    let run_context = context.clone();
+    let changed_runs = changed_runs.inspect(move |change| {
+        if let Ok(run) = change {
+            run_wake.run_changed(run, &run_context.stores.runs, &run_context.stores.pools);
+        }
+    });
+    let changed_runs = changed_runs.boxed();
+    let controllers = async {
+        futures::future::join3(
+            reconcile_all("imagebuild", changed_image_builds, stores.image_builds.clone(), woken.image_builds, &context, &stop, image_build::reconcile),
+            reconcile_all("imagebuildrun", changed_runs, stores.runs.clone(), woken.runs, &context, &stop, image_build_run::reconcile),
+            reconcile_all("builderpool", changed_pools, stores.pools.clone(), woken.pools, &context, &stop, builder_pool::reconcile),
+        )
+        .await;
+    };
+    tokio::select! {
+        _ = secondary => {}
+        () = controllers => {}
+    }
+}
+
+/// Runs one controller. Every error is logged and counted, and the object tried again with a growing delay.
+async fn reconcile_all<K, E, F>(
+    name: &'static str,
+    changes: crate::watches::Changes<K>,
+    store: kube::runtime::reflector::Store<K>,
+    woken: tokio::sync::mpsc::UnboundedReceiver<ObjectRef<K>>,
+    context: &Arc<Context>,
+    stop: &CancellationToken,
+    reconcile: fn(Arc<K>, Arc<Context>) -> F,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+    F: Future<Output = Result<Action, E>> + Send + 'static,
+{
+    let failures: Arc<Remembered<u32>> = Arc::default();
+    let key = |object: &K| format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
+    let policy = failures.clone();
+    let on_error = move |object: Arc<K>, problem: &E, _: Arc<Context>| {
+        let failed = policy.get(&key(&object)) + 1;
+        policy.set(&key(&object), failed);
+        warn!(controller = name, object = key(&object), error = %problem, failed, "a reconcile failed");
+        Action::requeue(crate::context::backoff(failed))
+    };
+    let each = move |object: Arc<K>, context: Arc<Context>| {
+        let failures = failures.clone();
+        let span = info_span!("reconcile", controller = name, object = key(&object));
+        async move {
+            context.stores.ready().await;
+            let begun = Instant::now();
+            let result = reconcile(object.clone(), context.clone()).await;
+            context.metrics.reconciled(name, begun.elapsed().as_secs_f64(), result.is_err());
+            if result.is_ok() {
+                failures.remove(&key(&object));
+            }
+            result
+        }
+        .instrument(span)
+    };
+    Controller::for_stream(changes, store)
+        .reconcile_on(stream(woken))
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(each, on_error, context.clone())
+        .for_each(|result| async move {
+            match result {
+                // The error policy has told these.
+                Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
+                // Woken for an object that is gone: nothing is left to do.
+                Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(problem) => error!(controller = name, error = %problem, "a controller's stream failed"),
+            }
+        })
+        .await;
+}

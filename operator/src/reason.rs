@@ -1,0 +1,134 @@
+//! The reasons in conditions, failures and Events: Kiln's interface to people and scripts, kept in one place.
+//!
+//! `docs/reasons.md` tells each one's cause and cure.
+
+use std::fmt;
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// A stable CamelCase reason.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Reason {
+            /// Every reason that the operator itself gives.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The text in conditions, failures and Events.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The image of the current input is pushed.
+    Succeeded,
+    /// A run waits for its builders.
+    Pending,
+    /// Builders work.
+    Building,
+    /// Index and tags are being pushed.
+    Publishing,
+    /// `spec.suspend` is set and no image has been built.
+    Suspended,
+    /// A run was made.
+    RunCreated,
+    /// A run is on its way, and nothing is wrong.
+    Progressing,
+    /// Nothing is on its way.
+    Idle,
+    /// A user stopped the run.
+    Cancelled,
+    /// A newer run took its place.
+    Superseded,
+
+    /// A referenced Secret is not there.
+    SecretNotFound,
+    /// A referenced Secret lacks the keys that are needed.
+    SecretInvalid,
+    /// A referenced CA bundle is not there.
+    CaNotFound,
+    /// A referenced CA bundle is no PEM bundle.
+    CaInvalid,
+    /// No pool serves the namespace, or the named one does not exist.
+    PoolNotFound,
+    /// The named pool does not serve the namespace.
+    PoolNotAllowed,
+    /// A platform is named twice, or is none that Kiln can build.
+    PlatformInvalid,
+    /// The repository or a tag is not well formed.
+    RepositoryInvalid,
+    /// An older ImageBuild has the same tag of the same repository.
+    TagConflict,
+
+    /// The Git URL cannot be used.
+    GitUrlInvalid,
+    /// The Git server refused the credential, or wants one.
+    GitUnauthorized,
+    /// There is no such Git repository.
+    GitNotFound,
+    /// There is no such branch, tag or commit.
+    GitRefNotFound,
+    /// The Git server cannot be reached, or fails.
+    GitUnavailable,
+    /// The Git server's certificate is not trusted.
+    GitCertificateUntrusted,
+
+    /// The registry refused the credential, or wants one.
+    RegistryUnauthorized,
+    /// The registry does not let this credential push there.
+    PushDenied,
+    /// The registry cannot be reached, or fails.
+    RegistryUnavailable,
+    /// The registry's certificate is not trusted.
+    RegistryCertificateUntrusted,
+    /// The registry's answer makes no sense.
+    RegistryProtocol,
+    /// The registry refuses to overwrite a tag.
+    TagImmutable,
+    /// The address is one that builds must not reach.
+    AddressForbidden,
+
+    /// No node can take a builder yet.
+    WaitingForNode,
+    /// A builder has been made and is coming up.
+    WaitingForBuilder,
+    /// Builders of this namespace are all at work.
+    WaitingForCapacity,
+    /// No node could take a builder within the pool's scheduling timeout.
+    BuilderUnschedulable,
+    /// The builder went away while it worked.
+    BuilderLost,
+    /// The run took longer than `spec.timeout`.
+    BuildTimeout,
+    /// The cluster does not support the security profile that the pool asks for.
+    SecurityProfileUnsupported,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether a failure with this reason, the operator's or an agent's, can be mended by changing a credential.
+#[must_use]
+pub fn is_credential(reason: &str) -> bool {
+    const CREDENTIAL: &[Reason] = &[
+        Reason::SecretNotFound,
+        Reason::SecretInvalid,
+        Reason::CaNotFound,
+        Reason::CaInvalid,
+        Reason::GitUnauthorized,
+        Reason::RegistryUnauthorized,
+        Reason::PushDenied,
+    ];
+    CREDENTIAL.iter().any(|known| known.as_str() == reason)
+}

@@ -1,0 +1,334 @@
+//! Reads what specs name: Secrets, CA bundles and pools. Each by a GET of its own, for Kiln lists and watches no Secrets.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kiln_crds::image_build::{GitSource, ImageTarget};
+use kiln_crds::image_build_run::SecretVersion;
+use kiln_crds::{BuilderPool, CaRef, CaRefKind};
+use kube::{Api, Client, ResourceExt};
+
+use crate::context::Context;
+use crate::git::{self, BasicAuth, GitUrl};
+use crate::http_client::{AddressPolicy, FailureClass, HttpClient};
+use crate::reason::Reason;
+use crate::registry::{self, Credentials, Login, Repository, Scheme};
+
+/// What keeps a build from going on, told to the user in a condition.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Fault {
+    /// A stable reason.
+    pub reason: Reason,
+    /// What was attempted, on what, and what to mend.
+    pub message: String,
+    /// Who can mend it.
+    pub class: FailureClass,
+}
+
+impl Fault {
+    /// A fault that the user can mend.
+    #[must_use]
+    pub fn user(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), class: FailureClass::User }
+    }
+
+    /// A fault that another credential can mend.
+    #[must_use]
+    pub fn credential(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), class: FailureClass::Credential }
+    }
+}
+
+/// Why something named could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The user can mend it.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The API server failed; trying again may help.
+    #[error("reading {what}: {source}")]
+    Api {
+        /// What was read.
+        what: String,
+        /// What the API server said.
+        source: Box<kube::Error>,
+    },
+}
+
+impl From<registry::Error> for Fault {
+    fn from(error: registry::Error) -> Self {
+        use registry::ErrorKind as Kind;
+        let reason = match error.kind() {
+            Kind::Unauthorized => Reason::RegistryUnauthorized,
+            Kind::Denied => Reason::PushDenied,
+            Kind::NotFound | Kind::NameUnknown | Kind::NameInvalid => Reason::RepositoryInvalid,
+            Kind::TagImmutable => Reason::TagImmutable,
+            Kind::TagContended => Reason::TagConflict,
+            Kind::RateLimited | Kind::Unavailable => Reason::RegistryUnavailable,
+            Kind::CertificateUntrusted | Kind::CertificateNameMismatch => Reason::RegistryCertificateUntrusted,
+            Kind::AddressForbidden => Reason::AddressForbidden,
+            Kind::Protocol => Reason::RegistryProtocol,
+        };
+        Self { reason, message: error.to_string(), class: error.class() }
+    }
+}
+
+impl From<git::Error> for Fault {
+    fn from(error: git::Error) -> Self {
+        use git::ErrorKind as Kind;
+        let reason = match error.kind() {
+            Kind::Unauthorized => Reason::GitUnauthorized,
+            Kind::NotFound => Reason::GitNotFound,
+            Kind::RefInvalid | Kind::RefNotFound => Reason::GitRefNotFound,
+            Kind::RateLimited | Kind::Unavailable | Kind::Protocol => Reason::GitUnavailable,
+            Kind::CertificateUntrusted | Kind::CertificateNameMismatch => Reason::GitCertificateUntrusted,
+            Kind::AddressForbidden => Reason::AddressForbidden,
+        };
+        Self { reason, message: error.to_string(), class: error.class() }
+    }
+}
+
+/// The data of a Secret, and the version that was read.
+pub struct SecretData {
+    /// Values by key.
+    pub data: BTreeMap<String, ByteString>,
+    /// Which one it was.
+    pub version: SecretVersion,
+}
+
+/// Reads a Secret. `field` says where it is named, for the message.
+pub async fn secret(client: &Client, namespace: &str, name: &str, field: &str) -> Result<SecretData, Error> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let what = || format!("the Secret {namespace}/{name}");
+    let secret = api.get_opt(name).await.map_err(|source| Error::Api { what: what(), source: Box::new(source) })?;
+    let Some(secret) = secret else {
+        let message = format!("the Secret {name}, which {field} names, is not in the namespace {namespace}: create it");
+        return Err(Fault::credential(Reason::SecretNotFound, message).into());
+    };
+    let version =
+        SecretVersion { name: name.to_owned(), resource_version: secret.resource_version().unwrap_or_default() };
+    Ok(SecretData { data: secret.data.unwrap_or_default(), version })
+}
+
+/// Reads one key of a Secret.
+pub async fn secret_value(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    key: &str,
+    field: &str,
+) -> Result<(Vec<u8>, SecretVersion), Error> {
+    let SecretData { mut data, version } = secret(client, namespace, name, field).await?;
+    match data.remove(key) {
+        Some(value) => Ok((value.0, version)),
+        None => {
+            let message = format!("the Secret {namespace}/{name} has no key {key}, which {field} names: add it");
+            Err(Fault::credential(Reason::SecretInvalid, message).into())
+        }
+    }
+}
+
+/// Reads a CA bundle, in PEM.
+pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, field: &str) -> Result<String, Error> {
+    let (name, key) = (&reference.name, reference.key());
+    let (kind, text) = match reference.kind() {
+        CaRefKind::Secret => {
+            let (value, _) = secret_value(client, namespace, name, key, field).await?;
+            ("Secret", Some(String::from_utf8_lossy(&value).into_owned()))
+        }
+        CaRefKind::ConfigMap => {
+            let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+            let what = format!("the ConfigMap {namespace}/{name}");
+            let found = api.get_opt(name).await.map_err(|source| Error::Api { what, source: Box::new(source) })?;
+            let Some(found) = found else {
+                let message =
+                    format!("the ConfigMap {name}, which {field} names, is not in the namespace {namespace}: create it");
+                return Err(Fault::credential(Reason::CaNotFound, message).into());
+            };
+            ("ConfigMap", found.data.unwrap_or_default().remove(key))
+        }
+    };
+    match text {
+        Some(text) if text.contains("-----BEGIN CERTIFICATE-----") => Ok(text),
+        Some(_) => {
+            let message = format!(
+                "the key {key} of the {kind} {namespace}/{name}, which {field} names, holds no PEM certificate: \
+                 put the CA's certificate there, from -----BEGIN CERTIFICATE----- on"
+            );
+            Err(Fault::credential(Reason::CaInvalid, message).into())
+        }
+        None => {
+            let message = format!("the {kind} {namespace}/{name}, which {field} names, has no key {key}: add it");
+            Err(Fault::credential(Reason::CaInvalid, message).into())
+        }
+    }
+}
+
+/// The CA bundles of a pool, in PEM.
+pub async fn pool_bundles(context: &Context, pool: &BuilderPool) -> Result<Vec<String>, Error> {
+    let namespace = &context.settings.builders_namespace;
+    let named = pool.spec.ca_refs.iter().chain(pool.spec.registries.iter().filter_map(|registry| registry.ca_ref.as_ref()));
+    let mut references: Vec<&CaRef> = named.collect();
+    references.sort();
+    references.dedup();
+    let field = format!("the BuilderPool {}", pool.name_any());
+    let read = references.into_iter().map(|reference| ca_bundle(&context.client, namespace, reference, &field));
+    futures::future::try_join_all(read).await
+}
+
+/// How a registry is reached with what an ImageBuild names.
+pub struct RegistryAccess {
+    /// The parsed repository.
+    pub repository: Repository,
+    /// A client with the credential for it.
+    pub client: registry::Client,
+    /// Every credential that builds may use, for base images too.
+    pub logins: Vec<Login>,
+    /// The CA bundle that `image.caRef` names, in PEM.
+    pub ca: Option<String>,
+    /// The Secrets that were read.
+    pub versions: Vec<SecretVersion>,
+}
+
+/// Reads what `image` and `pullSecretRefs` name.
+pub async fn registry_access(
+    context: &Context,
+    namespace: &str,
+    image: &ImageTarget,
+    pull_secrets: &[kiln_crds::SecretRef],
+    pool: &BuilderPool,
+    pool_bundles: &[String],
+) -> Result<RegistryAccess, Error> {
+    let repository: Repository = image
+        .repository
+        .parse()
+        .map_err(|error| Fault::user(Reason::RepositoryInvalid, format!("image.repository: {error}")))?;
+    let (own, pull, ca) = futures::try_join!(
+        async {
+            match &image.secret_ref {
+                Some(reference) => credentials(context, namespace, &reference.name, "image.secretRef").await.map(Some),
+                None => Ok(None),
+            }
+        },
+        futures::future::try_join_all(
+            pull_secrets.iter().map(|reference| credentials(context, namespace, &reference.name, "pullSecretRefs"))
+        ),
+        async {
+            match &image.ca_ref {
+                Some(reference) => ca_bundle(&context.client, namespace, reference, "image.caRef").await.map(Some),
+                None => Ok(None),
+            }
+        }
+    )?;
+    let mut logins = Vec::new();
+    let mut versions = Vec::new();
+    let mut login = None;
+    if let Some((credentials, version)) = own {
+        login = credentials.for_registry(&repository);
+        if login.is_none() {
+            let message = format!(
+                "the Secret {namespace}/{}, which image.secretRef names, holds no credential for {}: add one",
+                version.name, repository.registry
+            );
+            return Err(Fault::credential(Reason::SecretInvalid, message).into());
+        }
+        logins.extend(credentials.logins(Some(&repository)));
+        versions.push(version);
+    }
+    for (credentials, version) in pull {
+        for login in credentials.logins(None) {
+            if !logins.iter().any(|known: &Login| known.registry == login.registry) {
+                logins.push(login);
+            }
+        }
+        versions.push(version);
+    }
+    let plain = pool.spec.registries.iter().any(|registry| registry.plain_http && registry.host == repository.registry);
+    let http = http_client(context, pool, pool_bundles, ca.as_deref(), "image.caRef")?;
+    let client = registry::Client::new(http, if plain { Scheme::Http } else { Scheme::Https }, login);
+    Ok(RegistryAccess { repository, client, logins, ca, versions })
+}
+
+async fn credentials(
+    context: &Context,
+    namespace: &str,
+    name: &str,
+    field: &str,
+) -> Result<(Credentials, SecretVersion), Error> {
+    let SecretData { data, version } = secret(&context.client, namespace, name, field).await?;
+    let credentials = Credentials::from_secret(&data).map_err(|error| {
+        let message = format!("the Secret {namespace}/{name}, which {field} names: {error}");
+        Fault::credential(Reason::SecretInvalid, message)
+    })?;
+    Ok((credentials, version))
+}
+
+/// How a Git server is reached with what an ImageBuild names.
+pub struct GitAccess {
+    /// The parsed URL.
+    pub url: GitUrl,
+    /// A client that trusts the server's CA.
+    pub http: HttpClient,
+    /// The credential.
+    pub auth: Option<BasicAuth>,
+    /// The CA bundles to trust beside the system's, in PEM; empty where there are none.
+    pub ca: String,
+    /// The Secret that was read.
+    pub version: Option<SecretVersion>,
+}
+
+/// Reads what `source.git` names.
+pub async fn git_access(
+    context: &Context,
+    namespace: &str,
+    git: &GitSource,
+    pool: &BuilderPool,
+    pool_bundles: &[String],
+) -> Result<GitAccess, Error> {
+    let url = GitUrl::parse(&git.url)
+        .map_err(|error| Fault::user(Reason::GitUrlInvalid, format!("source.git.url: {error}")))?;
+    let mut auth = None;
+    let mut version = None;
+    if let Some(reference) = &git.secret_ref {
+        let field = "source.git.secretRef";
+        let read = secret(&context.client, namespace, &reference.name, field).await?;
+        auth = Some(BasicAuth::from_secret(&read.data).map_err(|error| {
+            let message = format!("the Secret {namespace}/{}, which {field} names: {error}", reference.name);
+            Fault::credential(Reason::SecretInvalid, message)
+        })?);
+        version = Some(read.version);
+    }
+    let own = match &git.ca_ref {
+        Some(reference) => Some(ca_bundle(&context.client, namespace, reference, "source.git.caRef").await?),
+        None => None,
+    };
+    let http = http_client(context, pool, pool_bundles, own.as_deref(), "source.git.caRef")?;
+    Ok(GitAccess { url, http, auth, ca: join(pool_bundles, own.as_deref()), version })
+}
+
+fn http_client(
+    context: &Context,
+    pool: &BuilderPool,
+    pool_bundles: &[String],
+    own: Option<&str>,
+    field: &str,
+) -> Result<HttpClient, Fault> {
+    let allow_private = pool.spec.allow.as_ref().and_then(|allow| allow.private_addresses).unwrap_or(true);
+    let bundle = join(pool_bundles, own);
+    let bundle = (!bundle.is_empty()).then_some(bundle.as_bytes());
+    context
+        .http
+        .get(bundle, AddressPolicy { allow_private })
+        .map_err(|error| Fault::credential(Reason::CaInvalid, format!("{field}, or a CA of the BuilderPool: {error}")))
+}
+
+fn join(bundles: &[String], own: Option<&str>) -> String {
+    let mut text = String::new();
+    for pem in bundles.iter().map(String::as_str).chain(own) {
+        text.push_str(pem.trim());
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,153 @@
+//! Copying an image to another repository without building it again: blobs are mounted where both are of one
+//! registry, else streamed from one to the other.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+use http::{HeaderValue, Method, header};
+use oci_spec::image::{Descriptor, Digest};
+use reqwest::Url;
+use serde::Deserialize;
+
+use super::auth::{Asking, Scope};
+use super::client::{Client, Scheme, Upload};
+use super::error::{Attempt, Error};
+use super::reference::{Identifier, Repository};
+use super::request::Request;
+use crate::http_client::TransportFailure;
+
+/// An index of indexes of indexes is deeper than anybody's.
+const DEPTH: usize = 4;
+const BLOBS_AT_ONCE: usize = 4;
+const BLOB_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long the source may send nothing.
+const STALL: Duration = Duration::from_secs(60);
+
+/// What a manifest or index refers to.
+#[derive(Deserialize)]
+struct Links {
+    #[serde(default)]
+    manifests: Vec<Descriptor>,
+    config: Option<Descriptor>,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+}
+
+/// Both ends of a copy.
+#[derive(Clone, Copy)]
+struct Ends<'a> {
+    source: &'a Client,
+    from: &'a Repository,
+    target: &'a Client,
+    to: &'a Repository,
+}
+
+/// Copies a manifest, or an index with everything below it, and returns its descriptor. What is there already is
+/// not sent again. Nothing is tagged.
+pub async fn copy_image(
+    source: &Client,
+    from: &Repository,
+    target: &Client,
+    to: &Repository,
+    digest: &Digest,
+) -> Result<Descriptor, Error> {
+    copy_manifest(Ends { source, from, target, to }, digest.clone(), DEPTH).await
+}
+
+fn copy_manifest(ends: Ends<'_>, digest: Digest, depth: usize) -> BoxFuture<'_, Result<Descriptor, Error>> {
+    Box::pin(async move {
+        let Ends { source, from, target, to } = ends;
+        let attempt = source.attempt(from, &format!("copy {digest} of"));
+        let identifier = Identifier::from(digest);
+        // Registries accept a manifest only once all it refers to is there, so one that is there is complete.
+        if let Some(there) = target.head_manifest(to, &identifier).await? {
+            return Ok(there);
+        }
+        let manifest = source.get_manifest(from, &identifier).await?;
+        let links: Links = serde_json::from_slice(&manifest.bytes)
+            .map_err(|_| attempt.protocol("it is not an OCI manifest or index"))?;
+        if !links.manifests.is_empty() && depth == 0 {
+            return Err(attempt.protocol("its indexes are nested too deep"));
+        }
+        for child in &links.manifests {
+            copy_manifest(ends, child.digest().clone(), depth - 1).await?;
+        }
+        // Layers with URLs are fetched from there by whoever pulls.
+        let layers = links.layers.into_iter().filter(|layer| layer.urls().as_ref().is_none_or(Vec::is_empty));
+        let blobs: Vec<Descriptor> = links.config.into_iter().chain(layers).collect();
+        futures::stream::iter(blobs.into_iter().map(|blob| copy_blob(ends, blob)))
+            .buffer_unordered(BLOBS_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        let media_type = manifest.descriptor.media_type().to_string();
+        target.put_manifest(to, &identifier, &media_type, manifest.bytes).await?;
+        Ok(manifest.descriptor)
+    })
+}
+
+async fn copy_blob(ends: Ends<'_>, blob: Descriptor) -> Result<(), Error> {
+    let Ends { source, from, target, to } = ends;
+    let digest = blob.digest();
+    if target.head_blob(to, digest).await?.is_some() {
+        return Ok(());
+    }
+    let attempt = target.attempt(to, &format!("copy the blob {digest} to"));
+    let mount = (from.registry == to.registry).then_some((from, digest));
+    let upload = match target.begin_upload(&attempt, to, mount).await? {
+        Upload::Mounted => return Ok(()),
+        Upload::Session(url) => url,
+        Upload::Nowhere => return Err(attempt.protocol("the registry does not say where to send the blob")),
+    };
+    let fetch = source.attempt(from, &format!("fetch the blob {digest} of"));
+    let url = source.url(&fetch, from, &format!("blobs/{digest}"))?;
+    let request = Request { timeout: Some(BLOB_TIMEOUT), ..Request::new(Method::GET, url) };
+    let response = source.send(&fetch, &[Scope::pull(from)], request).await?;
+    if !response.status().is_success() {
+        return Err(source.refused(&fetch, response).await);
+    }
+    let chunks = tokio_stream::StreamExt::timeout(response.bytes_stream(), STALL).map(|chunk| match chunk {
+        Ok(chunk) => chunk.map_err(std::io::Error::other),
+        Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the source registry stopped sending")),
+    });
+    let body = reqwest::Body::wrap_stream(chunks);
+    target.finish_upload(&attempt, to, upload, &blob, body).await
+}
+
+impl Client {
+    /// Sends a whole blob to an upload session; the registry checks its digest.
+    async fn finish_upload(
+        &self,
+        attempt: &Attempt,
+        repository: &Repository,
+        mut url: Url,
+        blob: &Descriptor,
+        body: reqwest::Body,
+    ) -> Result<(), Error> {
+        url.query_pairs_mut().append_pair("digest", blob.digest().as_ref());
+        let mut request = self
+            .inner
+            .http
+            .request(Method::PUT, url.clone())
+            .map_err(|e| attempt.transport(&e))?
+            .timeout(BLOB_TIMEOUT)
+            .header(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
+            .header(header::CONTENT_LENGTH, blob.size())
+            .body(body);
+        // A stream cannot be sent twice, so the authorisation has to be right at once; the session's start made it known.
+        if self.url(attempt, repository, "")?.origin() == url.origin() {
+            let asking = Asking {
+                http: &self.inner.http,
+                login: self.login_for(&repository.registry),
+                attempt,
+                scopes: &[Scope::push(repository)],
+                plain_http: self.inner.scheme == Scheme::Http,
+            };
+            if let Some(authorization) = self.inner.auth.known(&asking).await? {
+                request = request.header(header::AUTHORIZATION, authorization);
+            }
+        }
+        let response = request.send().await.map_err(|e| attempt.transport(&TransportFailure::from_reqwest(&e)))?;
+        if response.status().is_success() { Ok(()) } else { Err(self.refused(attempt, response).await) }
+    }
+}

@@ -1,0 +1,320 @@
+//! Credentials for registries, read from a Secret's data: Docker's configuration file, or a user name and password.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use k8s_openapi::ByteString;
+use serde::Deserialize;
+
+use super::reference::{DOCKER_HUB, Repository, is_docker_hub};
+use crate::http_client::SecretString;
+
+const CONFIG_KEY: &str = ".dockerconfigjson";
+/// `docker login` writes padding, people who write the file by hand often do not.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// What is shown to one registry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Login {
+    /// Host with optional port, `docker.io` for Docker Hub. The login is sent to this registry only.
+    pub registry: String,
+    /// The account's name.
+    pub username: String,
+    /// What proves it.
+    pub secret: LoginSecret,
+}
+
+/// What proves an account.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum LoginSecret {
+    /// A password or access token, for Basic authentication.
+    Password(SecretString),
+    /// A refresh token that the token service exchanges (OAuth 2).
+    IdentityToken(SecretString),
+}
+
+impl LoginSecret {
+    pub(super) fn expose(&self) -> &str {
+        match self {
+            Self::Password(secret) | Self::IdentityToken(secret) => secret.expose(),
+        }
+    }
+}
+
+/// The logins that one Secret holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credentials(Kind);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    /// For whatever registry the Secret is named for.
+    Plain { username: String, password: SecretString },
+    /// By host, with optional path: the key of Docker's file, normalised.
+    ByHost(BTreeMap<String, (String, LoginSecret)>),
+}
+
+/// What is wrong with a Secret that should hold a registry's credentials.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialsError {
+    /// None of the known keys.
+    #[error("it has neither the key .dockerconfigjson nor the keys username and password{}", found(.0))]
+    UnknownKeys(Vec<String>),
+    /// A value is no text, or holds what no header can carry.
+    #[error("the value of {0} is not plain text without line breaks")]
+    NotText(&'static str),
+    /// `.dockerconfigjson` is not what Docker writes.
+    #[error("{CONFIG_KEY} is not a Docker configuration file: {0}")]
+    Malformed(String),
+    /// The file points to a program on somebody's machine.
+    #[error(
+        "{CONFIG_KEY} names a credential helper ({0}) instead of credentials; log in with a file of its own (DOCKER_CONFIG=$(mktemp -d) docker login …), or make the Secret with kubectl create secret docker-registry"
+    )]
+    Helper(String),
+    /// An entry's `auth` cannot be read.
+    #[error("the entry {0} of {CONFIG_KEY} is broken: auth must be the base64 of username:password")]
+    BrokenEntry(String),
+    /// There is no entry in the file.
+    #[error("{CONFIG_KEY} holds no credentials: its auths are empty")]
+    Empty,
+}
+
+fn found(keys: &[String]) -> String {
+    if keys.is_empty() { " (it is empty)".into() } else { format!(" (it has {})", keys.join(", ")) }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConfigFile {
+    #[serde(default)]
+    auths: BTreeMap<String, Entry>,
+    creds_store: Option<String>,
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+}
+
+#[derive(Default, Deserialize)]
+struct Entry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+}
+
+impl Credentials {
+    /// Reads a Secret's data; its keys tell what it holds, not its type.
+    pub fn from_secret(data: &BTreeMap<String, ByteString>) -> Result<Self, CredentialsError> {
+        if let Some(config) = data.get(CONFIG_KEY) {
+            return Self::from_config(&config.0);
+        }
+        let (Some(username), Some(password)) = (data.get("username"), data.get("password")) else {
+            return Err(CredentialsError::UnknownKeys(data.keys().cloned().collect()));
+        };
+        // A file written by an editor ends in a line break, which is never part of a credential.
+        Ok(Self(Kind::Plain {
+            username: line(&username.0).ok_or(CredentialsError::NotText("username"))?,
+            password: SecretString::new(line(&password.0).ok_or(CredentialsError::NotText("password"))?),
+        }))
+    }
+
+    fn from_config(json: &[u8]) -> Result<Self, CredentialsError> {
+        // serde_json's messages can quote values, so only the place is passed on.
+        let file: ConfigFile = serde_json::from_slice(json)
+            .map_err(|e| CredentialsError::Malformed(format!("line {}, column {}", e.line(), e.column())))?;
+        let mut logins = BTreeMap::new();
+        for (key, entry) in file.auths {
+            let Some(login) = login(entry).map_err(|()| CredentialsError::BrokenEntry(key.clone()))? else { continue };
+            logins.insert(normalise(&key), login);
+        }
+        if logins.is_empty() {
+            let helper = file.creds_store.or_else(|| file.cred_helpers.into_values().next());
+            return Err(helper.map_or(CredentialsError::Empty, CredentialsError::Helper));
+        }
+        Ok(Self(Kind::ByHost(logins)))
+    }
+
+    /// The login for `repository`: of several entries the one with the longest matching path.
+    #[must_use]
+    pub fn for_registry(&self, repository: &Repository) -> Option<Login> {
+        let registry = repository.registry.clone();
+        match &self.0 {
+            Kind::Plain { username, password } => Some(Login {
+                registry,
+                username: username.clone(),
+                secret: LoginSecret::Password(password.clone()),
+            }),
+            Kind::ByHost(logins) => {
+                let whole = repository.to_string();
+                let (username, secret) = std::iter::successors(Some(whole.as_str()), |key| {
+                    key.rsplit_once('/').map(|(parent, _)| parent)
+                })
+                .find_map(|key| logins.get(key))?
+                .clone();
+                Some(Login { registry, username, secret })
+            }
+        }
+    }
+
+    /// All logins, one a host, for those who read base images. `repository` is the one that the Secret is named
+    /// for, if any: its login stands for its host, and is the only one of a `username`/`password` Secret.
+    #[must_use]
+    pub fn logins(&self, repository: Option<&Repository>) -> Vec<Login> {
+        let mut logins = BTreeMap::new();
+        if let Kind::ByHost(entries) = &self.0 {
+            for (key, (username, secret)) in entries {
+                let registry = key.split('/').next().unwrap_or(key).to_owned();
+                let login = Login { registry: registry.clone(), username: username.clone(), secret: secret.clone() };
+                // In sorted order an entry for the whole host comes before those for its paths.
+                logins.entry(registry).or_insert(login);
+            }
+        }
+        if let Some(login) = repository.and_then(|r| self.for_registry(r)) {
+            logins.insert(login.registry.clone(), login);
+        }
+        logins.into_values().collect()
+    }
+}
+
+/// A single line of text, without its line break.
+fn line(bytes: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(bytes).ok()?.trim_end_matches(['\r', '\n']);
+    (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.to_owned())
+}
+
+fn login(entry: Entry) -> Result<Option<(String, LoginSecret)>, ()> {
+    let decoded = match entry.auth.filter(|auth| !auth.is_empty()) {
+        Some(auth) => {
+            let bytes = BASE64.decode(auth.trim()).map_err(|_| ())?;
+            let text = String::from_utf8(bytes).map_err(|_| ())?;
+            let (username, password) = text.split_once(':').ok_or(())?;
+            // Docker pads with NUL bytes, and `echo … | base64` adds a line break.
+            Some((username.to_owned(), password.trim_end_matches(['\0', '\n', '\r']).to_owned()))
+        }
+        None => None,
+    };
+    if let Some(token) = entry.identitytoken.filter(|token| !token.is_empty()) {
+        let username = decoded.map(|(username, _)| username).or(entry.username).unwrap_or_default();
+        return Ok(Some((username, LoginSecret::IdentityToken(SecretString::new(token)))));
+    }
+    let pair = decoded.or_else(|| entry.username.zip(entry.password)).filter(|(username, _)| !username.is_empty());
+    let Some((username, password)) = pair else { return Ok(None) };
+    if [&username, &password].into_iter().any(|text| text.chars().any(char::is_control)) {
+        return Err(());
+    }
+    Ok(Some((username, LoginSecret::Password(SecretString::new(password)))))
+}
+
+/// `https://host/v1/`, `host`, `host/path` → `host[/path]`, Docker Hub under its canonical name.
+fn normalise(key: &str) -> String {
+    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let key = key.trim_end_matches('/');
+    let (host, path) = key.split_once('/').unwrap_or((key, ""));
+    let host = host.to_ascii_lowercase();
+    let host = if is_docker_hub(&host) { DOCKER_HUB.to_owned() } else { host };
+    match path {
+        "" | "v1" | "v2" => host,
+        path => format!("{host}/{}", path.trim_start_matches("v2/")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(json: &str) -> Result<Credentials, CredentialsError> {
+        Credentials::from_secret(&BTreeMap::from([(CONFIG_KEY.to_owned(), ByteString(json.into()))]))
+    }
+
+    fn user(credentials: &Credentials, repository: &str) -> Option<String> {
+        let login = credentials.for_registry(&Repository::parse(repository).unwrap())?;
+        Some(format!("{}:{}", login.username, login.secret.expose()))
+    }
+
+    #[test]
+    fn most_specific_entry_wins() {
+        let credentials = config(
+            r#"{"auths": {
+                "https://index.docker.io/v1/": {"auth": "aHViOnB3"},
+                "ghcr.io": {"username": "whole", "password": "pw"},
+                "ghcr.io/team": {"username": "team", "password": "pw"},
+                "ghcr.io/team/app": {"username": "app", "password": "pw"},
+                "https://Reg.Example:5000/v2/": {"auth": "cmVnOnA6dw"},
+                "empty.example": {}
+            }}"#,
+        )
+        .unwrap();
+        for (repository, expected) in [
+            ("debian", Some("hub:pw")),
+            ("ghcr.io/other/app", Some("whole:pw")),
+            ("ghcr.io/team/web", Some("team:pw")),
+            ("ghcr.io/team/app", Some("app:pw")),
+            ("ghcr.io/team/app/sub", Some("app:pw")),
+            ("ghcr.io/teams/app", Some("whole:pw")),
+            ("reg.example:5000/x", Some("reg:p:w")),
+            ("reg.example/x", None),
+            ("empty.example/x", None),
+        ] {
+            assert_eq!(user(&credentials, repository).as_deref(), expected, "{repository}");
+        }
+        let hosts = |repository: Option<&str>| {
+            let repository = repository.map(|r| Repository::parse(r).unwrap());
+            let logins = credentials.logins(repository.as_ref());
+            logins.into_iter().map(|l| format!("{} {}", l.registry, l.username)).collect::<Vec<_>>()
+        };
+        assert_eq!(hosts(None), ["docker.io hub", "ghcr.io whole", "reg.example:5000 reg"]);
+        assert_eq!(hosts(Some("ghcr.io/team/app")), ["docker.io hub", "ghcr.io app", "reg.example:5000 reg"]);
+    }
+
+    #[test]
+    fn plain_secrets() {
+        let data = |pairs: &[(&str, &str)]| {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), ByteString((*v).into()))).collect::<BTreeMap<_, _>>()
+        };
+        let credentials = Credentials::from_secret(&data(&[("username", "me"), ("password", "pw\n")])).unwrap();
+        assert_eq!(user(&credentials, "ghcr.io/a").as_deref(), Some("me:pw"));
+        assert!(credentials.logins(None).is_empty());
+        assert_eq!(credentials.logins(Some(&Repository::parse("ghcr.io/a").unwrap()))[0].registry, "ghcr.io");
+        insta::assert_snapshot!(
+            Credentials::from_secret(&data(&[("token", "x")])).unwrap_err(),
+            @"it has neither the key .dockerconfigjson nor the keys username and password (it has token)"
+        );
+        let two_lines = Credentials::from_secret(&data(&[("username", "me"), ("password", "a\nb")]));
+        assert_eq!(two_lines, Err(CredentialsError::NotText("password")));
+    }
+
+    #[test]
+    fn identity_tokens() {
+        let credentials =
+            config(r#"{"auths": {"acr.example": {"auth": "PHRva2VuPjo=", "identitytoken": "refresh"}}}"#).unwrap();
+        let login = credentials.for_registry(&Repository::parse("acr.example/x").unwrap()).unwrap();
+        assert_eq!(login.secret, LoginSecret::IdentityToken(SecretString::new("refresh")));
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        insta::assert_snapshot!(
+            config(r#"{"auths": {"ghcr.io": {}}, "credsStore": "desktop"}"#).unwrap_err(),
+            @".dockerconfigjson names a credential helper (desktop) instead of credentials; log in with a file of its own (DOCKER_CONFIG=$(mktemp -d) docker login …), or make the Secret with kubectl create secret docker-registry"
+        );
+        insta::assert_snapshot!(
+            config(r#"{"auths": {"ghcr.io": {"auth": "bm9jb2xvbg=="}}}"#).unwrap_err(),
+            @"the entry ghcr.io of .dockerconfigjson is broken: auth must be the base64 of username:password"
+        );
+        insta::assert_snapshot!(
+            config(r#"{"auths": {"ghcr.io": {"auth": 42}}}"#).unwrap_err(),
+            @".dockerconfigjson is not a Docker configuration file: line 1, column 35"
+        );
+        assert_eq!(config("{}"), Err(CredentialsError::Empty));
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let credentials = config(r#"{"auths": {"ghcr.io": {"username": "me", "password": "hunter2"}}}"#).unwrap();
+        let shown = format!("{credentials:?} {:?}", credentials.logins(None));
+        assert!(!shown.contains("hunter2") && shown.contains("***"), "{shown}");
+    }
+}

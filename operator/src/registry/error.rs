@@ -1,0 +1,296 @@
+//! What a registry's refusal means, in words that say what to mend.
+
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+
+use crate::http_client::{BodyError, FailureClass, TransportFailure, plain_text, retry_after};
+
+/// A failed exchange with a registry. `Display` is for the user: what was attempted, where, why it failed, what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("could not {action} at {registry}: {cause}")]
+pub struct Error {
+    pub(super) kind: ErrorKind,
+    pub(super) registry: String,
+    pub(super) action: String,
+    pub(super) cause: String,
+    pub(super) status: Option<u16>,
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// What went wrong with a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// No credential, or a refused one.
+    Unauthorized,
+    /// The credential is good but lacks the right.
+    Denied,
+    /// The manifest or blob does not exist.
+    NotFound,
+    /// The repository does not exist, or nothing there is a registry.
+    NameUnknown,
+    /// The registry does not allow such a repository name.
+    NameInvalid,
+    /// The tag exists and the registry does not let it move.
+    TagImmutable,
+    /// Someone else keeps moving the tag.
+    TagContended,
+    /// Too many requests.
+    RateLimited,
+    /// No connection, no answer in time, or a server error.
+    Unavailable,
+    /// No trusted CA issued the registry's certificate.
+    CertificateUntrusted,
+    /// The registry's certificate is for other names.
+    CertificateNameMismatch,
+    /// The host is at an address that may not be reached.
+    AddressForbidden,
+    /// An answer that is no registry's, or a refusal that fits nothing else.
+    Protocol,
+}
+
+impl Error {
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Who can mend it, and so whether to try again.
+    #[must_use]
+    pub fn class(&self) -> FailureClass {
+        match self.kind {
+            ErrorKind::Unauthorized | ErrorKind::Denied => FailureClass::Credential,
+            ErrorKind::NotFound
+            | ErrorKind::NameUnknown
+            | ErrorKind::NameInvalid
+            | ErrorKind::TagImmutable
+            | ErrorKind::CertificateUntrusted
+            | ErrorKind::CertificateNameMismatch
+            | ErrorKind::AddressForbidden => FailureClass::User,
+            ErrorKind::TagContended | ErrorKind::RateLimited | ErrorKind::Unavailable | ErrorKind::Protocol => {
+                FailureClass::Infrastructure
+            }
+        }
+    }
+
+    /// The HTTP status, where there was an answer.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// How long the registry asks to wait; at most an hour.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The registry's host.
+    #[must_use]
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+}
+
+/// What is being done, for the text of errors.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub(super) registry: String,
+    pub(super) action: String,
+    /// Whether it writes a tag, which registries refuse in their own ways.
+    pub(super) writes_tag: bool,
+    /// Whether a credential goes with it.
+    pub(super) has_login: bool,
+}
+
+impl Attempt {
+    pub(super) fn fail(&self, kind: ErrorKind, cause: impl Into<String>) -> Error {
+        Error {
+            kind,
+            registry: self.registry.clone(),
+            action: self.action.clone(),
+            cause: cause.into(),
+            status: None,
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn protocol(&self, cause: impl Into<String>) -> Error {
+        self.fail(ErrorKind::Protocol, cause)
+    }
+
+    pub(super) fn transport(&self, failure: &TransportFailure) -> Error {
+        let kind = match failure {
+            TransportFailure::AddressForbidden(_) => ErrorKind::AddressForbidden,
+            TransportFailure::CertificateUntrusted | TransportFailure::CertificateInvalid(_) => {
+                ErrorKind::CertificateUntrusted
+            }
+            TransportFailure::CertificateNameMismatch { .. } => ErrorKind::CertificateNameMismatch,
+            TransportFailure::NotTls(_) => ErrorKind::Protocol,
+            TransportFailure::Dns(_) | TransportFailure::Timeout | TransportFailure::Connection(_) => {
+                ErrorKind::Unavailable
+            }
+        };
+        self.fail(kind, failure.to_string())
+    }
+
+    pub(super) fn body(&self, error: &BodyError) -> Error {
+        match error {
+            BodyError::Transport(failure) => self.transport(failure),
+            BodyError::TooLarge(_) => self.protocol(error.to_string()),
+        }
+    }
+
+    /// Reads a refusal: status, headers and the body's beginning.
+    pub(super) fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8], now: jiff::Timestamp) -> Error {
+        let answer = Answer::read(body);
+        let kind = classify(status, &answer, self.writes_tag);
+        let said = answer.said();
+        let advice = match kind {
+            ErrorKind::Unauthorized if self.has_login => "the registry refused the credential: check the Secret that secretRef names",
+            ErrorKind::Unauthorized => "the registry wants a credential: name a Secret in secretRef",
+            ErrorKind::Denied if self.has_login => "the credential does not have the right to: give its account access to the repository",
+            ErrorKind::Denied => "this is not allowed without a credential: name a Secret in secretRef",
+            ErrorKind::NotFound => "it does not exist there",
+            ErrorKind::NameUnknown => "the repository does not exist there, or the host is no registry: check its name, or create it first",
+            ErrorKind::NameInvalid => "the registry does not allow this repository name",
+            ErrorKind::TagImmutable => "the tag exists and the registry does not let it be moved: use a new tag, or allow overwriting there",
+            ErrorKind::RateLimited => "the registry limits requests",
+            ErrorKind::Unavailable => "the registry failed",
+            _ => "the registry gave an unexpected answer",
+        };
+        Error {
+            status: Some(status.as_u16()),
+            retry_after: retry_after(headers, now),
+            ..self.fail(kind, format!("{advice} (HTTP {}{said})", status.as_u16()))
+        }
+    }
+}
+
+/// What a registry says in an error's body
+/// (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes>).
+struct Answer {
+    code: String,
+    message: String,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    errors: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl Answer {
+    fn read(body: &[u8]) -> Self {
+        match serde_json::from_slice::<Body>(body) {
+            Ok(Body { errors }) => match errors.into_iter().next() {
+                Some(item) => Self { code: plain_text(&item.code, 60), message: plain_text(&item.message, 300) },
+                None => Self { code: String::new(), message: String::new() },
+            },
+            // An HTML page helps nobody; a short text may.
+            Err(_) => {
+                let text = plain_text(&String::from_utf8_lossy(body), 120);
+                Self { code: String::new(), message: if text.starts_with(['<', '{']) { String::new() } else { text } }
+            }
+        }
+    }
+
+    fn said(&self) -> String {
+        match (self.code.is_empty(), self.message.is_empty()) {
+            (true, true) => String::new(),
+            (false, true) => format!(", {}", self.code),
+            (true, false) => format!(", {:?}", self.message),
+            (false, false) => format!(", {}: {:?}", self.code, self.message),
+        }
+    }
+}
+
+fn classify(status: StatusCode, answer: &Answer, writes_tag: bool) -> ErrorKind {
+    // Registries that keep tags from moving say so with 400 (ECR), 403, 405, 409 (Quay, GAR) or 412 (Harbor).
+    let message = answer.message.to_ascii_lowercase();
+    let immutable = matches!(answer.code.as_str(), "TAG_IMMUTABLE" | "TAG_ALREADY_EXISTS")
+        || message.contains("immutable")
+        || message.contains("cannot be overwritten")
+        || (answer.code == "TAG_INVALID" && message.contains("already exists"));
+    match status.as_u16() {
+        409 if writes_tag => ErrorKind::TagImmutable,
+        400..=499 if writes_tag && immutable => ErrorKind::TagImmutable,
+        429 => ErrorKind::RateLimited,
+        _ if answer.code == "TOOMANYREQUESTS" => ErrorKind::RateLimited,
+        408 | 500..=599 => ErrorKind::Unavailable,
+        401 => ErrorKind::Unauthorized,
+        403 => ErrorKind::Denied,
+        _ if answer.code == "NAME_INVALID" => ErrorKind::NameInvalid,
+        404 if matches!(answer.code.as_str(), "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN" | "MANIFEST_BLOB_UNKNOWN") => {
+            ErrorKind::NotFound
+        }
+        404 => ErrorKind::NameUnknown,
+        _ => ErrorKind::Protocol,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(writes_tag: bool) -> Attempt {
+        Attempt {
+            registry: "reg.example".into(),
+            action: "push the tag v1 of team/app".into(),
+            writes_tag,
+            has_login: true,
+        }
+    }
+
+    fn kind(status: u16, code: &str, message: &str, writes_tag: bool) -> ErrorKind {
+        let body = serde_json::json!({"errors": [{"code": code, "message": message}]}).to_string();
+        let status = StatusCode::from_u16(status).unwrap();
+        attempt(writes_tag).refused(status, &HeaderMap::new(), body.as_bytes(), jiff::Timestamp::UNIX_EPOCH).kind
+    }
+
+    #[test]
+    fn kinds() {
+        for (status, code, message, writes_tag, expected) in [
+            (401, "UNAUTHORIZED", "authentication required", false, ErrorKind::Unauthorized),
+            (403, "DENIED", "requested access to the resource is denied", false, ErrorKind::Denied),
+            (404, "NAME_UNKNOWN", "repository name not known to registry", false, ErrorKind::NameUnknown),
+            (404, "MANIFEST_UNKNOWN", "manifest unknown", false, ErrorKind::NotFound),
+            (400, "NAME_INVALID", "invalid repository name", false, ErrorKind::NameInvalid),
+            (429, "TOOMANYREQUESTS", "slow down", false, ErrorKind::RateLimited),
+            (503, "", "", false, ErrorKind::Unavailable),
+            (400, "MANIFEST_INVALID", "manifest invalid", true, ErrorKind::Protocol),
+            // Amazon ECR
+            (400, "TAG_INVALID", "The image tag 'v1' already exists in the 'app' repository and cannot be overwritten because the repository is immutable.", true, ErrorKind::TagImmutable),
+            // Harbor
+            (412, "PRECONDITION", "Failed to process request due to 'app:v1' configured as immutable.", true, ErrorKind::TagImmutable),
+            // Quay
+            (409, "TAG_ALREADY_EXISTS", "tag already exists", true, ErrorKind::TagImmutable),
+            (409, "", "", false, ErrorKind::Protocol),
+        ] {
+            assert_eq!(kind(status, code, message, writes_tag), expected, "{status} {code} {message}");
+        }
+    }
+
+    #[test]
+    fn messages() {
+        let text = |status: u16, body: &str| {
+            let status = StatusCode::from_u16(status).unwrap();
+            attempt(true).refused(status, &HeaderMap::new(), body.as_bytes(), jiff::Timestamp::UNIX_EPOCH).to_string()
+        };
+        insta::assert_snapshot!(text(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication\u001b[31m required"}]}"#), @"");
+        insta::assert_snapshot!(text(502, "<html>Bad gateway</html>"), @"");
+        insta::assert_snapshot!(text(500, "oops"), @"");
+        insta::assert_snapshot!(attempt(false).transport(&TransportFailure::CertificateUntrusted), @"");
+        insta::assert_snapshot!(
+            attempt(false).transport(&TransportFailure::CertificateNameMismatch { expected: "reg.example".into(), presented: vec![] }), @"");
+    }
+}

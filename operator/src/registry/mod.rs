@@ -1,0 +1,34 @@
+//! A small client of OCI registries: references, credentials, the push check, manifests, copies, and publishing an
+//! index with its tags (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md>).
+
+mod auth;
+mod challenge;
+mod client;
+mod copy;
+mod credentials;
+mod error;
+mod index;
+mod publish;
+mod reference;
+mod request;
+#[cfg(test)]
+mod wire_tests;
+
+pub use client::{Client, Manifest, Scheme};
+pub use copy::copy_image;
+pub use credentials::{Credentials, CredentialsError, Login, LoginSecret};
+pub use error::{Error, ErrorKind};
+pub use index::{INDEX_MEDIA_TYPE, IndexBytes, PlatformImage, assemble};
+use oci_spec::image::Sha256Digest;
+pub use oci_spec::image::{Descriptor, Digest};
+pub use publish::{PublishOutcome, publish};
+pub use reference::{DOCKER_HUB, Identifier, Reference, ReferenceError, Repository, Tag};
+
+/// The SHA-256 digest of `bytes`, as registries name content.
+#[must_use]
+pub fn sha256_digest(bytes: &[u8]) -> Digest {
+    use sha2::Digest as _;
+    // 64 hexadecimal digits are always a digest, so the conversion cannot fail.
+    let sum = format!("{:x}", sha2::Sha256::digest(bytes));
+    sum.parse::<Sha256Digest>().map_or_else(|_| unreachable!("{sum} is a digest"), Into::into)
+}

@@ -1,0 +1,312 @@
+//! The client against a registry in memory: authentication, refusals, redirects, nonsense, publishing, copying.
+
+mod server;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::*;
+use crate::http_client::FailureClass;
+use server::{Auth, Fault, PASSWORD, Server};
+
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+fn tag(text: &str) -> Tag {
+    text.parse().unwrap()
+}
+
+fn index() -> IndexBytes {
+    let part = PlatformImage {
+        platform: "linux/amd64".parse().unwrap(),
+        media_type: OCI_MANIFEST.into(),
+        digest: sha256_digest(b"x"),
+        size: 1,
+    };
+    assemble(&[part], &BTreeMap::new())
+}
+
+#[tokio::test]
+async fn push_check_with_each_kind_of_authentication() {
+    for auth in [Auth::None, Auth::Basic, Auth::Bearer] {
+        let server = Server::start(auth).await;
+        let client = server.client(Some(PASSWORD));
+        let repository = server.repository("team/app");
+        client.check_push(&repository).await.unwrap();
+        let uploads = "/v2/team/app/blobs/uploads/";
+        let first = format!("POST {uploads}");
+        let cancel = format!("DELETE {uploads}1?state=s");
+        let token = "GET /token?service=test&scope=repository%3Ateam%2Fapp%3Apull%2Cpush&scope=repository%3Ax%3Apull&client_id=kiln";
+        let expected: &[&str] = match auth {
+            Auth::None => &[&first, &cancel],
+            Auth::Basic => &[&first, &first, &cancel],
+            Auth::Bearer => &[&first, token, &first, &cancel],
+        };
+        assert_eq!(server.requests(), expected, "{auth:?}");
+        // Now that it is known, nothing is asked twice.
+        let before = server.requests().len();
+        client.check_push(&repository).await.unwrap();
+        assert_eq!(server.requests().len(), before + 2, "{auth:?}");
+    }
+}
+
+#[tokio::test]
+async fn refused_credentials() {
+    for auth in [Auth::Basic, Auth::Bearer] {
+        let server = Server::start(auth).await;
+        for (password, words) in [(None, "name a Secret in secretRef"), (Some("hunter2hunter3"), "refused the credential")] {
+            let error = server.client(password).check_push(&server.repository("app")).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+            assert_eq!((error.class(), error.status()), (FailureClass::Credential, Some(401)));
+            assert!(error.to_string().contains(words), "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+    let server = Server::start(Auth::Basic).await;
+    server.client(Some("wrong password")).check_push(&server.repository("app")).await.unwrap_err();
+    assert_eq!(server.requests().len(), 2, "a refused password is not tried again");
+}
+
+#[tokio::test]
+async fn identity_tokens_are_exchanged_by_post() {
+    let server = Server::start(Auth::Bearer).await;
+    let login = Login {
+        registry: server.host.clone(),
+        username: String::new(),
+        secret: LoginSecret::IdentityToken(crate::http_client::SecretString::new(PASSWORD)),
+    };
+    let client = Client::new(server.client(None).inner.http.clone(), Scheme::Http, Some(login));
+    client.check_push(&server.repository("app")).await.unwrap();
+    assert_eq!(server.requests()[1], "POST /token");
+}
+
+#[tokio::test]
+async fn a_token_without_the_right_is_denied() {
+    let server = Server::start(Auth::Bearer).await;
+    let body = r#"{"token":"weak"}"#.to_owned();
+    server.fault("GET /token", Fault { status: 200, body, ..Fault::default() });
+    let error = server.client(Some(PASSWORD)).check_push(&server.repository("app")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
+}
+
+#[tokio::test]
+async fn an_expired_token_is_replaced_once() {
+    let server = Server::start(Auth::Bearer).await;
+    let client = server.client(Some(PASSWORD));
+    let repository = server.repository("app");
+    client.check_push(&repository).await.unwrap();
+    let challenge = format!("Bearer realm=\"http://{}/token\"", server.host);
+    let expired = Fault { status: 401, headers: vec![("www-authenticate", challenge)], ..Fault::default() };
+    server.fault("POST /v2/app", expired);
+    client.check_push(&repository).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_login_stays_with_its_registry() {
+    let server = Server::start(Auth::Basic).await;
+    let other = Server::start(Auth::Basic).await;
+    let error = server.client(Some(PASSWORD)).check_push(&other.repository("app")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthorized);
+    assert!(other.content.lock().unwrap().requests.iter().all(|(_, authorization)| authorization.is_empty()));
+}
+
+#[tokio::test]
+async fn refusals() {
+    let server = Server::start(Auth::None).await;
+    let client = server.client(None);
+    let repository = server.repository("app");
+    let v1 = Identifier::from(tag("v1"));
+    server.fault("HEAD", Fault { status: 429, headers: vec![("retry-after", "7".into())], ..Fault::default() });
+    let error = client.head_manifest(&repository, &v1).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry_after()), (ErrorKind::RateLimited, Some(Duration::from_secs(7))));
+
+    server.fault("HEAD", Fault { status: 503, headers: vec![("retry-after", "999999".into())], ..Fault::default() });
+    let error = client.head_manifest(&repository, &v1).await.unwrap_err();
+    assert_eq!((error.kind(), error.retry_after()), (ErrorKind::Unavailable, Some(Duration::from_secs(3600))));
+
+    let body = r#"{"errors":[{"code":"TAG_INVALID","message":"The image tag 'v1' already exists and cannot be overwritten because the repository is immutable."}]}"#;
+    server.fault("PUT", Fault { status: 400, body: body.into(), ..Fault::default() });
+    let error = client.put_manifest(&repository, &v1, OCI_MANIFEST, Bytes::from_static(b"{}")).await.unwrap_err();
+    assert_eq!((error.kind(), error.class()), (ErrorKind::TagImmutable, FailureClass::User));
+
+    let wrong = vec![("docker-content-digest", sha256_digest(b"other").to_string())];
+    server.fault("PUT", Fault { status: 201, headers: wrong, ..Fault::default() });
+    let error = client.put_manifest(&repository, &v1, OCI_MANIFEST, Bytes::from_static(b"{}")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+
+    assert_eq!(client.head_manifest(&repository, &v1).await.unwrap(), None);
+    let error = client.get_manifest(&repository, &v1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+
+    // Nobody listens on a port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = Repository { registry: free.to_string(), path: "app".into() };
+    let error = client.check_push(&gone).await.unwrap_err();
+    assert_eq!((error.kind(), error.status()), (ErrorKind::Unavailable, None), "{error}");
+
+    let https = Client::new(client.inner.http.clone(), Scheme::Https, None);
+    let error = https.check_push(&repository).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert!(error.to_string().contains("plainHttp"), "{error}");
+}
+
+#[tokio::test]
+async fn nonsense() {
+    let server = Server::start(Auth::None).await;
+    let client = server.client(None);
+    let repository = server.repository("app");
+    let v1 = Identifier::from(tag("v1"));
+    let html = || Fault {
+        status: 200,
+        headers: vec![("content-type", "text/html".into())],
+        body: "<html>\u{1b}[31mlog in</html>".into(),
+    };
+    server.fault("HEAD", html());
+    server.fault("GET", html());
+    let error = client.head_manifest(&repository, &v1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+
+    let by_digest = Identifier::from(sha256_digest(b"asked for"));
+    let manifest = vec![("content-type", OCI_MANIFEST.into())];
+    server.fault("GET", Fault { status: 200, headers: manifest.clone(), body: "other".into() });
+    let error = client.get_manifest(&repository, &by_digest).await.unwrap_err();
+    assert!(error.to_string().contains("other content"), "{error}");
+
+    server.fault("GET", Fault { status: 200, headers: manifest, body: "x".repeat(4 * 1024 * 1024 + 1) });
+    let error = client.get_manifest(&repository, &v1).await.unwrap_err();
+    assert!(error.to_string().contains("larger than"), "{error}");
+
+    let bearer = Server::start(Auth::Bearer).await;
+    bearer.fault("GET /token", Fault { status: 200, body: "<html>".into(), ..Fault::default() });
+    let error = bearer.client(Some(PASSWORD)).check_push(&bearer.repository("app")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+
+    for location in ["http://169.254.169.254/x", "ftp://x/y", "//[::]/x"] {
+        server.fault("GET", Fault { status: 307, headers: vec![("location", location.into())], ..Fault::default() });
+        let error = client.get_manifest(&repository, &v1).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::AddressForbidden | ErrorKind::Protocol), "{location}: {error}");
+    }
+    for _ in 0..9 {
+        server.fault("GET", Fault { status: 307, headers: vec![("location", "/v2/app/manifests/v1".into())], ..Fault::default() });
+    }
+    let error = client.get_manifest(&repository, &v1).await.unwrap_err();
+    assert!(error.to_string().contains("circles"), "{error}");
+}
+
+#[tokio::test]
+async fn a_redirect_to_another_host_gets_no_credential() {
+    let server = Server::start(Auth::Basic).await;
+    let other = Server::start(Auth::None).await;
+    let client = server.client(Some(PASSWORD));
+    let repository = server.repository("app");
+    client.check_push(&repository).await.unwrap();
+    let location = format!("http://{}/elsewhere", other.host);
+    server.fault("GET", Fault { status: 307, headers: vec![("location", location)], ..Fault::default() });
+    client.get_manifest(&repository, &Identifier::from(tag("v1"))).await.unwrap();
+    assert_eq!(other.content.lock().unwrap().requests, [("GET /elsewhere".to_owned(), String::new())]);
+}
+
+#[tokio::test]
+async fn publishes_index_and_tags_and_writes_nothing_twice() {
+    let server = Server::start(Auth::Basic).await;
+    let client = server.client(Some(PASSWORD));
+    let repository = server.repository("app");
+    let tags = [tag("v1"), tag("latest")];
+    let outcome = publish(&client, &repository, &index(), &tags, || async { true }).await.unwrap();
+    assert_eq!(outcome, PublishOutcome::Published);
+    for tag in &tags {
+        let there = client.head_manifest(&repository, &tag.clone().into()).await.unwrap().unwrap();
+        assert_eq!(*there.digest(), index().digest);
+        assert_eq!(there.media_type().to_string(), INDEX_MEDIA_TYPE);
+    }
+    let writes = || server.requests().iter().filter(|r| r.starts_with("PUT")).count();
+    let before = writes();
+    publish(&client, &repository, &index(), &tags, || async { true }).await.unwrap();
+    assert_eq!(writes(), before + 1, "only the index itself is sent again");
+}
+
+#[tokio::test]
+async fn puts_right_what_a_rival_wrote_but_not_for_ever() {
+    let server = Server::start(Auth::None).await;
+    let client = server.client(None);
+    let repository = server.repository("app");
+    server.content.lock().unwrap().rival = 2;
+    let outcome = publish(&client, &repository, &index(), &[tag("v1")], || async { true }).await.unwrap();
+    assert_eq!(outcome, PublishOutcome::Published);
+    let there = client.head_manifest(&repository, &tag("v1").into()).await.unwrap().unwrap();
+    assert_eq!(*there.digest(), index().digest);
+
+    server.content.lock().unwrap().rival = 100;
+    let error = publish(&client, &repository, &index(), &[tag("v2")], || async { true }).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TagContended);
+}
+
+#[tokio::test]
+async fn leaves_tags_alone_once_superseded() {
+    let server = Server::start(Auth::None).await;
+    let client = server.client(None);
+    let repository = server.repository("app");
+    let asked = AtomicUsize::new(0);
+    let newest = || async { asked.fetch_add(1, Ordering::Relaxed) < 1 };
+    let outcome = publish(&client, &repository, &index(), &[tag("v1"), tag("v2")], newest).await.unwrap();
+    assert_eq!(outcome, PublishOutcome::Superseded);
+    assert!(client.head_manifest(&repository, &tag("v1").into()).await.unwrap().is_some());
+    assert!(client.head_manifest(&repository, &tag("v2").into()).await.unwrap().is_none());
+}
+
+/// The future must fit a multi-threaded runtime, with whatever a reconcile borrows.
+#[test]
+fn publishing_is_send() {
+    fn send<T: Send>(_: T) {}
+    let _ = || {
+        let (client, repository, index, tags): (Client, Repository, IndexBytes, Vec<Tag>) = unimplemented!();
+        let run = 7u64;
+        send(publish(&client, &repository, &index, &tags, || async { run > 0 }));
+        send(copy_image(&client, &repository, &client, &repository, &index.digest));
+    };
+}
+
+#[tokio::test]
+async fn copies_by_mount_within_a_registry_and_by_stream_between_two() {
+    for mounts in [true, false] {
+        let source = Server::start(Auth::Bearer).await;
+        source.content.lock().unwrap().mounts = mounts;
+        let elsewhere = Server::start(Auth::Basic).await;
+        let manifest = |config: &'static [u8], layer: &'static [u8]| {
+            let manifest = json!({
+                "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+                "config": source.put_blob("from", config),
+                "layers": [source.put_blob("from", layer), source.put_blob("from", b"shared layer")],
+            });
+            source.put_manifest("from", OCI_MANIFEST, &manifest)
+        };
+        let children = [manifest(b"config a", b"layer a"), manifest(b"config b", b"layer b")];
+        let top = source.put_manifest("from", INDEX_MEDIA_TYPE, &json!({"schemaVersion": 2, "manifests": children}));
+        let digest: Digest = top["digest"].as_str().unwrap().parse().unwrap();
+
+        let client = source.client(Some(PASSWORD));
+        let (from, to) = (source.repository("from"), source.repository("to/here"));
+        let copied = copy_image(&client, &from, &client, &to, &digest).await.unwrap();
+        assert_eq!(*copied.digest(), digest);
+        let target = elsewhere.client(Some(PASSWORD));
+        copy_image(&client, &from, &target, &elsewhere.repository("copy"), &digest).await.unwrap();
+
+        for (server, name) in [(&source, "to/here"), (&elsewhere, "copy")] {
+            let content = server.content.lock().unwrap();
+            let count = |keys: Vec<&(String, String)>| keys.iter().filter(|(repository, _)| repository == name).count();
+            assert_eq!(count(content.blobs.keys().collect()), 5);
+            assert_eq!(count(content.manifests.keys().collect()), 3);
+        }
+        let fetched = source.requests().iter().filter(|r| r.starts_with("GET /v2/from/blobs")).count();
+        // Two layers of the index are one: whether it is fetched twice is a matter of time.
+        assert!(if mounts { fetched == 5 } else { fetched >= 10 }, "{fetched}");
+        // Again: it is all there, which one question tells.
+        let before = source.requests().len();
+        copy_image(&client, &from, &client, &to, &digest).await.unwrap();
+        let last = source.requests().split_off(before);
+        assert!(last.iter().all(|r| r.starts_with("HEAD") || r.starts_with("GET /token")), "{last:?}");
+    }
+}

@@ -1,0 +1,148 @@
+//! The watches: one for each kind, each keeping a copy of its objects, and which change wakes which reconcile.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kiln_crds::image_build_run::PlatformPhase;
+use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Api, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tracing::warn;
+
+use crate::builder::identity::POOL;
+
+/// A stream of the objects that changed, those that were deleted too.
+pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
+
+/// Watches a kind, and keeps a copy of its objects.
+pub fn watch<K>(api: Api<K>, config: watcher::Config) -> (Store<K>, Changes<K>)
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Unpin,
+{
+    let (store, writer) = reflector::store();
+    let changes = watcher(api, config)
+        .default_backoff()
+        // Megabytes over ten thousand objects, and nobody reads it.
+        .modify(|object| object.managed_fields_mut().clear())
+        .reflect(writer)
+        .touched_objects()
+        .boxed();
+    (store, changes)
+}
+
+/// Wakes reconciles.
+#[derive(Clone)]
+pub struct Wake {
+    /// Of ImageBuilds.
+    pub image_builds: UnboundedSender<ObjectRef<ImageBuild>>,
+    /// Of runs.
+    pub runs: UnboundedSender<ObjectRef<ImageBuildRun>>,
+    /// Of pools.
+    pub pools: UnboundedSender<ObjectRef<BuilderPool>>,
+}
+
+/// What the senders of [`Wake`] send to.
+pub struct Woken {
+    /// ImageBuilds.
+    pub image_builds: UnboundedReceiver<ObjectRef<ImageBuild>>,
+    /// Runs.
+    pub runs: UnboundedReceiver<ObjectRef<ImageBuildRun>>,
+    /// Pools.
+    pub pools: UnboundedReceiver<ObjectRef<BuilderPool>>,
+}
+
+/// Both ends.
+#[must_use]
+pub fn wakes() -> (Wake, Woken) {
+    let (image_builds, woken_image_builds) = unbounded_channel();
+    let (runs, woken_runs) = unbounded_channel();
+    let (pools, woken_pools) = unbounded_channel();
+    (
+        Wake { image_builds, runs, pools },
+        Woken { image_builds: woken_image_builds, runs: woken_runs, pools: woken_pools },
+    )
+}
+
+// A send fails only when the controllers have ended, and then nobody needs waking.
+impl Wake {
+    /// A run changed: its ImageBuild reports it; where a job ended, the queued ones may have its place.
+    pub fn run_changed(&self, run: &ImageBuildRun, runs: &Store<ImageBuildRun>, pools: &Store<BuilderPool>) {
+        if let Some(namespace) = run.namespace() {
+            let _ = self.image_builds.send(ObjectRef::new(&run.spec.image_build.name).within(&namespace));
+        }
+        let status = run.status.as_ref();
+        let ended = status.is_some_and(|status| {
+            status.phase.is_final() || status.platforms.iter().any(|platform| platform.phase.is_final())
+        });
+        if ended || run.metadata.deletion_timestamp.is_some() {
+            self.queued_runs(runs);
+        }
+        self.all_pools(pools);
+    }
+
+    /// A builder pod changed: the runs that it works for, and those that wait for a builder.
+    pub fn pod_changed(&self, pod: &Pod, runs: &Store<ImageBuildRun>) {
+        let name = pod.name_any();
+        for run in runs.state() {
+            let holds = run.status.iter().flat_map(|status| &status.platforms).any(|platform| {
+                platform.phase.is_assigned() && platform.builder.as_ref().is_some_and(|builder| builder.pod == name)
+            });
+            if holds || is_queued(&run) {
+                let _ = self.runs.send(ObjectRef::from_obj(&*run));
+            }
+        }
+        if let Some(pool) = pod.labels().get(POOL) {
+            let _ = self.pools.send(ObjectRef::new(pool));
+        }
+    }
+
+    /// Every pool: what they report may have changed.
+    pub fn all_pools(&self, pools: &Store<BuilderPool>) {
+        for pool in pools.state() {
+            let _ = self.pools.send(ObjectRef::from_obj(&*pool));
+        }
+    }
+
+    /// Every run that waits for a builder.
+    pub fn queued_runs(&self, runs: &Store<ImageBuildRun>) {
+        for run in runs.state().iter().filter(|run| is_queued(run)) {
+            let _ = self.runs.send(ObjectRef::from_obj(&**run));
+        }
+    }
+}
+
+fn is_queued(run: &Arc<ImageBuildRun>) -> bool {
+    match &run.status {
+        None => true,
+        Some(status) => {
+            !status.phase.is_final()
+                && status.platforms.iter().any(|platform| platform.phase == PlatformPhase::Queued)
+        }
+    }
+}
+
+/// Drives a watch that feeds no controller of its own.
+pub async fn drive<K>(changes: Changes<K>, mut changed: impl FnMut(K)) {
+    let mut changes = changes;
+    loop {
+        match changes.try_next().await {
+            Ok(Some(object)) => changed(object),
+            Ok(None) => return,
+            // The watch goes on by itself, with a growing delay.
+            Err(error) => warn!(%error, "a watch was interrupted"),
+        }
+    }
+}
+
+/// The receiver as a stream.
+pub fn stream<T: Send + 'static>(receiver: UnboundedReceiver<T>) -> impl Stream<Item = T> + Send + 'static {
+    tokio_stream::wrappers::UnboundedReceiverStream::new(receiver)
+}
