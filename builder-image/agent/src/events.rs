@@ -1,0 +1,139 @@
+//! A job's events, in bounded memory, to be read from any sequence number.
+
+use std::collections::VecDeque;
+
+use kiln_agent_proto::{Event, Log, event::Kind};
+
+/// The most lines of output that one job keeps in memory.
+const MOST_LINES: usize = 10_000;
+
+/// The events of one job, ascending by sequence number.
+///
+/// Where a job writes more lines than are kept, the oldest give way to one line that says so and bears the sequence
+/// number of the last that is gone; phases and steps are all kept.
+#[derive(Debug)]
+pub struct Events {
+    events: VecDeque<Event>,
+    last: u64,
+    lines: usize,
+    most_lines: usize,
+    dropped: u64,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self::with_limit(MOST_LINES)
+    }
+}
+
+impl Events {
+    fn with_limit(most_lines: usize) -> Self {
+        Self { events: VecDeque::new(), last: 0, lines: 0, most_lines, dropped: 0 }
+    }
+
+    /// The events of a job that ended under an earlier agent: its outcome alone.
+    #[must_use]
+    pub fn ended(outcome: Event) -> Self {
+        let mut events = Self { last: outcome.sequence, ..Self::default() };
+        events.events.push_back(outcome);
+        events
+    }
+
+    /// Adds an event with the next sequence number, and gives it back.
+    pub fn push(&mut self, time: prost_types::Timestamp, kind: Kind) -> &Event {
+        if matches!(kind, Kind::Log(_)) {
+            if self.lines >= self.most_lines {
+                self.drop_lines();
+            }
+            self.lines += 1;
+        }
+        self.last += 1;
+        self.events.push_back(Event { sequence: self.last, time: Some(time), kind: Some(kind) });
+        &self.events[self.events.len() - 1]
+    }
+
+    /// Up to `most` events whose sequence number is above `after`.
+    #[must_use]
+    pub fn after(&self, after: u64, most: usize) -> Vec<Event> {
+        let start = self.events.partition_point(|event| event.sequence <= after);
+        self.events.iter().skip(start).take(most).cloned().collect()
+    }
+
+    /// The outcome, once there is one.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&Event> {
+        self.events.back().filter(|event| is_outcome(event))
+    }
+
+    /// Puts the older half of the lines aside, so that this is done seldom.
+    fn drop_lines(&mut self) {
+        let mut spare = self.lines / 2 + 1;
+        let mut kept = VecDeque::with_capacity(self.events.len());
+        for mut event in self.events.drain(..) {
+            if spare == 0 || !matches!(event.kind, Some(Kind::Log(_))) {
+                kept.push_back(event);
+                continue;
+            }
+            spare -= 1;
+            self.dropped += 1;
+            if spare == 0 {
+                // An earlier marker is among those dropped: it counted as a line.
+                let line = format!("({} earlier lines of output are not kept here; the builder's log of this job has them)", self.dropped);
+                event.kind = Some(Kind::Log(Log { step_id: String::new(), line }));
+                kept.push_back(event);
+            } else {
+                self.lines -= 1;
+            }
+        }
+        self.events = kept;
+    }
+}
+
+/// Whether `event` is a job's last one.
+#[must_use]
+pub fn is_outcome(event: &Event) -> bool {
+    matches!(event.kind, Some(Kind::Result(_) | Kind::Failure(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_agent_proto::{Phase, Result as JobResult};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn line(text: &str) -> Kind {
+        Kind::Log(Log { step_id: "s".to_owned(), line: text.to_owned() })
+    }
+
+    #[test]
+    fn reads_on_from_any_sequence() {
+        let mut events = Events::default();
+        for number in 0..5 {
+            events.push(prost_types::Timestamp::default(), line(&number.to_string()));
+        }
+        events.push(prost_types::Timestamp::default(), Kind::Result(JobResult::default()));
+        let sequences = |after, most| events.after(after, most).iter().map(|event| event.sequence).collect::<Vec<_>>();
+        assert_eq!(sequences(0, 100), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(sequences(4, 100), [5, 6]);
+        assert_eq!(sequences(0, 2), [1, 2]);
+        assert_eq!(sequences(6, 100), [0_u64; 0]);
+        assert_eq!(events.outcome().map(|event| event.sequence), Some(6));
+    }
+
+    proptest! {
+        #[test]
+        fn stays_bounded_and_ascending(kinds in proptest::collection::vec(any::<bool>(), 0..300)) {
+            let mut events = Events::with_limit(20);
+            for is_line in &kinds {
+                events.push(prost_types::Timestamp::default(), if *is_line { line("x") } else { Kind::Phase(Phase::Building.into()) });
+            }
+            let kept = events.after(0, usize::MAX);
+            prop_assert!(kept.is_sorted_by(|a, b| a.sequence < b.sequence));
+            prop_assert_eq!(kept.last().map_or(0, |event| event.sequence), kinds.len() as u64);
+            let lines = kept.iter().filter(|event| matches!(event.kind, Some(Kind::Log(_)))).count();
+            prop_assert!(lines <= 20);
+            prop_assert_eq!(kept.len() - lines, kinds.iter().filter(|is_line| !**is_line).count());
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Runs `buildctl build` for a job and reads its result.
+
+use std::{fs, path::Path};
+
+use kiln_agent_proto::{Job as Spec, Phase, Result as JobResult};
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use super::{Recorder, Source, credentials, failure::{Circumstances, explain}, process_failure, progress::{Progress, Update}};
+use crate::{buildkit::Buildkit, process, reasons::{JobFailure, Reason}};
+
+/// What a build needs.
+pub struct Build<'a> {
+    /// The job.
+    pub spec: &'a Spec,
+    /// Its context.
+    pub source: &'a Source,
+    /// The Dockerfile, relative to the context.
+    pub dockerfile: &'a Path,
+    /// The job's directory in memory.
+    pub memory: &'a Path,
+}
+
+impl Build<'_> {
+    /// Builds and pushes, tells of it on the way, and gives the manifest.
+    pub async fn run(&self, buildkit: &Buildkit, recorder: &Recorder, stop: &CancellationToken) -> Result<JobResult, JobFailure> {
+        let metadata = self.memory.join("metadata.json");
+        let mut command = buildkit.buildctl();
+        command
+            .args(self.arguments(&metadata)?)
+            .env("DOCKER_CONFIG", self.memory.join("docker"))
+            .env("HOME", self.memory.join("home"))
+            .current_dir(self.memory);
+        let mut progress = Progress::new(recorder.masker());
+        let finished = process::run(&mut command, None, stop, |line| {
+            for update in progress.line(line) {
+                match update {
+                    Update::Step(step) => recorder.step(step),
+                    Update::Line { step_id, line } => recorder.line(step_id, line),
+                    Update::Pushing => recorder.phase(Phase::Pushing),
+                }
+            }
+        })
+        .await
+        .map_err(process_failure)?;
+        if !finished.status.success() {
+            let dockerfile = self.dockerfile.to_string_lossy();
+            let build = Circumstances {
+                dockerfile: &dockerfile,
+                platform: &self.spec.platform,
+                repository: &self.spec.repository,
+                volume_full: is_full(&self.source.context),
+            };
+            return Err(explain(progress.text(), progress.failed_step().as_ref(), build));
+        }
+        // BuildKit puts the build's platform on the image whatever the base was: the wrong programs under the right
+        // name. Its linter notices.
+        if let Some(warning) = progress.warnings().iter().find_map(|warning| warning.strip_prefix("InvalidBaseImagePlatform: ")) {
+            let message = format!("{warning}: its registry gave the base image of another platform; choose a base image that has {}", self.spec.platform);
+            return Err(JobFailure::new(Reason::BaseImagePlatform, message));
+        }
+        let metadata = fs::read(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
+        result(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))
+    }
+
+    /// The arguments of `buildctl` that make this build.
+    fn arguments(&self, metadata: &Path) -> Result<Vec<String>, JobFailure> {
+        let spec = self.spec;
+        let mut arguments: Vec<String> = ["build", "--progress=rawjson", "--frontend=dockerfile.v0"].map(str::to_owned).to_vec();
+        arguments.push(format!("--metadata-file={}", metadata.display()));
+        for name in ["context", "dockerfile"] {
+            arguments.push(format!("--local={name}={}", self.source.context.display()));
+        }
+        let mut option = |name: &str, value: &str| arguments.push(format!("--opt={name}={value}"));
+        if !spec.allow_frontends {
+            // buildkitd's own frontend, whatever a `# syntax=` line says.
+            option("cmdline", "dockerfile.v0");
+        }
+        option("filename", &self.dockerfile.display().to_string());
+        if !spec.platform.is_empty() {
+            option("platform", &spec.platform);
+        }
+        if !spec.target.is_empty() {
+            option("target", &spec.target);
+        }
+        for (kind, values) in [("build-arg", &spec.build_args), ("label", &spec.labels)] {
+            for (key, value) in sorted(values) {
+                check_key(kind, key)?;
+                option(&format!("{kind}:{key}"), value);
+            }
+        }
+        if spec.no_cache {
+            arguments.push("--no-cache".to_owned());
+        }
+        for (id, file) in credentials::secret_files(self.memory, spec) {
+            arguments.push(format!("--secret={}", csv(&[("id".to_owned(), id.to_owned()), ("src".to_owned(), file.display().to_string())])));
+        }
+        arguments.push(format!("--output={}", self.output()?));
+        Ok(arguments)
+    }
+
+    fn output(&self) -> Result<String, JobFailure> {
+        let mut fields = vec![("type", "image".to_owned()), ("oci-mediatypes", "true".to_owned())];
+        if !self.spec.repository.is_empty() {
+            let push = [("name", self.spec.repository.as_str()), ("push", "true"), ("push-by-digest", "true"), ("name-canonical", "true")];
+            fields.extend(push.map(|(key, value)| (key, value.to_owned())));
+        }
+        let mut fields: Vec<(String, String)> = fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        for (key, value) in sorted(&self.spec.annotations) {
+            check_key("annotation", key)?;
+            // buildctl makes the keys of this option lower-case.
+            if key.chars().any(char::is_uppercase) {
+                return Err(JobFailure::new(Reason::InvalidJob, format!("the annotation's key {key:?} has upper-case letters, which BuildKit cannot write")));
+            }
+            fields.push((format!("annotation.{key}"), value.to_owned()));
+        }
+        Ok(csv(&fields))
+    }
+}
+
+fn sorted(values: &std::collections::HashMap<String, String>) -> Vec<(&str, &str)> {
+    let mut values: Vec<(&str, &str)> = values.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    values.sort_unstable();
+    values
+}
+
+fn check_key(kind: &str, key: &str) -> Result<(), JobFailure> {
+    if key.is_empty() || key.chars().any(|char| char == '=' || char.is_whitespace() || char.is_control()) {
+        return Err(JobFailure::new(Reason::InvalidJob, format!("{key:?} cannot be the name of a {kind}")));
+    }
+    Ok(())
+}
+
+/// `key=value` fields as one line of CSV (RFC 4180), which `buildctl` expects.
+fn csv(fields: &[(String, String)]) -> String {
+    let fields: Vec<String> = fields
+        .iter()
+        .map(|(key, value)| {
+            let field = format!("{key}={value}");
+            if field.contains([',', '"', '\n', '\r']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field }
+        })
+        .collect();
+    fields.join(",")
+}
+
+/// Reads the manifest's descriptor from `buildctl`'s metadata.
+fn result(metadata: &[u8]) -> Result<JobResult, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        #[serde(rename = "containerimage.descriptor")]
+        descriptor: Descriptor,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Descriptor {
+        media_type: String,
+        digest: String,
+        size: u64,
+    }
+    let Descriptor { media_type, digest, size } = serde_json::from_slice::<Metadata>(metadata)?.descriptor;
+    Ok(JobResult { digest, size, media_type })
+}
+
+/// Whether the file system that holds `path` has less than a hundredth of its room left.
+fn is_full(path: &Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|volume| volume.f_bavail < volume.f_blocks / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn arguments(spec: &Spec) -> String {
+        let source = Source { context: PathBuf::from("/work/job/source/app"), name: String::new() };
+        let build = Build { spec, source: &source, dockerfile: Path::new("docker/Dockerfile.prod"), memory: Path::new("/memory/job") };
+        build.arguments(Path::new("/memory/job/metadata.json")).unwrap().join("\n")
+    }
+
+    fn map(pairs: &[(&str, &str)]) -> std::collections::HashMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_rich_build() {
+        insta::assert_snapshot!(arguments(&Spec {
+            platform: "linux/arm64".to_owned(),
+            target: "run".to_owned(),
+            build_args: map(&[("VERSION", "1,2 \"x\""), ("A", "b=c")]),
+            labels: map(&[("org.example", "x")]),
+            annotations: map(&[("org.opencontainers.image.title", "a, \"b\"")]),
+            no_cache: true,
+            secrets: [("tok,en".to_owned(), b"hunter22".to_vec())].into(),
+            repository: "registry.example:5000/team/app".to_owned(),
+            ..Spec::default()
+        }));
+    }
+
+    #[test]
+    fn a_build_without_push() {
+        insta::assert_snapshot!(arguments(&Spec { platform: "linux/amd64".to_owned(), allow_frontends: true, ..Spec::default() }));
+    }
+
+    #[test]
+    fn reads_the_result() {
+        let result = result(include_bytes!("testdata/metadata.json")).unwrap();
+        assert!(result.digest.starts_with("sha256:") && result.size > 0);
+        assert_eq!(result.media_type, "application/vnd.oci.image.manifest.v1+json");
+    }
+}

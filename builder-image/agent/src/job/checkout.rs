@@ -1,0 +1,201 @@
+//! Writes a commit's files to a directory, as `git checkout` would, without a `.git` and with times that follow from
+//! commit and content.
+
+use std::{collections::{BTreeMap, BTreeSet}, ffi::OsStr, fs, io, os::unix::ffi::OsStrExt as _, path::{Path, PathBuf}};
+
+use super::{Source, git::{Commit, GitJob}, mtime, remote::Remote};
+use crate::{paths, reasons::{JobFailure, Reason}};
+
+/// How deep submodules may lie in one another.
+const DEEPEST: usize = 8;
+
+/// An entry of a commit's tree.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    /// A submodule's commit rather than a file or link.
+    submodule: bool,
+    id: String,
+    path: PathBuf,
+}
+
+/// A submodule to be put into a directory.
+struct Submodule {
+    remote: Remote,
+    commit: String,
+    directory: PathBuf,
+}
+
+impl GitJob<'_> {
+    /// Writes the commit's directory `path` to `directory`, with its submodules if wanted.
+    pub async fn check_out(&self, commit: Commit, remote: &Remote, directory: &Path, path: &Path, submodules: bool) -> Result<Source, JobFailure> {
+        let name = format!("commit {} of {}", &commit.id[..12], remote.url);
+        let mut waiting = self.check_out_one(commit, remote, directory, path, submodules).await?;
+        let context = directory.join(path);
+        for _ in 0..DEEPEST {
+            if !submodules || waiting.is_empty() {
+                return Ok(Source { context, name });
+            }
+            let mut deeper = Vec::new();
+            for submodule in waiting {
+                let commit = self.commit(submodule.remote.clone(), &submodule.commit, "").await?;
+                deeper.extend(self.check_out_one(commit, &submodule.remote, &submodule.directory, Path::new(""), true).await?);
+            }
+            waiting = deeper;
+        }
+        if waiting.is_empty() {
+            return Ok(Source { context, name });
+        }
+        Err(JobFailure::new(Reason::InvalidJob, format!("the submodules of {name} lie more than {DEEPEST} deep in one another")))
+    }
+
+    /// Writes one commit, and gives the submodules it names. The repository is free for others afterwards.
+    async fn check_out_one(&self, commit: Commit, remote: &Remote, directory: &Path, path: &Path, submodules: bool) -> Result<Vec<Submodule>, JobFailure> {
+        match self.write_files(&commit, remote, directory, path, submodules).await {
+            Err(failure) if failure.reason == Reason::GitFailed => {
+                self.drop_repository(commit, remote).await;
+                Err(failure)
+            }
+            written => written,
+        }
+    }
+
+    async fn write_files(&self, commit: &Commit, remote: &Remote, directory: &Path, path: &Path, wanted: bool) -> Result<Vec<Submodule>, JobFailure> {
+        let below = if path.as_os_str().is_empty() { None } else { Some(format!("{}/", path.display())) };
+        let mut list = vec!["ls-tree", "-r", "-z", "--full-tree", &commit.id];
+        if let Some(below) = &below {
+            list.extend(["--", below]);
+        }
+        let listing = self.read(commit, &list, None, &[]).await?;
+        let entries = entries(&listing).ok_or_else(|| JobFailure::new(Reason::GitFailed, "git ls-tree gave a listing that cannot be read"))?;
+        if below.is_some() && entries.is_empty() {
+            let message = format!("there is no directory {:?} in commit {} of {}; set spec.source.git.path", path.display(), commit.id, remote.url);
+            return Err(JobFailure::new(Reason::ContextNotFound, message));
+        }
+
+        fs::create_dir_all(directory).map_err(|error| JobFailure::agent("make the source's directory", &error))?;
+        let mut index = directory.as_os_str().to_owned();
+        index.push(".index");
+        let environment = [("GIT_INDEX_FILE", Path::new(&index).display().to_string()), ("GIT_WORK_TREE", directory.display().to_string())];
+        self.read(commit, &["read-tree", &commit.id], None, &environment).await?;
+        let names: Vec<u8> = entries
+            .iter()
+            .filter(|entry| !entry.submodule)
+            .flat_map(|entry| entry.path.as_os_str().as_bytes().iter().chain(&[0]))
+            .copied()
+            .collect();
+        let prefix = format!("--prefix={}/", directory.display());
+        self.read(commit, &["checkout-index", "--quiet", "--force", "-z", "--stdin", &prefix], Some(&names), &environment).await?;
+        let _ = fs::remove_file(&index);
+
+        let submodules: Vec<&Entry> = entries.iter().filter(|entry| entry.submodule).collect();
+        // As git does: an empty directory where the submodule is not wanted.
+        for entry in &submodules {
+            fs::create_dir_all(directory.join(&entry.path)).map_err(|error| JobFailure::agent("make a submodule's directory", &error))?;
+        }
+        let urls = if wanted && !submodules.is_empty() { self.submodule_urls(commit).await? } else { BTreeMap::new() };
+        let submodules = submodules
+            .into_iter()
+            .filter_map(|entry| Some((entry, urls.get(entry.path.to_str()?)?)))
+            .map(|(entry, url)| {
+                let url = remote.submodule(url)?;
+                Ok(Submodule { remote: remote.at(url), commit: entry.id.clone(), directory: directory.join(&entry.path) })
+            })
+            .collect::<Result<Vec<_>, JobFailure>>()?;
+
+        let (directory, second) = (directory.to_owned(), commit.second);
+        tokio::task::spawn_blocking(move || set_times(&directory, second, &entries))
+            .await
+            .map_err(|error| JobFailure::agent("set the times of the source's files", &error))?
+            .map_err(|error| JobFailure::agent("set the times of the source's files", &error))?;
+        Ok(submodules)
+    }
+
+    /// The URLs in `.gitmodules`, by the submodule's path.
+    async fn submodule_urls(&self, commit: &Commit) -> Result<BTreeMap<String, String>, JobFailure> {
+        let blob = format!("{}:.gitmodules", commit.id);
+        let output = self.git(&commit.repository, &[], &["config", "-z", "--list", "--blob", &blob], None, &[]).await?;
+        // No such file: no URLs.
+        Ok(if output.success { gitmodules(&String::from_utf8_lossy(&output.stdout)) } else { BTreeMap::new() })
+    }
+
+    async fn read(&self, commit: &Commit, arguments: &[&str], stdin: Option<&[u8]>, environment: &[(&str, String)]) -> Result<Vec<u8>, JobFailure> {
+        let output = self.git(&commit.repository, &[], arguments, stdin, environment).await?;
+        if output.success {
+            return Ok(output.stdout);
+        }
+        let reason = if output.stderr.contains("No space left on device") { Reason::NoSpaceLeft } else { Reason::GitFailed };
+        Err(JobFailure::new(reason, format!("git {} failed: {}", arguments[0], output.stderr)))
+    }
+}
+
+/// Reads the output of `git ls-tree -r -z`.
+fn entries(listing: &[u8]) -> Option<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for line in listing.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
+        let tab = line.iter().position(|byte| *byte == b'\t')?;
+        let mut fields = std::str::from_utf8(&line[..tab]).ok()?.split(' ');
+        let (_mode, kind, id) = (fields.next()?, fields.next()?, fields.next()?);
+        entries.push(Entry { submodule: kind == "commit", id: id.to_owned(), path: PathBuf::from(OsStr::from_bytes(&line[tab + 1..])) });
+    }
+    Some(entries)
+}
+
+/// Reads the output of `git config -z --list` of a `.gitmodules`: URLs by path, paths that leave the tree left out.
+fn gitmodules(list: &str) -> BTreeMap<String, String> {
+    let mut modules: BTreeMap<&str, (Option<&str>, Option<&str>)> = BTreeMap::new();
+    for setting in list.split('\0') {
+        let Some((key, value)) = setting.split_once('\n') else { continue };
+        let Some((name, field)) = key.strip_prefix("submodule.").and_then(|key| key.rsplit_once('.')) else { continue };
+        let module = modules.entry(name).or_default();
+        match field {
+            "path" if paths::relative_file(value).is_ok() => module.0 = Some(value),
+            "url" => module.1 = Some(value),
+            _ => {}
+        }
+    }
+    modules.into_values().filter_map(|(path, url)| Some((path?.to_owned(), url?.to_owned()))).collect()
+}
+
+/// Gives files and links the commit's second and nanoseconds of their content, directories the second alone.
+fn set_times(root: &Path, second: i64, entries: &[Entry]) -> io::Result<()> {
+    let mut directories = BTreeSet::from([root.to_owned()]);
+    for entry in entries {
+        let path = root.join(&entry.path);
+        directories.extend(path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)).map(Path::to_owned));
+        if entry.submodule {
+            directories.insert(path);
+        } else {
+            mtime::set(&path, mtime::of_content(second, &decode_hex(&entry.id)))?;
+        }
+    }
+    for directory in directories.iter().rev() {
+        mtime::set(directory, mtime::of_directory(second))?;
+    }
+    Ok(())
+}
+
+/// The first bytes of an object id, enough for a time.
+fn decode_hex(id: &str) -> Vec<u8> {
+    (0..id.len().min(16) / 2).filter_map(|byte| u8::from_str_radix(id.get(byte * 2..byte * 2 + 2)?, 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_listing() {
+        let id = "a".repeat(40);
+        let listing = format!("100644 blob {id}\ta b\0120000 blob {id}\tlink\0160000 commit {id}\tsub/m\0");
+        let entry = |path: &str, submodule| Entry { submodule, id: id.clone(), path: PathBuf::from(path) };
+        assert_eq!(entries(listing.as_bytes()), Some(vec![entry("a b", false), entry("link", false), entry("sub/m", true)]));
+        assert_eq!(entries(b"garbage\0"), None);
+        assert_eq!(entries(b""), Some(Vec::new()));
+    }
+
+    #[test]
+    fn reads_gitmodules() {
+        let list = "submodule.a.b.path\nlib\0submodule.a.b.url\n../lib\0submodule.evil.path\n../x\0submodule.evil.url\nhttps://x/y\0core.x\n1\0";
+        assert_eq!(gitmodules(list), BTreeMap::from([("lib".to_owned(), "../lib".to_owned())]));
+    }
+}

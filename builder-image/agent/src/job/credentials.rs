@@ -1,0 +1,122 @@
+//! A job's credentials as files in memory: what `buildctl` and `git` read, gone with the job.
+
+use std::{collections::BTreeMap, fs, io::{self, Write as _}, os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _}, path::{Path, PathBuf}};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use kiln_agent_proto::{Job as Spec, Login, source};
+use serde::Serialize;
+
+/// The system's CA bundle, on Alpine and Debian.
+const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Writes what `buildctl` reads: `docker/config.json` and `secrets/`.
+pub fn write(memory: &Path, spec: &Spec) -> io::Result<()> {
+    let mut private = fs::DirBuilder::new();
+    private.mode(0o700);
+    for directory in [memory, &memory.join("docker"), &memory.join("secrets"), &memory.join("home")] {
+        private.create(directory)?;
+    }
+    write_private(&memory.join("docker/config.json"), docker_config(&spec.logins).as_bytes())?;
+    for (number, (_, value)) in secrets(spec).into_iter().enumerate() {
+        write_private(&secret_file(memory, number), value)?;
+    }
+    Ok(())
+}
+
+/// The job's secrets with their files, by id.
+pub fn secret_files<'a>(memory: &Path, spec: &'a Spec) -> impl Iterator<Item = (&'a str, PathBuf)> {
+    secrets(spec).into_iter().enumerate().map(move |(number, (id, _))| (id, secret_file(memory, number)))
+}
+
+/// Numbered, for an id may hold any character.
+fn secret_file(memory: &Path, number: usize) -> PathBuf {
+    memory.join("secrets").join(number.to_string())
+}
+
+fn secrets(spec: &Spec) -> BTreeMap<&str, &[u8]> {
+    spec.secrets.iter().map(|(id, value)| (id.as_str(), value.as_slice())).collect()
+}
+
+/// Writes a bundle of the system's CAs and `pem`, and gives its path.
+pub fn write_bundle(memory: &Path, pem: &str) -> io::Result<PathBuf> {
+    let system = std::env::var_os("SSL_CERT_FILE").map_or_else(|| PathBuf::from(SYSTEM_BUNDLE), PathBuf::from);
+    let mut bundle = fs::read(system).unwrap_or_default();
+    bundle.push(b'\n');
+    bundle.extend_from_slice(pem.as_bytes());
+    let path = memory.join("git-ca.crt");
+    write_private(&path, &bundle)?;
+    Ok(path)
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
+}
+
+/// Every value of the job that no log may show.
+pub fn secret_values(spec: &Spec) -> Vec<&[u8]> {
+    let mut values: Vec<&[u8]> = spec.secrets.values().map(Vec::as_slice).collect();
+    values.extend(spec.logins.iter().map(|login| login.password.as_bytes()));
+    if let Some(source::Kind::Git(git)) = spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
+        values.push(git.password.as_bytes());
+    }
+    values.retain(|value| !value.is_empty());
+    values
+}
+
+/// Docker's configuration file, the form in which `buildctl` reads logins.
+fn docker_config(logins: &[Login]) -> String {
+    #[derive(Serialize)]
+    struct Config {
+        auths: BTreeMap<String, Auth>,
+    }
+    #[derive(Serialize)]
+    struct Auth {
+        auth: String,
+    }
+    let auths = logins.iter().map(|login| {
+        let host = match login.registry.as_str() {
+            "docker.io" | "index.docker.io" | "registry-1.docker.io" => "https://index.docker.io/v1/".to_owned(),
+            host => host.to_owned(),
+        };
+        (host, Auth { auth: basic(&login.username, &login.password) })
+    });
+    // Strings in maps: this serialization cannot fail.
+    serde_json::to_string(&Config { auths: auths.collect() }).unwrap_or_default()
+}
+
+/// User and password as in the `Basic` scheme (RFC 7617).
+#[must_use]
+pub fn basic(username: &str, password: &str) -> String {
+    STANDARD.encode(format!("{username}:{password}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn login(registry: &str) -> Login {
+        Login { registry: registry.to_owned(), username: "user".to_owned(), password: "pass".to_owned() }
+    }
+
+    #[test]
+    fn docker_hub_has_its_old_name() {
+        insta::assert_snapshot!(
+            docker_config(&[login("docker.io"), login("registry.example:5000")]),
+            @r#"{"auths":{"https://index.docker.io/v1/":{"auth":"dXNlcjpwYXNz"},"registry.example:5000":{"auth":"dXNlcjpwYXNz"}}}"#
+        );
+    }
+
+    #[test]
+    fn files_are_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let memory = root.path().join("job");
+        let spec = Spec { secrets: [("a/b".to_owned(), b"value".to_vec())].into(), logins: vec![login("r")], ..Spec::default() };
+        write(&memory, &spec).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&memory), 0o700);
+        assert_eq!(mode(&memory.join("docker/config.json")), 0o600);
+        let (id, file) = secret_files(&memory, &spec).next().unwrap();
+        assert_eq!((id, mode(&file), fs::read(&file).unwrap()), ("a/b", 0o600, b"value".to_vec()));
+    }
+}

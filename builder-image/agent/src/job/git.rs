@@ -1,0 +1,390 @@
+//! Fetches commits with `git`, each URL into a bare repository of its own that stays on the volume.
+
+use std::{
+    collections::HashMap, fs, io, path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use kiln_agent_proto::GitSource;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+use tokio_util::sync::CancellationToken;
+
+use super::{Source, credentials, process_failure, remote::{Problem, Remote, parse_url, problem, redirect_target}};
+use crate::{buildkit::clean_command, paths, process, reasons::{JobFailure, Reason}};
+
+/// A repository that nobody fetched from for so long goes when an agent starts.
+const RETENTION: Duration = Duration::from_hours(30 * 24);
+/// Each fetch adds a pack; so many are packed anew, and what no ref holds any more is dropped.
+const MOST_PACKS: usize = 50;
+/// How often one server may send a fetch elsewhere.
+const MOST_REDIRECTS: usize = 3;
+/// More history than any repository has: Git's own figure for "all of it".
+const WHOLE_HISTORY: &str = "--depth=2147483647";
+
+/// The bare repositories on the volume.
+#[derive(Debug)]
+pub struct Repositories {
+    root: PathBuf,
+    /// By directory: fetching writes, a checkout reads.
+    locks: Mutex<HashMap<PathBuf, Arc<RwLock<()>>>>,
+}
+
+impl Repositories {
+    /// Those in `root`; the ones long unused are removed.
+    #[must_use]
+    pub fn new(root: PathBuf) -> Self {
+        for entry in fs::read_dir(&root).into_iter().flatten().flatten() {
+            let used = fs::metadata(used_file(&entry.path())).and_then(|file| file.modified());
+            if used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > RETENTION)) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        Self { root, locks: Mutex::default() }
+    }
+
+    fn at(&self, url: &str, commit: &str) -> (PathBuf, Arc<RwLock<()>>) {
+        // A repository has one kind of object id.
+        let directory = self.root.join(format!("{}-{}.git", hash(url), commit.len()));
+        let lock = Arc::clone(self.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(directory.clone()).or_default());
+        (directory, lock)
+    }
+}
+
+/// Its time tells when the repository was last used.
+fn used_file(directory: &Path) -> PathBuf {
+    directory.join("kiln-used")
+}
+
+fn hash(text: &str) -> String {
+    Sha256::digest(text).iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+}
+
+/// A commit that is there, and stays as long as this is held.
+pub struct Commit {
+    /// The bare repository.
+    pub repository: PathBuf,
+    /// The commit's full id.
+    pub id: String,
+    /// The committer's time, in seconds since 1970.
+    pub second: i64,
+    _reading: OwnedRwLockReadGuard<()>,
+}
+
+/// What all of a job's use of `git` shares.
+pub struct GitJob<'a> {
+    /// Where repositories stay.
+    pub repositories: &'a Repositories,
+    /// Ends everything.
+    pub stop: &'a CancellationToken,
+    /// The job's directory in memory.
+    pub memory: &'a Path,
+}
+
+/// What a run of `git` came to.
+pub struct Output {
+    /// Whether it succeeded.
+    pub success: bool,
+    /// Its standard output.
+    pub stdout: Vec<u8>,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl GitJob<'_> {
+    /// Fetches the source's commit and checks it out to `directory`, which is made.
+    pub async fn fetch(&self, source: &GitSource, directory: &Path) -> Result<Source, JobFailure> {
+        let url = parse_url(&source.url)?;
+        if !is_object_id(&source.commit) {
+            return Err(JobFailure::new(Reason::InvalidJob, format!("{:?} is not a commit's full id", source.commit)));
+        }
+        if !is_ref(&source.r#ref) {
+            return Err(JobFailure::new(Reason::InvalidJob, format!("{:?} is not the name of a ref", source.r#ref)));
+        }
+        let path = paths::relative(&source.path).map_err(|problem| JobFailure::new(Reason::InvalidJob, format!("the source's path {:?} {problem}", source.path)))?;
+        let bundle = if source.ca_pem.is_empty() {
+            None
+        } else {
+            Some(credentials::write_bundle(self.memory, &source.ca_pem).map_err(|error| JobFailure::agent("write the Git server's CA", &error))?)
+        };
+        let remote = Remote::new(url, &source.username, &source.password, bundle);
+        let commit = self.commit(remote.clone(), &source.commit, &source.r#ref).await?;
+        self.check_out(commit, &remote, directory, &path, source.submodules).await
+    }
+
+    /// Makes sure that the commit is in the remote's bare repository.
+    pub async fn commit(&self, remote: Remote, id: &str, name: &str) -> Result<Commit, JobFailure> {
+        let (repository, lock) = self.repositories.at(remote.url.as_str(), id);
+        let reading = Arc::clone(&lock).read_owned().await;
+        if let Some(second) = self.commit_second(&repository, id).await? {
+            touch(&repository);
+            return Ok(Commit { repository, id: id.to_owned(), second, _reading: reading });
+        }
+        drop(reading);
+        let writing = tokio::select! {
+            writing = lock.write_owned() => writing,
+            () = self.stop.cancelled() => return Err(process_failure(process::ProcessError::Stopped)),
+        };
+        let fresh = self.prepare(&repository, id).await?;
+        let second = match self.fetch_redirected(&repository, remote.clone(), id, name).await {
+            // A repository that a crash damaged must not fail every build from now on.
+            Err(failure) if failure.reason == Reason::GitFailed && !fresh => {
+                tracing::warn!(message = failure.message, "fetching into a new repository");
+                fs::remove_dir_all(&repository).map_err(|error| JobFailure::agent("remove a damaged repository", &error))?;
+                self.prepare(&repository, id).await?;
+                self.fetch_redirected(&repository, remote, id, name).await?
+            }
+            fetched => fetched?,
+        };
+        touch(&repository);
+        Ok(Commit { repository, id: id.to_owned(), second, _reading: writing.downgrade() })
+    }
+
+    /// Drops a repository that turned out to be damaged, so that the next attempt fetches it anew.
+    pub async fn drop_repository(&self, commit: Commit, remote: &Remote) {
+        let (repository, lock) = self.repositories.at(remote.url.as_str(), &commit.id);
+        drop(commit);
+        let _writing = lock.write().await;
+        let _ = fs::remove_dir_all(repository);
+    }
+
+    /// Makes the bare repository unless it is there, and clears what an interrupted fetch left; true where it is new.
+    async fn prepare(&self, repository: &Path, id: &str) -> Result<bool, JobFailure> {
+        if repository.join("HEAD").is_file() {
+            clear_leftovers(repository).map_err(|error| JobFailure::agent("clear an interrupted fetch", &error))?;
+            if count_packs(repository) > MOST_PACKS {
+                self.git(repository, &[], &["gc", "--quiet", "--prune=now"], None, &[]).await?;
+            }
+            return Ok(false);
+        }
+        let _ = fs::remove_dir_all(repository);
+        let format = if id.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
+        let output = self.git(repository, &[], &["init", "--quiet", "--bare", "--template=", format], None, &[]).await?;
+        if output.success { Ok(true) } else { Err(JobFailure::new(Reason::GitFailed, format!("cannot make a repository: {}", output.stderr))) }
+    }
+
+    /// Fetches, follows redirects while they lead to allowed places, and gives the commit's second.
+    async fn fetch_redirected(&self, repository: &Path, mut remote: Remote, id: &str, name: &str) -> Result<i64, JobFailure> {
+        for _ in 0..=MOST_REDIRECTS {
+            remote.check_addresses().await?;
+            match self.fetch_commit(repository, &remote, id, name).await? {
+                Ok(second) => return Ok(second),
+                Err((Problem::Redirected, stderr)) => {
+                    let target = self.redirect(repository, &remote).await?;
+                    let target = target.ok_or_else(|| failure(Problem::Redirected, &remote, id, name, &stderr))?;
+                    remote = remote.at(parse_url(target.as_str())?);
+                }
+                Err((problem, stderr)) => return Err(failure(problem, &remote, id, name, &stderr)),
+            }
+        }
+        Err(failure(Problem::Redirected, &remote, id, name, "too many redirects"))
+    }
+
+    /// Fetches the commit itself; where the server refuses that, the ref; then all of its history.
+    async fn fetch_commit(&self, repository: &Path, remote: &Remote, id: &str, name: &str) -> Result<Result<i64, (Problem, String)>, JobFailure> {
+        // One ref of ours for each of theirs: what it holds is what the next fetch need not bring.
+        let ours = format!("refs/kiln/{}", hash(if name.is_empty() { id } else { name }));
+        let by_id = vec!["--depth=1".to_owned(), format!("+{id}:{ours}")];
+        let everything = ["+refs/heads/*:refs/kiln/all/heads/*".to_owned(), "+refs/tags/*:refs/kiln/all/tags/*".to_owned()];
+        let mut attempts = vec![by_id];
+        if name.is_empty() || is_object_id(name) {
+            attempts.push([vec![WHOLE_HISTORY.to_owned()], everything.to_vec()].concat());
+        } else {
+            attempts.push(vec!["--depth=1".to_owned(), format!("+{name}:{ours}")]);
+            attempts.push(vec![WHOLE_HISTORY.to_owned(), format!("+{name}:{ours}")]);
+        }
+        attempts.reverse();
+        let mut last = (Problem::NoCommit, String::new());
+        while let Some(arguments) = attempts.pop() {
+            let mut command = vec!["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"];
+            let shallow = arguments.first().is_some_and(|argument| argument.starts_with("--depth"));
+            let (depth, refspecs) = arguments.split_at(usize::from(shallow));
+            command.extend(depth.iter().map(String::as_str));
+            command.extend(["--", remote.url.as_str()]);
+            command.extend(refspecs.iter().map(String::as_str));
+            let output = self.git(repository, &remote.config(), &command, None, &[]).await?;
+            if output.success {
+                if let Some(second) = self.commit_second(repository, id).await? {
+                    return Ok(Ok(second));
+                }
+                continue;
+            }
+            let found = problem(&output.stderr);
+            last = (found, output.stderr);
+            match found {
+                Problem::NoCommit => {}
+                Problem::Dumb => attempts = vec![everything.to_vec()],
+                _ => return Ok(Err(last)),
+            }
+        }
+        Ok(Err((Problem::NoCommit, last.1)))
+    }
+
+    /// Where the remote redirects to. `git` itself must not follow: it would take the credential along.
+    async fn redirect(&self, repository: &Path, remote: &Remote) -> Result<Option<url::Url>, JobFailure> {
+        let trace = self.memory.join("redirect.trace");
+        let environment = [("GIT_TRACE_CURL", trace.display().to_string()), ("GIT_TRACE_CURL_NO_DATA", "1".to_owned())];
+        self.git(repository, &remote.config(), &["ls-remote", "--quiet", "--", remote.url.as_str(), "HEAD"], None, &environment).await?;
+        let text = fs::read(&trace).unwrap_or_default();
+        let _ = fs::remove_file(&trace);
+        Ok(redirect_target(&remote.url, &String::from_utf8_lossy(&text)))
+    }
+
+    /// The committer's second, or none where the repository lacks the commit.
+    async fn commit_second(&self, repository: &Path, id: &str) -> Result<Option<i64>, JobFailure> {
+        if !repository.join("HEAD").is_file() {
+            return Ok(None);
+        }
+        let output = self.git(repository, &[], &["cat-file", "commit", id], None, &[]).await?;
+        Ok(if output.success { committer_second(&output.stdout) } else { None })
+    }
+
+    /// Runs `git` on the bare repository with nothing of the system's or a user's configuration.
+    pub async fn git(
+        &self,
+        repository: &Path,
+        config: &[(String, String)],
+        arguments: &[&str],
+        stdin: Option<&[u8]>,
+        environment: &[(&str, String)],
+    ) -> Result<Output, JobFailure> {
+        const ALWAYS: [(&str, &str); 13] = [
+            ("protocol.allow", "never"),
+            ("protocol.https.allow", "always"),
+            ("core.hooksPath", "/dev/null"),
+            ("core.fsmonitor", "false"),
+            ("credential.helper", ""),
+            ("http.followRedirects", "false"),
+            // Less than 1000 bytes a second for a minute: given up.
+            ("http.lowSpeedLimit", "1000"),
+            ("http.lowSpeedTime", "60"),
+            ("gc.auto", "0"),
+            ("maintenance.auto", "false"),
+            // A pack for each fetch, so that their number tells when to tidy up.
+            ("fetch.unpackLimit", "1"),
+            // The volume is a cache: after a crash it may be damaged, and is then fetched anew.
+            ("core.fsync", "none"),
+            ("advice.detachedHead", "false"),
+        ];
+        let mut command = clean_command("git");
+        command
+            .args(arguments)
+            .current_dir(self.memory)
+            .env("GIT_DIR", repository)
+            .env("HOME", self.memory.join("home"))
+            .env("LC_ALL", "C")
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .env("GIT_ATTR_NOSYSTEM", "1")
+            .env("GIT_TERMINAL_PROMPT", "0")
+            .env("GIT_LITERAL_PATHSPECS", "1")
+            .env("GIT_CONFIG_COUNT", (ALWAYS.len() + config.len()).to_string());
+        let always = ALWAYS.iter().copied();
+        for (number, (key, value)) in always.chain(config.iter().map(|(key, value)| (key.as_str(), value.as_str()))).enumerate() {
+            command.env(format!("GIT_CONFIG_KEY_{number}"), key).env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        }
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        let mut stderr = String::new();
+        let finished = process::run(&mut command, stdin, self.stop, |line| {
+            if stderr.len() < 16 << 10 {
+                stderr.push_str(&String::from_utf8_lossy(line));
+                stderr.push('\n');
+            }
+        })
+        .await
+        .map_err(process_failure)?;
+        Ok(Output { success: finished.status.success(), stdout: finished.stdout, stderr })
+    }
+}
+
+/// What a failed fetch means for the user.
+fn failure(problem: Problem, remote: &Remote, id: &str, name: &str, stderr: &str) -> JobFailure {
+    let (url, host) = (&remote.url, remote.host());
+    // Of several lines, the last that git itself calls an error says most.
+    let detail = stderr.lines().rev().find(|line| line.starts_with("fatal: ") || line.starts_with("error: ")).unwrap_or(stderr.trim());
+    let (reason, message) = match problem {
+        Problem::Unauthorized if remote.has_credential() => {
+            (Reason::GitUnauthorized, format!("{host} refuses the credential for {url}; check user and password or token in the Secret that source.git.secretRef names, and its right to read this repository"))
+        }
+        Problem::Unauthorized => (Reason::GitUnauthorized, format!("{url} wants a credential and none was given; set source.git.secretRef, or check the URL")),
+        Problem::NoRepository => (Reason::GitRepositoryNotFound, format!("{host} has no repository {url}; check the URL, and that the credential may read it")),
+        Problem::NoCommit if name.is_empty() => (Reason::GitRefNotFound, format!("{url} has no commit {id}")),
+        Problem::NoCommit => (Reason::GitRefNotFound, format!("{url} has no commit {id} in {name:?}; the ref may have been deleted or overwritten by a force push")),
+        Problem::Untrusted => (Reason::GitCertificateUntrusted, format!("the certificate of {host} is not trusted; put its CA into a ConfigMap or Secret and name it in source.git.caRef")),
+        Problem::Redirected => (Reason::GitFailed, format!("{url} redirects to where no repository can be fetched; write the repository's own URL")),
+        Problem::Unavailable | Problem::Dumb => (Reason::GitUnavailable, format!("{host} cannot be reached or is in trouble: {detail}")),
+        Problem::NoSpace => (Reason::NoSpaceLeft, format!("the builder's cache volume is full: {detail}")),
+        Problem::Other => (Reason::GitFailed, format!("fetching {url} failed: {detail}")),
+    };
+    JobFailure::new(reason, message)
+}
+
+fn touch(repository: &Path) {
+    let now = fs::FileTimes::new().set_modified(SystemTime::now());
+    let _ = fs::File::create(used_file(repository)).and_then(|file| file.set_times(now));
+}
+
+/// Removes locks and half-written packs. Only under the write lock, when nobody else can hold them.
+fn clear_leftovers(repository: &Path) -> io::Result<()> {
+    for directory in [repository.to_owned(), repository.join("refs/kiln"), repository.join("objects/pack")] {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(".lock") || name.starts_with("tmp_") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn count_packs(repository: &Path) -> usize {
+    let files = fs::read_dir(repository.join("objects/pack")).into_iter().flatten().flatten();
+    files.filter(|file| file.path().extension().is_some_and(|end| end == "pack")).count()
+}
+
+/// Whether `id` is a full object id, SHA-1 or SHA-256, in lower case.
+#[must_use]
+pub fn is_object_id(id: &str) -> bool {
+    matches!(id.len(), 40 | 64) && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// Whether `name` may be a ref's name (git-check-ref-format(1)), or is empty.
+fn is_ref(name: &str) -> bool {
+    !name.starts_with(['-', '/', '+', '^'])
+        && !name.contains("..")
+        && !name.contains("@{")
+        && !name.chars().any(|char| char.is_control() || char.is_whitespace() || "~^:?*[\\".contains(char))
+}
+
+/// The committer's second in a commit object.
+fn committer_second(commit: &[u8]) -> Option<i64> {
+    let header = commit.split(|byte| *byte == b'\n').take_while(|line| !line.is_empty()).find(|line| line.starts_with(b"committer "))?;
+    String::from_utf8_lossy(header).rsplit(' ').nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_committer() {
+        let commit = b"tree 1\nparent 2\nauthor A B <a@b> 1 +0000\ncommitter C D <c d> 1700000000 +0100\ngpgsig x\n\ncommitter E <e> 3 +0000\n";
+        assert_eq!(committer_second(commit), Some(1_700_000_000));
+        assert_eq!(committer_second(b"tree 1\n\n"), None);
+    }
+
+    #[test]
+    fn refs_and_ids() {
+        for good in ["", "main", "refs/heads/feature/x", "v1.0", "release-1"] {
+            assert!(is_ref(good), "{good}");
+        }
+        for bad in ["-x", "a:b", "a..b", "a b", "+x", "a*", "x^{}", "a\n"] {
+            assert!(!is_ref(bad), "{bad}");
+        }
+        assert!(is_object_id(&"a".repeat(40)) && is_object_id(&"0".repeat(64)));
+        assert!(!is_object_id(&"A".repeat(40)) && !is_object_id("abc"));
+    }
+}

@@ -1,0 +1,188 @@
+//! Makes text fit to be shown: no control characters, no secret values, no endless lines.
+
+use std::borrow::Cow;
+
+use base64::{Engine as _, engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD}};
+
+/// What stands where a secret value stood.
+const MASK: &str = "***";
+/// Shorter values would mask ordinary words.
+const SHORTEST_VALUE: usize = 4;
+/// A line of a longer value says less by itself: lines such as `}` or `name: x` are left alone.
+const SHORTEST_LINE: usize = 8;
+/// The longest line, in bytes.
+pub const LONGEST_LINE: usize = 4096;
+
+/// Knows a job's secret values and replaces them.
+#[derive(Default)]
+pub struct Masker {
+    /// The longest first, so that a value which holds another one goes as a whole.
+    values: Vec<String>,
+}
+
+impl Masker {
+    /// Masks each of `secrets`, each of its lines and its base64 forms.
+    pub fn new<'a>(secrets: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut values = Vec::new();
+        for secret in secrets {
+            let trimmed = secret.trim_ascii();
+            for form in [secret, trimmed] {
+                if form.len() >= SHORTEST_VALUE {
+                    values.extend([STANDARD.encode(form), STANDARD_NO_PAD.encode(form), URL_SAFE.encode(form), URL_SAFE_NO_PAD.encode(form)]);
+                }
+            }
+            let Ok(text) = std::str::from_utf8(trimmed) else { continue };
+            if text.len() >= SHORTEST_VALUE && !text.contains('\n') {
+                values.push(text.to_owned());
+            }
+            if text.contains('\n') {
+                values.extend(text.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_LINE).map(str::to_owned));
+            }
+        }
+        values.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        values.dedup();
+        Self { values }
+    }
+
+    /// `text` without control characters and secret values, line ends kept.
+    #[must_use]
+    pub fn text(&self, text: &str) -> String {
+        self.mask(plain(text))
+    }
+
+    /// One line of output as it may be shown: what a terminal would leave of it, masked, of bounded length.
+    #[must_use]
+    pub fn line(&self, line: &str) -> String {
+        // A carriage return draws the line anew, as progress bars do: the last drawing counts.
+        let line = line.trim_end_matches(['\r', '\n']);
+        let line = line.rsplit('\r').find(|part| !part.is_empty()).unwrap_or_default();
+        shorten(self.mask(plain(line)), LONGEST_LINE)
+    }
+
+    fn mask(&self, text: String) -> String {
+        let mut text = Cow::Owned::<str>(text);
+        for value in &self.values {
+            if text.contains(value.as_str()) {
+                text = Cow::Owned(text.replace(value.as_str(), MASK));
+            }
+        }
+        text.into_owned()
+    }
+}
+
+/// `text` cut to `longest` bytes, with an ellipsis where something is missing.
+#[must_use]
+pub fn shorten(mut text: String, longest: usize) -> String {
+    if text.len() > longest {
+        let ellipsis = '…';
+        let mut end = longest.saturating_sub(ellipsis.len_utf8());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push(ellipsis);
+    }
+    text
+}
+
+/// `text` without terminal escape sequences (ECMA-48) and control characters other than line end and tab.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            '\n' | '\t' => out.push(char),
+            '\u{1b}' => match chars.next() {
+                // CSI: parameters, then one final byte.
+                Some('[') => {
+                    for next in chars.by_ref() {
+                        if ('\u{40}'..='\u{7e}').contains(&next) {
+                            break;
+                        }
+                    }
+                }
+                // OSC, DCS, SOS, PM, APC: a string up to BEL or ST.
+                Some(']' | 'P' | 'X' | '^' | '_') => {
+                    while let Some(next) = chars.next() {
+                        if next == '\u{7}' || next == '\u{9c}' {
+                            break;
+                        }
+                        if next == '\u{1b}' {
+                            chars.next_if_eq(&'\\');
+                            break;
+                        }
+                    }
+                }
+                // Two-character sequences with an intermediate byte, such as the choice of a character set.
+                Some(' '..='/') => {
+                    chars.next();
+                }
+                _ => {}
+            },
+            // Bidirectional overrides and the like make text look like what it is not.
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {}
+            char if char.is_control() => {}
+            char => out.push(char),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn masks_values_lines_and_base64_forms() {
+        let masker = Masker::new([b"hunter22".as_slice(), b"-----BEGIN KEY-----\nabcdefghijkl\n}\n", b"abc", b"\xff\xfe\xfd\xfc"]);
+        let cases = [
+            ("password hunter22!", "password ***!"),
+            ("aHVudGVyMjI=", "***"),
+            ("token=aHVudGVyMjI", "token=***"),
+            ("x abcdefghijkl }", "x *** }"),
+            ("abc stays", "abc stays"),
+            ("//79/A==", "***"),
+            ("\u{1b}[31mhun\u{1b}[0mter22", "***"),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(masker.line(line), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn the_longer_value_goes_first() {
+        let masker = Masker::new([b"secret".as_slice(), b"secret-and-more"]);
+        assert_eq!(masker.line("a secret-and-more b"), "a *** b");
+    }
+
+    #[test]
+    fn shows_what_a_terminal_would_leave() {
+        let masker = Masker::default();
+        let cases = [
+            ("10%\r50%\r100%\r", "100%"),
+            ("\u{1b}]0;title\u{7}text", "text"),
+            ("\u{1b}]8;;http://x\u{1b}\\link", "link"),
+            ("a\u{8}b\u{0}c\td", "abc\td"),
+            ("\u{1b}(Bplain", "plain"),
+            ("safe\u{202e}gpj.exe", "safegpj.exe"),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(masker.line(line), expected, "{line:?}");
+        }
+        assert_eq!(masker.line(&"ä".repeat(LONGEST_LINE)).len(), LONGEST_LINE - 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_control_character_and_no_secret_survives(secret in "[a-zA-Z0-9+/]{8,40}", before in "\\PC{0,20}", after in any::<String>()) {
+            let masker = Masker::new([secret.as_bytes()]);
+            let line = masker.line(&format!("{before}{secret}{after}"));
+            prop_assert!(!line.contains(&secret));
+            prop_assert!(line.chars().all(|char| char == '\t' || char == '\n' || !char.is_control()));
+            prop_assert!(line.len() <= LONGEST_LINE);
+        }
+    }
+}

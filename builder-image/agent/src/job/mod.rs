@@ -1,0 +1,228 @@
+//! One job from its start to its outcome: source, credentials, build, and what is told of it on the way.
+
+use std::{
+    fs::File, io::{BufWriter, Write as _}, path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use kiln_agent_proto::{Failure, Job as Spec, Log, Phase, Result as JobResult, Step, event::Kind, source};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    buildkit::BuildkitError, jobs::{Job, Registry},
+    paths,
+    process::ProcessError,
+    reasons::{JobFailure, Reason},
+};
+use mask::{Masker, shorten};
+
+pub mod buildctl;
+pub mod checkout;
+pub mod credentials;
+pub mod failure;
+pub mod git;
+pub mod inline;
+pub mod mask;
+pub mod mtime;
+pub mod progress;
+pub mod remote;
+
+/// The longest message of a failure, in bytes: it goes into an object's status.
+const LONGEST_MESSAGE: usize = 2048;
+
+/// A directory with the build's context, and the source's name for messages.
+#[derive(Debug)]
+pub struct Source {
+    /// The context's root.
+    pub context: PathBuf,
+    /// What it is, such as `commit 1234abcd of https://host/repo.git`.
+    pub name: String,
+}
+
+/// Tells what happens in a job: as events, and in its log on the volume, secret values masked in both.
+pub struct Recorder {
+    job: Arc<Job>,
+    masker: Masker,
+    log: Mutex<Option<BufWriter<File>>>,
+    /// Begins each line of the log.
+    prefix: String,
+}
+
+impl Recorder {
+    /// For the job that `spec` describes, with a log at `log`.
+    #[must_use]
+    pub fn open(job: Arc<Job>, spec: &Spec, log: &Path) -> Self {
+        let file = File::create(log).inspect_err(|error| tracing::warn!(%error, path = %log.display(), "the job has no log")).ok();
+        Self {
+            job,
+            masker: Masker::new(credentials::secret_values(spec)),
+            log: Mutex::new(file.map(BufWriter::new)),
+            prefix: format!("{} {}", spec.run, spec.platform),
+        }
+    }
+
+    /// What masks the job's secret values.
+    #[must_use]
+    pub fn masker(&self) -> &Masker {
+        &self.masker
+    }
+
+    /// The job began `phase`.
+    pub fn phase(&self, phase: Phase) {
+        tracing::info!(phase = phase.as_str_name(), "job goes on");
+        self.log(phase.as_str_name());
+        self.job.push(Kind::Phase(phase.into()));
+    }
+
+    /// A step changed.
+    pub fn step(&self, step: Step) {
+        let state = match &step {
+            step if !step.error.is_empty() => "failed",
+            step if step.cached => "cached",
+            step if step.completed.is_some() => "done",
+            _ => "started",
+        };
+        self.log(&format!("{} {state}", step.name));
+        self.job.push(Kind::Step(step));
+    }
+
+    /// A line of a step's output, masked already.
+    pub fn line(&self, step_id: String, line: String) {
+        tracing::debug!(line, "output");
+        self.log(&line);
+        self.job.push(Kind::Log(Log { step_id, line }));
+    }
+
+    /// The job's last event, written to the logs; the caller publishes it.
+    #[must_use]
+    pub fn outcome(&self, outcome: Result<JobResult, JobFailure>) -> Kind {
+        let kind = match outcome {
+            Ok(result) => {
+                tracing::info!(digest = result.digest, "job succeeded");
+                self.log(&format!("succeeded {}", result.digest));
+                Kind::Result(result)
+            }
+            Err(failure) => {
+                let failure = self.failure(failure);
+                tracing::info!(reason = failure.reason, message = failure.message, "job failed");
+                self.log(&format!("failed {}: {}", failure.reason, failure.message));
+                Kind::Failure(failure)
+            }
+        };
+        if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            let _ = log.flush();
+        }
+        kind
+    }
+
+    fn failure(&self, failure: JobFailure) -> Failure {
+        let JobFailure { reason, message, step, dockerfile, line, exit_code, log_tail } = failure;
+        // One line, whatever an error brought along.
+        let message = self.masker.text(&message).split_whitespace().collect::<Vec<_>>().join(" ");
+        Failure {
+            class: reason.class().into(),
+            reason: reason.name().to_owned(),
+            message: shorten(message, LONGEST_MESSAGE),
+            step: self.masker.line(&step),
+            dockerfile: self.masker.line(&dockerfile),
+            line,
+            exit_code,
+            log_tail: log_tail.iter().map(|line| self.masker.line(line)).collect(),
+        }
+    }
+
+    fn log(&self, text: &str) {
+        if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            // The log is a convenience: a full volume shows in the build itself.
+            let _ = writeln!(log, "{} {} {text}", prost_types::Timestamp::from(SystemTime::now()), self.prefix);
+        }
+    }
+}
+
+/// Carries out the job: its source goes to `work` on the volume, its credentials to `memory`.
+pub async fn run(
+    registry: &Registry,
+    spec: &Spec,
+    recorder: &Recorder,
+    stop: &CancellationToken,
+    work: &Path,
+    memory: &Path,
+) -> Result<JobResult, JobFailure> {
+    let dockerfile = if spec.dockerfile.is_empty() { "Dockerfile" } else { &spec.dockerfile };
+    let dockerfile = paths::relative_file(dockerfile)
+        .map_err(|problem| JobFailure::new(Reason::InvalidJob, format!("the Dockerfile's path {dockerfile:?} {problem}")))?;
+    credentials::write(memory, spec).map_err(|error| JobFailure::agent("write the job's credentials", &error))?;
+
+    recorder.phase(Phase::Fetching);
+    let source = match spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
+        Some(source::Kind::Git(git)) => {
+            let job = git::GitJob { repositories: registry.repositories(), stop, memory };
+            job.fetch(git, &work.join("source")).await?
+        }
+        Some(source::Kind::Inline(inline)) => inline::write(inline, &work.join("source"))?,
+        None => return Err(JobFailure::new(Reason::InvalidJob, "the job has no source")),
+    };
+    find_dockerfile(&source, &dockerfile)?;
+
+    registry.buildkit().wait(stop).await.map_err(buildkit_failure)?;
+    recorder.phase(Phase::Building);
+    let build = buildctl::Build { spec, source: &source, dockerfile: &dockerfile, memory };
+    build.run(registry.buildkit(), recorder, stop).await
+}
+
+fn buildkit_failure(error: BuildkitError) -> JobFailure {
+    match error {
+        BuildkitError::Process(error) => process_failure(error),
+        error => JobFailure::new(Reason::BuildkitUnavailable, crate::chain(&error)),
+    }
+}
+
+/// A program that did not run to its end. Where it was stopped, the caller knows better why.
+fn process_failure(error: ProcessError) -> JobFailure {
+    match error {
+        ProcessError::Stopped => JobFailure::new(Reason::Cancelled, "the build was stopped"),
+        error => JobFailure::agent("run a program", &error),
+    }
+}
+
+/// Fails where the context has no such Dockerfile, and names those that it has.
+fn find_dockerfile(source: &Source, dockerfile: &Path) -> Result<(), JobFailure> {
+    let path = source.context.join(dockerfile);
+    // A link is followed by BuildKit itself, inside the context only.
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_file() || metadata.is_symlink() => return Ok(()),
+        _ => {}
+    }
+    let near = dockerfiles_near(&source.context, dockerfile);
+    let hint = if near.is_empty() { "there is no other Dockerfile near it".to_owned() } else { format!("there is {}", near.join(", ")) };
+    let message = format!("there is no Dockerfile {:?} in {}; {hint}; set spec.dockerfile, or spec.source.git.path", dockerfile.display(), source.name);
+    Err(JobFailure { dockerfile: dockerfile.display().to_string(), ..JobFailure::new(Reason::DockerfileNotFound, message) })
+}
+
+/// The Dockerfiles in the context's root, in its directories, and in the directory that was named.
+fn dockerfiles_near(context: &Path, dockerfile: &Path) -> Vec<String> {
+    const MOST: usize = 5;
+    let list = |directory: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let mut directories = vec![context.to_owned()];
+    directories.extend(list(context).into_iter().filter(|path| path.is_dir() && !path.is_symlink()));
+    if let Some(parent) = dockerfile.parent() {
+        directories.push(context.join(parent));
+    }
+    let mut found: Vec<String> = directories
+        .iter()
+        .flat_map(|directory| list(directory))
+        .filter(|path| path.is_file())
+        .filter_map(|path| Some(path.strip_prefix(context).ok()?.to_str()?.to_owned()))
+        .filter(|path| {
+            let name = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+            (name.contains("dockerfile") || name.contains("containerfile")) && !name.ends_with("ignore")
+        })
+        .collect();
+    found.sort();
+    found.dedup();
+    found.truncate(MOST);
+    found
+}

@@ -1,0 +1,91 @@
+//! The agent of a builder pod: takes jobs from the operator over mutual TLS, fetches their source, drives buildkitd
+//! with `buildctl`, and tells what happens. One job is one platform of one ImageBuildRun.
+
+use std::{error::Error, io, sync::Arc, time::Duration};
+
+use kiln_agent_proto::agent_server::AgentServer;
+use tokio::{net::TcpListener, signal::unix::{SignalKind, signal}};
+use tokio_util::sync::CancellationToken;
+
+pub mod buildkit;
+pub mod config;
+pub mod events;
+pub mod job;
+pub mod jobs;
+pub mod paths;
+pub mod process;
+pub mod reasons;
+pub mod service;
+pub mod tls;
+
+/// The largest request: inline files and secrets are each bounded by what a Kubernetes object holds.
+const LARGEST_REQUEST: usize = 16 << 20;
+/// How long clients have, once the last job has ended, to read its outcome and go.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Why the agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The TLS material is unusable.
+    #[error("cannot set up TLS")]
+    Tls(#[from] tls::TlsError),
+    /// A directory cannot be made, or emptied of what an earlier agent left.
+    #[error("cannot prepare the agent's directories")]
+    State(#[from] jobs::StateError),
+    /// The port is taken, or signals cannot be received.
+    #[error("cannot listen on {0}")]
+    Listen(std::net::SocketAddr, #[source] io::Error),
+    /// The server failed.
+    #[error("the server failed")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// Serves jobs until SIGTERM or SIGINT, then refuses new ones and ends with the last that runs.
+pub async fn serve(config: config::Config) -> Result<(), AgentError> {
+    // What the agent writes for a build has the modes that Git and the user expect.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let listen = |error| AgentError::Listen(config.listen, error);
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate()).map_err(listen)?, signal(SignalKind::interrupt()).map_err(listen)?);
+    let tls = Arc::new(tls::Tls::load(&config.tls_dir, &config.client_name)?);
+    let registry = jobs::Registry::open(&config)?;
+    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+    tracing::info!(builder = config.builder, listen = %config.listen, max_jobs = config.max_jobs, "the agent is ready");
+
+    let over = CancellationToken::new();
+    let drain = {
+        let (registry, over) = (Arc::clone(&registry), over.clone());
+        async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tracing::info!("told to stop: running jobs finish, new ones are refused");
+            registry.drain();
+            registry.idle().await;
+            over.cancel();
+        }
+    };
+    tokio::spawn(drain);
+    let service = AgentServer::new(service::Service::new(registry)).max_decoding_message_size(LARGEST_REQUEST);
+    let server = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .add_service(service)
+        .serve_with_incoming_shutdown(tls.incoming(listener), over.clone().cancelled_owned());
+    tokio::select! {
+        served = server => served?,
+        () = async { over.cancelled().await; tokio::time::sleep(FAREWELL).await } => {}
+    }
+    tracing::info!("the agent has ended");
+    Ok(())
+}
+
+/// An error and all its causes on one line.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,143 @@
+//! Every reason for which a job can fail, and whose matter it is.
+//!
+//! A reason's name is part of Kiln's API: it stands in statuses and Events, so it never changes its meaning.
+
+use std::fmt;
+
+use kiln_agent_proto::failure::Class;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident: $class:ident,)*) => {
+        /// Why a job failed.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Reason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Reason {
+            /// Whose matter it is, and so whether trying again may help.
+            #[must_use]
+            pub fn class(self) -> Class {
+                match self {
+                    $(Self::$name => Class::$class,)*
+                }
+            }
+
+            /// The name as it stands in statuses and Events.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The job itself breaks a rule: a path that leaves the source, a URL that is not https.
+    InvalidJob: User,
+    /// The repository has no Dockerfile where the build says.
+    DockerfileNotFound: User,
+    /// The repository has no directory where the build says.
+    ContextNotFound: User,
+    /// The Git server asks for a credential or refuses the one it got.
+    GitUnauthorized: Credential,
+    /// The Git server knows no such repository, or hides it from this credential.
+    GitRepositoryNotFound: User,
+    /// The commit or its ref is gone from the repository.
+    GitRefNotFound: User,
+    /// The Git server cannot be reached or is in trouble.
+    GitUnavailable: Infrastructure,
+    /// The Git server's certificate is not signed by a trusted CA.
+    GitCertificateUntrusted: User,
+    /// The Git server's address, or one it redirects to, is one that builds may not reach.
+    GitAddressForbidden: User,
+    /// Git failed in a way that none of the others names.
+    GitFailed: Infrastructure,
+    /// A RUN step ended with a status other than 0.
+    StepFailed: User,
+    /// The kernel killed a step that used more memory than it may.
+    OutOfMemory: User,
+    /// A step ran a program of another architecture.
+    ExecFormatError: User,
+    /// The Dockerfile has a syntax error.
+    DockerfileInvalid: User,
+    /// COPY or ADD names a file that the context or a stage lacks.
+    FileNotFound: User,
+    /// A secret mount is required and its id is not in the build's `secrets`.
+    SecretNotFound: User,
+    /// The stage to build is not in the Dockerfile.
+    TargetNotFound: User,
+    /// No such base image, or none for this platform.
+    BaseImageNotFound: User,
+    /// The base image that the registry gave is of another platform than the build's.
+    BaseImagePlatform: User,
+    /// The Dockerfile asks for what builders do not allow.
+    NotAllowed: User,
+    /// A registry refused to hand out a base image.
+    RegistryUnauthorized: Credential,
+    /// The registry does not make repositories by itself, and this one is not there.
+    RepositoryNotFound: User,
+    /// What ADD downloads cannot be reached.
+    DownloadFailed: Infrastructure,
+    /// A registry refused to take the image.
+    PushDenied: Credential,
+    /// A registry's certificate is not signed by a trusted CA.
+    RegistryCertificateUntrusted: User,
+    /// A registry cannot be reached, is in trouble, or asks to wait.
+    RegistryUnavailable: Infrastructure,
+    /// The builder's cache volume is full.
+    NoSpaceLeft: Infrastructure,
+    /// buildkitd does not answer.
+    BuildkitUnavailable: Infrastructure,
+    /// The build failed in a way that none of the others names.
+    BuildFailed: User,
+    /// The agent itself failed: a file it cannot write, a program it cannot start.
+    AgentFailed: Infrastructure,
+    /// The build took longer than its timeout.
+    BuildTimeout: Timeout,
+    /// The run was cancelled.
+    Cancelled: Cancelled,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a job failed, before secret values are masked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFailure {
+    /// Why.
+    pub reason: Reason,
+    /// What was attempted, on what, and what to do.
+    pub message: String,
+    /// The step that failed, such as `[build 2/4] RUN make`; may be empty.
+    pub step: String,
+    /// The Dockerfile that holds it; may be empty.
+    pub dockerfile: String,
+    /// Its line, from 1; 0: unknown.
+    pub line: u32,
+    /// The step's exit code.
+    pub exit_code: Option<i32>,
+    /// The last lines of the step's output.
+    pub log_tail: Vec<String>,
+}
+
+impl JobFailure {
+    /// A failure that has no step.
+    #[must_use]
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), step: String::new(), dockerfile: String::new(), line: 0, exit_code: None, log_tail: Vec::new() }
+    }
+
+    /// The agent could not do its own part: `what` it attempted, and the error.
+    #[must_use]
+    pub fn agent(what: impl fmt::Display, error: &dyn std::error::Error) -> Self {
+        let error = crate::chain(error);
+        let reason = if error.contains("No space left on device") { Reason::NoSpaceLeft } else { Reason::AgentFailed };
+        Self::new(reason, format!("the builder could not {what}: {error}"))
+    }
+}
