@@ -1,0 +1,19 @@
+# make demo: see Kiln work. make test: prove it. Both start a local cluster, unless KUBECONFIG names one.
+.PHONY: demo test lint fmt cluster cluster-down images install
+
+demo:         ## one build of each kind on a two-node cluster, with its result running
+	@tests/demo
+test:         ## everything: style, lints, licences, unit tests, chart, end-to-end tests
+	@tests/run all
+lint:         ## style, lints, licences, chart and scripts, without a cluster
+	@tests/run lint
+fmt:          ## puts Rust code into the project's style
+	@cargo fmt --all
+cluster:      ## starts the local cluster; . .cluster/env to use it
+	@tests/cluster/up
+cluster-down: ## stops it and removes what it left on the machine
+	@tests/cluster/down
+images:       ## compiles operator and agent, and pushes their images to the local cluster's registry
+	@tests/images
+install:      ## installs Kiln with its chart
+	@tests/install

@@ -1,0 +1,87 @@
+{{/* Names, labels and image references that several templates share. */}}
+
+{{- define "kiln.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "kiln.selector" -}}
+app.kubernetes.io/name: kiln
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "kiln.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/name: kiln
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "kiln.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (include "kiln.fullname" .) -}}
+{{- end -}}
+
+{{/* kiln.image (list image appVersion): repository with digest or tag. */}}
+{{- define "kiln.image" -}}
+{{- $image := index . 0 -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository ($image.tag | default (index . 1)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* kiln.names: the names of a list of references, separated by commas. */}}
+{{- define "kiln.names" -}}
+{{- range $i, $reference := . -}}
+{{- if $i }},{{ end }}{{ $reference.name }}
+{{- end -}}
+{{- end -}}
+
+{{/* kiln.apiServer: a JSON list of the API server's {address, port}: behind the Service, and the Service itself, for a
+     network plugin may judge a packet before or after its address is translated. */}}
+{{- define "kiln.apiServer" -}}
+{{- $found := .Values.builder.networkPolicy.apiServer -}}
+{{- if not $found -}}
+{{- $found = list -}}
+{{- $service := lookup "v1" "Service" "default" "kubernetes" -}}
+{{- range dig "spec" "ports" list $service -}}
+{{- $port := .port -}}
+{{- range dig "spec" "clusterIPs" list $service -}}
+{{- $found = append $found (dict "address" . "port" $port) -}}
+{{- end -}}
+{{- end -}}
+{{- $slices := lookup "discovery.k8s.io/v1" "EndpointSlice" "default" "" -}}
+{{- range dig "items" list $slices -}}
+{{- if eq (dig "metadata" "labels" "kubernetes.io/service-name" "" .) "kubernetes" -}}
+{{- $endpoints := .endpoints -}}
+{{- range .ports -}}
+{{- $port := .port -}}
+{{- range $endpoints -}}
+{{- range .addresses -}}
+{{- $found = append $found (dict "address" . "port" $port) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $found | toJson -}}
+{{- end -}}
+
+{{/* kiln.only (list family cidrs): a JSON list of those that are of the address family "4" or "6". */}}
+{{- define "kiln.only" -}}
+{{- $family := index . 0 -}}
+{{- $found := list -}}
+{{- range index . 1 -}}
+{{- if eq (contains ":" .) (eq $family "6") -}}
+{{- $found = append $found . -}}
+{{- end -}}
+{{- end -}}
+{{- $found | uniq | toJson -}}
+{{- end -}}
