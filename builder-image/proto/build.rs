@@ -5,7 +5,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(["agent.proto"], ["."])?;
     tonic_prost_build::configure()
         // Jobs carry credentials: no derived Debug may ever print one.
-        .skip_debug(["kiln.agent.v1.Job", "kiln.agent.v1.StartRequest", "kiln.agent.v1.Login", "kiln.agent.v1.GitSource", "kiln.agent.v1.Source"])
+        .skip_debug([
+            "kiln.agent.v1.Job",
+            "kiln.agent.v1.StartRequest",
+            "kiln.agent.v1.Login",
+            "kiln.agent.v1.GitSource",
+            "kiln.agent.v1.Source",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -130,6 +130,7 @@ pub struct PoolCache {
     pub storage_class_name: Option<String>,
     /// The size of each volume. `0`: no volume, the cache goes with the builder. Omitted: `20Gi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("type(self) == int ? self >= 0 : isQuantity(self) && !quantity(self).isLessThan(quantity('0'))").message("cache.size is a quantity such as 20Gi, or 0 for no volume"))]
     pub size: Option<Quantity>,
     /// How long a volume is kept after its last builder has gone. Omitted: `168h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,7 +171,10 @@ pub struct PoolRegistry {
     pub host: String,
     /// Hosts that are asked first, each with a path where it needs one, such as `mirror.corp.example/docker.io`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), inner(length(min = 1, max = 512), regex(pattern = "^[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._/-]+)?$")))]
+    #[schemars(
+        length(max = 8),
+        inner(length(min = 1, max = 512), regex(pattern = "^[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._/-]+)?$"))
+    )]
     pub mirrors: Vec<String>,
     /// Whether this registry is spoken to without TLS.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

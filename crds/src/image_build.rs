@@ -75,7 +75,7 @@ pub struct ImageBuildSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub secrets: Vec<BuildSecret>,
 
-    /// Builds every step afresh, without reading the layer cache. Cache mounts keep their content.
+    /// Builds every step afresh, as `docker build --no-cache`: layers are not reused, and cache mounts begin empty.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_cache: bool,
 

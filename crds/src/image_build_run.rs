@@ -1,6 +1,6 @@
 //! ImageBuildRun: one attempt at one resolved input of an ImageBuild.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
@@ -25,9 +25,10 @@ use crate::image_build::{BuildFailure, BuiltImage, ImageBuildSpec};
     printcolumn(name = "Commit", type_ = "string", json_path = ".status.summary.commit"),
     printcolumn(name = "Builders", type_ = "string", json_path = ".status.summary.builders", priority = 1),
     printcolumn(name = "Duration", type_ = "string", json_path = ".status.summary.duration"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::duplicated_attributes, reason = "each column has a type")]
 #[x_kube(
     validation = Rule::new("self.imageBuild == oldSelf.imageBuild && self.number == oldSelf.number && self.inputHash == oldSelf.inputHash && has(self.commit) == has(oldSelf.commit) && (!has(self.commit) || self.commit == oldSelf.commit) && has(self.ref) == has(oldSelf.ref) && (!has(self.ref) || self.ref == oldSelf.ref) && self.build == oldSelf.build").message("a run's spec cannot be changed, but for cancel: change the ImageBuild, which makes a new run"),
     validation = Rule::new("!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)").message("a cancelled run cannot be taken up again: annotate the ImageBuild with kiln.build/rebuild for a new one"),
@@ -77,10 +78,10 @@ pub struct ImageBuildRunStatus {
     pub phase: RunPhase,
     /// When its first job was given to a builder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Time>,
+    pub started_at: Option<MicroTime>,
     /// When it succeeded, failed or was cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finished_at: Option<Time>,
+    pub finished_at: Option<MicroTime>,
     /// `Succeeded`: how the run ended, or what it waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -151,10 +152,10 @@ pub struct PlatformStatus {
     pub builder: Option<BuilderRef>,
     /// When this attempt was given to its builder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Time>,
+    pub started_at: Option<MicroTime>,
     /// When this attempt ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub finished_at: Option<Time>,
+    pub finished_at: Option<MicroTime>,
     /// Digest of the platform's manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 160))]

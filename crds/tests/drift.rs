@@ -11,7 +11,9 @@ fn the_yaml_is_generated_from_the_types() {
     let expected: BTreeSet<_> = generated.iter().map(|(name, _)| (*name).to_owned()).collect();
     let there: BTreeSet<_> = std::fs::read_dir(&folder)
         .expect("crds/yaml can be listed")
-        .map(|entry| entry.expect("an entry of crds/yaml can be read").file_name().into_string().expect("its name is UTF-8"))
+        .map(|entry| {
+            entry.expect("an entry of crds/yaml can be read").file_name().into_string().expect("its name is UTF-8")
+        })
         .collect();
     assert_eq!(there, expected, "crds/yaml holds the generated files and no others: run `cargo run -p kiln-crds`");
 
@@ -44,10 +46,15 @@ fn every_field_has_a_description() {
     let mut missing = Vec::new();
     for (_, content) in kiln_crds::manifest::files().expect("the definitions can be written as YAML") {
         let definition: serde_json::Value = serde_yaml_ng::from_str(&content).expect("the YAML can be read");
-        let kind = definition["spec"]["names"]["singular"].as_str().expect("a definition has a singular name").to_owned();
+        let kind =
+            definition["spec"]["names"]["singular"].as_str().expect("a definition has a singular name").to_owned();
         for version in definition["spec"]["versions"].as_array().expect("a definition has versions") {
             for part in ["spec", "status"] {
-                walk(&format!("{kind}.{part}"), &version["schema"]["openAPIV3Schema"]["properties"][part], &mut missing);
+                walk(
+                    &format!("{kind}.{part}"),
+                    &version["schema"]["openAPIV3Schema"]["properties"][part],
+                    &mut missing,
+                );
             }
         }
     }

@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams};
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +26,8 @@ use crate::config::Settings;
 use crate::http_client::Clients;
 use crate::leader::LeaderToken;
 use crate::metrics::Metrics;
+use crate::registry::RegistryClients;
+use crate::watches::Synced;
 
 /// The field manager of everything that Kiln applies.
 pub const FIELD_MANAGER: &str = "kiln";
@@ -44,23 +48,8 @@ pub struct Stores {
     pub nodes: Store<Node>,
     /// The namespaces.
     pub namespaces: Store<Namespace>,
-}
-
-impl Stores {
-    /// Waits until every copy is whole: a reconcile that saw half of the objects would decide wrongly.
-    pub async fn ready(&self) {
-        let Self { image_builds, runs, pools, pods, claims, nodes, namespaces } = self;
-        // A writer ends only with the operator.
-        let _ = futures::join!(
-            image_builds.wait_until_ready(),
-            runs.wait_until_ready(),
-            pools.wait_until_ready(),
-            pods.wait_until_ready(),
-            claims.wait_until_ready(),
-            nodes.wait_until_ready(),
-            namespaces.wait_until_ready()
-        );
-    }
+    /// Whether the copies are whole: a reconcile that saw half of the objects would decide wrongly.
+    pub synced: Synced,
 }
 
 /// What every reconcile can reach.
@@ -73,14 +62,14 @@ pub struct Context {
     pub stores: Stores,
     /// HTTP clients for registries and Git servers.
     pub http: Clients,
+    /// Registry clients, with the tokens that they hold.
+    pub registries: RegistryClients,
     /// Jobs on agents.
     pub jobs: Jobs,
     /// Certificates of builders.
     pub authority: Arc<Authority>,
     /// Whether this replica leads.
     pub leader: LeaderToken,
-    /// Writes Events.
-    pub recorder: Recorder,
     /// Counts.
     pub metrics: Metrics,
     /// Held while builders are chosen for jobs, and while idle ones are removed.
@@ -101,16 +90,37 @@ impl Context {
     }
 
     /// Writes an Event on an object. A failure is logged: an Event is news, not state.
+    ///
+    /// Not kube's Recorder: it counts Events of one reason as one, with the first one's text. Kiln writes an Event only
+    /// where something has changed, and its text is what matters.
     pub async fn event<K>(&self, object: &K, kind: EventType, reason: &str, message: &str)
     where
         K: kube::Resource<DynamicType = ()>,
     {
+        let regarding = object.object_ref(&());
+        let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let now = Timestamp::now();
         // The API server refuses notes of more than 1 kB.
         let end = message.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 1000).last();
-        let note = message[..end.unwrap_or(0)].to_owned();
-        let event =
-            Event { type_: kind, reason: reason.to_owned(), note: Some(note), action: "Build".to_owned(), secondary: None };
-        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+        let event = Event {
+            metadata: ObjectMeta {
+                // Unique as client-go makes it: the object and the time.
+                name: Some(format!("{}.{:x}", regarding.name.as_deref().unwrap_or_default(), now.as_nanosecond())),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            type_: Some(format!("{kind:?}")),
+            reason: Some(reason.to_owned()),
+            note: Some(message[..end.unwrap_or(0)].to_owned()),
+            action: Some("Build".to_owned()),
+            event_time: Some(MicroTime(now)),
+            regarding: Some(regarding),
+            reporting_controller: Some("kiln.build/operator".to_owned()),
+            reporting_instance: Some(self.settings.identity.clone()),
+            ..Event::default()
+        };
+        let created = namespaced::<Event>(&self.client, &namespace).create(&PostParams::default(), &event).await;
+        if let Err(error) = created {
             warn!(%error, reason, "an Event could not be written");
         }
     }
@@ -133,7 +143,8 @@ where
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let url = K::url_path(&(), meta.namespace.as_deref());
     let request = kube::core::Request::new(url);
-    let request = request.patch_subresource("status", name, &params, &Patch::Apply(&patch)).map_err(kube::Error::BuildRequest)?;
+    let request =
+        request.patch_subresource("status", name, &params, &Patch::Apply(&patch)).map_err(kube::Error::BuildRequest)?;
     client.request(request).await
 }
 

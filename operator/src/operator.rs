@@ -9,7 +9,6 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::runtime::controller::{self, Action, Controller};
-use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -25,8 +24,9 @@ use crate::context::{Context, Remembered, Stores};
 use crate::http_client::Clients;
 use crate::leader::Elector;
 use crate::metrics::Metrics;
+use crate::registry::RegistryClients;
 use crate::server::{Health, serve};
-use crate::watches::{drive, stream, wakes, watch};
+use crate::watches::{Synced, drive, stream, wakes, watch};
 use crate::{builder_pool, image_build, image_build_run};
 
 /// Why the operator stopped.
@@ -106,7 +106,11 @@ async fn kinds_there(client: &Client) {
         let image_builds = Api::<ImageBuild>::all(client.clone());
         let runs = Api::<ImageBuildRun>::all(client.clone());
         let pools = Api::<BuilderPool>::all(client.clone());
-        match futures::try_join!(image_builds.list_metadata(&params), runs.list_metadata(&params), pools.list_metadata(&params)) {
+        match futures::try_join!(
+            image_builds.list_metadata(&params),
+            runs.list_metadata(&params),
+            pools.list_metadata(&params)
+        ) {
             Ok(_) => return,
             Err(error) if !said => {
                 warn!(%error, "waiting for the API server and Kiln's CustomResourceDefinitions");
@@ -127,23 +131,26 @@ async fn control(
     leader: crate::leader::LeaderToken,
     stop: CancellationToken,
 ) {
+    let mut synced = Synced::default();
     let everything = watcher::Config::default();
     let of_builders = watcher::Config::default().labels(SELECTOR);
     let builders = settings.builders_namespace.clone();
-    let (image_builds, changed_image_builds) = watch(Api::<ImageBuild>::all(client.clone()), everything.clone());
-    let (runs, changed_runs) = watch(Api::<ImageBuildRun>::all(client.clone()), everything.clone());
-    let (pools, changed_pools) = watch(Api::<BuilderPool>::all(client.clone()), everything.clone());
-    let (pods, changed_pods) = watch(Api::<Pod>::namespaced(client.clone(), &builders), of_builders.clone());
-    let (claims, changed_claims) = watch(Api::<PersistentVolumeClaim>::namespaced(client.clone(), &builders), of_builders);
-    let (nodes, changed_nodes) = watch(Api::<Node>::all(client.clone()), everything.clone());
-    let (namespaces, changed_namespaces) = watch(Api::<Namespace>::all(client.clone()), everything);
+    let (image_builds, changed_image_builds) =
+        watch(Api::<ImageBuild>::all(client.clone()), everything.clone(), &mut synced);
+    let (runs, changed_runs) = watch(Api::<ImageBuildRun>::all(client.clone()), everything.clone(), &mut synced);
+    let (pools, changed_pools) = watch(Api::<BuilderPool>::all(client.clone()), everything.clone(), &mut synced);
+    let (pods, changed_pods) =
+        watch(Api::<Pod>::namespaced(client.clone(), &builders), of_builders.clone(), &mut synced);
+    let (claims, changed_claims) =
+        watch(Api::<PersistentVolumeClaim>::namespaced(client.clone(), &builders), of_builders, &mut synced);
+    let (nodes, changed_nodes) = watch(Api::<Node>::all(client.clone()), everything.clone(), &mut synced);
+    let (namespaces, changed_namespaces) = watch(Api::<Namespace>::all(client.clone()), everything, &mut synced);
     let (wake, woken) = wakes();
-    let reporter = Reporter { controller: "kiln-operator".to_owned(), instance: Some(settings.identity.clone()) };
     let context = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), reporter),
         jobs: Jobs::new(Connections::new(authority.clone()), wake.runs.clone()),
-        stores: Stores { image_builds, runs, pools, pods, claims, nodes, namespaces },
+        stores: Stores { image_builds, runs, pools, pods, claims, nodes, namespaces, synced },
         http: Clients::new(),
+        registries: RegistryClients::new(),
         placing: tokio::sync::Mutex::default(),
         api_drops_host_users: false.into(),
         image_builds: Remembered::default(),
@@ -175,9 +182,33 @@ async fn control(
     let changed_runs = changed_runs.boxed();
     let controllers = async {
         futures::future::join3(
-            reconcile_all("imagebuild", changed_image_builds, stores.image_builds.clone(), woken.image_builds, &context, &stop, image_build::reconcile),
-            reconcile_all("imagebuildrun", changed_runs, stores.runs.clone(), woken.runs, &context, &stop, image_build_run::reconcile),
-            reconcile_all("builderpool", changed_pools, stores.pools.clone(), woken.pools, &context, &stop, builder_pool::reconcile),
+            reconcile_all(
+                "imagebuild",
+                changed_image_builds,
+                stores.image_builds.clone(),
+                woken.image_builds,
+                &context,
+                &stop,
+                image_build::reconcile,
+            ),
+            reconcile_all(
+                "imagebuildrun",
+                changed_runs,
+                stores.runs.clone(),
+                woken.runs,
+                &context,
+                &stop,
+                image_build_run::reconcile,
+            ),
+            reconcile_all(
+                "builderpool",
+                changed_pools,
+                stores.pools.clone(),
+                woken.pools,
+                &context,
+                &stop,
+                builder_pool::reconcile,
+            ),
         )
         .await;
     };
@@ -214,7 +245,7 @@ async fn reconcile_all<K, E, F>(
         let failures = failures.clone();
         let span = info_span!("reconcile", controller = name, object = key(&object));
         async move {
-            context.stores.ready().await;
+            context.stores.synced.wait().await;
             let begun = Instant::now();
             let result = reconcile(object.clone(), context.clone()).await;
             context.metrics.reconciled(name, begun.elapsed().as_secs_f64(), result.is_err());

@@ -143,8 +143,9 @@ pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, fiel
             let what = format!("the ConfigMap {namespace}/{name}");
             let found = api.get_opt(name).await.map_err(|source| Error::Api { what, source: Box::new(source) })?;
             let Some(found) = found else {
-                let message =
-                    format!("the ConfigMap {name}, which {field} names, is not in the namespace {namespace}: create it");
+                let message = format!(
+                    "the ConfigMap {name}, which {field} names, is not in the namespace {namespace}: create it"
+                );
                 return Err(Fault::credential(Reason::CaNotFound, message).into());
             };
             ("ConfigMap", found.data.unwrap_or_default().remove(key))
@@ -169,7 +170,8 @@ pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, fiel
 /// The CA bundles of a pool, in PEM.
 pub async fn pool_bundles(context: &Context, pool: &BuilderPool) -> Result<Vec<String>, Error> {
     let namespace = &context.settings.builders_namespace;
-    let named = pool.spec.ca_refs.iter().chain(pool.spec.registries.iter().filter_map(|registry| registry.ca_ref.as_ref()));
+    let named =
+        pool.spec.ca_refs.iter().chain(pool.spec.registries.iter().filter_map(|registry| registry.ca_ref.as_ref()));
     let mut references: Vec<&CaRef> = named.collect();
     references.sort();
     references.dedup();
@@ -212,9 +214,12 @@ pub async fn registry_access(
                 None => Ok(None),
             }
         },
-        futures::future::try_join_all(
-            pull_secrets.iter().map(|reference| credentials(context, namespace, &reference.name, "pullSecretRefs"))
-        ),
+        futures::future::try_join_all(pull_secrets.iter().map(|reference| credentials(
+            context,
+            namespace,
+            &reference.name,
+            "pullSecretRefs"
+        ))),
         async {
             match &image.ca_ref {
                 Some(reference) => ca_bundle(&context.client, namespace, reference, "image.caRef").await.map(Some),
@@ -247,7 +252,8 @@ pub async fn registry_access(
     }
     let plain = pool.spec.registries.iter().any(|registry| registry.plain_http && registry.host == repository.registry);
     let http = http_client(context, pool, pool_bundles, ca.as_deref(), "image.caRef")?;
-    let client = registry::Client::new(http, if plain { Scheme::Http } else { Scheme::Https }, login);
+    let scheme = if plain { Scheme::Http } else { Scheme::Https };
+    let client = context.registries.get(&http, scheme, login.as_ref());
     Ok(RegistryAccess { repository, client, logins, ca, versions })
 }
 

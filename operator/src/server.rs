@@ -36,7 +36,11 @@ impl Health {
 ///
 /// # Errors
 /// Where the address cannot be listened on.
-pub async fn serve(listen: SocketAddr, health: Health, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+pub async fn serve(
+    listen: SocketAddr,
+    health: Health,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))

@@ -13,6 +13,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use tokio::sync::SetOnce;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::warn;
 
@@ -21,18 +22,41 @@ use crate::builder::identity::POOL;
 /// A stream of the objects that changed, those that were deleted too.
 pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
 
+/// Set once every copy is whole. `Store::wait_until_ready` is not for this: it wakes only one of its waiters.
+#[derive(Clone, Debug, Default)]
+pub struct Synced {
+    kinds: Vec<Arc<SetOnce<()>>>,
+}
+
+impl Synced {
+    /// Waits for every kind that is watched.
+    pub async fn wait(&self) {
+        for kind in &self.kinds {
+            kind.wait().await;
+        }
+    }
+}
+
 /// Watches a kind, and keeps a copy of its objects.
-pub fn watch<K>(api: Api<K>, config: watcher::Config) -> (Store<K>, Changes<K>)
+pub fn watch<K>(api: Api<K>, config: watcher::Config, synced: &mut Synced) -> (Store<K>, Changes<K>)
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Unpin,
 {
     let (store, writer) = reflector::store();
+    let whole = Arc::new(SetOnce::new());
+    synced.kinds.push(whole.clone());
     let changes = watcher(api, config)
         .default_backoff()
         // Megabytes over ten thousand objects, and nobody reads it.
         .modify(|object| object.managed_fields_mut().clear())
         .reflect(writer)
+        .inspect_ok(move |event| {
+            if matches!(event, watcher::Event::InitDone) {
+                // Set already: the watch began anew.
+                let _ = whole.set(());
+            }
+        })
         .touched_objects()
         .boxed();
     (store, changes)
@@ -123,8 +147,7 @@ fn is_queued(run: &Arc<ImageBuildRun>) -> bool {
     match &run.status {
         None => true,
         Some(status) => {
-            !status.phase.is_final()
-                && status.platforms.iter().any(|platform| platform.phase == PlatformPhase::Queued)
+            !status.phase.is_final() && status.platforms.iter().any(|platform| platform.phase == PlatformPhase::Queued)
         }
     }
 }

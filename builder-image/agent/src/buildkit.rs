@@ -13,8 +13,17 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// The pause between two looks at its socket.
 const PAUSE: Duration = Duration::from_millis(10);
 /// The environment that `buildctl` and `git` share with the agent: the way to the network.
-const PASSED_ON: [&str; 9] =
-    ["PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE"];
+const PASSED_ON: [&str; 9] = [
+    "PATH",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "SSL_CERT_FILE",
+];
 
 /// Why buildkitd could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +170,9 @@ mod tests {
     fn reads_what_buildkitd_is() {
         let about = about(include_bytes!("testdata/workers.json")).unwrap();
         assert_eq!(about.version, "v0.33.1");
-        assert_eq!(about.platforms, ["linux/amd64", "linux/amd64/v2", "linux/amd64/v3", "linux/amd64/v4", "linux/arm64", "linux/386"]);
+        assert_eq!(
+            about.platforms,
+            ["linux/amd64", "linux/amd64/v2", "linux/amd64/v3", "linux/amd64/v4", "linux/arm64", "linux/386"]
+        );
     }
 }

@@ -13,7 +13,7 @@ const MOST_LINES: usize = 10_000;
 /// number of the last that is gone; phases and steps are all kept.
 #[derive(Debug)]
 pub struct Events {
-    events: VecDeque<Event>,
+    kept: VecDeque<Event>,
     last: u64,
     lines: usize,
     most_lines: usize,
@@ -28,14 +28,14 @@ impl Default for Events {
 
 impl Events {
     fn with_limit(most_lines: usize) -> Self {
-        Self { events: VecDeque::new(), last: 0, lines: 0, most_lines, dropped: 0 }
+        Self { kept: VecDeque::new(), last: 0, lines: 0, most_lines, dropped: 0 }
     }
 
     /// The events of a job that ended under an earlier agent: its outcome alone.
     #[must_use]
     pub fn ended(outcome: Event) -> Self {
         let mut events = Self { last: outcome.sequence, ..Self::default() };
-        events.events.push_back(outcome);
+        events.kept.push_back(outcome);
         events
     }
 
@@ -48,28 +48,28 @@ impl Events {
             self.lines += 1;
         }
         self.last += 1;
-        self.events.push_back(Event { sequence: self.last, time: Some(time), kind: Some(kind) });
-        &self.events[self.events.len() - 1]
+        self.kept.push_back(Event { sequence: self.last, time: Some(time), kind: Some(kind) });
+        &self.kept[self.kept.len() - 1]
     }
 
     /// Up to `most` events whose sequence number is above `after`.
     #[must_use]
     pub fn after(&self, after: u64, most: usize) -> Vec<Event> {
-        let start = self.events.partition_point(|event| event.sequence <= after);
-        self.events.iter().skip(start).take(most).cloned().collect()
+        let start = self.kept.partition_point(|event| event.sequence <= after);
+        self.kept.iter().skip(start).take(most).cloned().collect()
     }
 
     /// The outcome, once there is one.
     #[must_use]
     pub fn outcome(&self) -> Option<&Event> {
-        self.events.back().filter(|event| is_outcome(event))
+        self.kept.back().filter(|event| is_outcome(event))
     }
 
     /// Puts the older half of the lines aside, so that this is done seldom.
     fn drop_lines(&mut self) {
         let mut spare = self.lines / 2 + 1;
-        let mut kept = VecDeque::with_capacity(self.events.len());
-        for mut event in self.events.drain(..) {
+        let mut kept = VecDeque::with_capacity(self.kept.len());
+        for mut event in self.kept.drain(..) {
             if spare == 0 || !matches!(event.kind, Some(Kind::Log(_))) {
                 kept.push_back(event);
                 continue;
@@ -78,14 +78,17 @@ impl Events {
             self.dropped += 1;
             if spare == 0 {
                 // An earlier marker is among those dropped: it counted as a line.
-                let line = format!("({} earlier lines of output are not kept here; the builder's log of this job has them)", self.dropped);
+                let line = format!(
+                    "({} earlier lines of output are not kept here; the builder's log of this job has them)",
+                    self.dropped
+                );
                 event.kind = Some(Kind::Log(Log { step_id: String::new(), line }));
                 kept.push_back(event);
             } else {
                 self.lines -= 1;
             }
         }
-        self.events = kept;
+        self.kept = kept;
     }
 }
 

@@ -1,7 +1,10 @@
 //! The jobs that this agent knows: those that run, and those that have ended and are not forgotten yet.
 
 use std::{
-    collections::BTreeMap, convert::Infallible, fs, io, path::{Path, PathBuf},
+    collections::BTreeMap,
+    convert::Infallible,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -13,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::{
-    buildkit::Buildkit, config::Config, events::{Events, is_outcome},
+    buildkit::Buildkit,
+    config::Config,
+    events::{Events, is_outcome},
     job::{self, Recorder, git::Repositories},
     reasons::{JobFailure, Reason},
 };
@@ -65,7 +70,12 @@ pub struct Job {
 
 impl Job {
     fn new(events: Events) -> Arc<Self> {
-        Arc::new(Self { events: Mutex::new(events), changed: watch::Sender::new(()), token: CancellationToken::new(), why: OnceLock::new() })
+        Arc::new(Self {
+            events: Mutex::new(events),
+            changed: watch::Sender::new(()),
+            token: CancellationToken::new(),
+            why: OnceLock::new(),
+        })
     }
 
     /// Adds an event and wakes those who wait for it.
@@ -126,7 +136,12 @@ impl Registry {
                 _ => {}
             }
         }
-        for directory in [config.state_dir.join("work"), config.state_dir.join("git"), config.state_dir.join("logs"), config.credentials_dir.join("jobs")] {
+        for directory in [
+            config.state_dir.join("work"),
+            config.state_dir.join("git"),
+            config.state_dir.join("logs"),
+            config.credentials_dir.join("jobs"),
+        ] {
             fs::create_dir_all(&directory).map_err(fail("make", &directory))?;
             // 0700 without the setgid bit that a volume's group puts on it: what is made below would inherit it, and
             // it would show in the images.
@@ -185,7 +200,8 @@ impl Registry {
             self.running.send_modify(|running| *running += 1);
             job
         };
-        let span = tracing::info_span!("job", run = spec.run, platform = spec.platform, attempt = spec.attempt, job = spec.id);
+        let span =
+            tracing::info_span!("job", run = spec.run, platform = spec.platform, attempt = spec.attempt, job = spec.id);
         tokio::spawn(Arc::clone(self).carry_out(job, spec).instrument(span));
         Ok(true)
     }
@@ -238,7 +254,10 @@ impl Registry {
     }
 
     async fn carry_out(self: Arc<Self>, job: Arc<Job>, spec: Spec) {
-        let (work, credentials) = (self.config.state_dir.join("work").join(&spec.id), self.config.credentials_dir.join("jobs").join(&spec.id));
+        let (work, credentials) = (
+            self.config.state_dir.join("work").join(&spec.id),
+            self.config.credentials_dir.join("jobs").join(&spec.id),
+        );
         let (id, timeout) = (spec.id.clone(), Duration::from_secs(spec.timeout_seconds.into()));
         let recorder = Arc::new(Recorder::open(Arc::clone(&job), &spec, &self.file(&id, "log")));
         tracing::info!("job started");
@@ -265,7 +284,10 @@ impl Registry {
             (_, Some(Stop::Cancelled)) => Err(JobFailure::new(Reason::Cancelled, "the build was cancelled")),
             (Ok(Err(failure)), Some(Stop::TimedOut)) => Err(JobFailure {
                 reason: Reason::BuildTimeout,
-                message: format!("the build took longer than its timeout of {} s; raise spec.timeout, or see which step took the time", timeout.as_secs()),
+                message: format!(
+                    "the build took longer than its timeout of {} s; raise spec.timeout, or see which step took the time",
+                    timeout.as_secs()
+                ),
                 ..failure
             }),
             (Ok(Err(failure)), None) => Err(failure),
@@ -322,7 +344,9 @@ fn ended_jobs(logs: &Path) -> io::Result<BTreeMap<String, Arc<Job>>> {
     let mut jobs = BTreeMap::new();
     for entry in fs::read_dir(logs)? {
         let path = entry?.path();
-        let (Some(id), Some("outcome")) = (path.file_stem().and_then(|stem| stem.to_str()), path.extension().and_then(|end| end.to_str())) else {
+        let (Some(id), Some("outcome")) =
+            (path.file_stem().and_then(|stem| stem.to_str()), path.extension().and_then(|end| end.to_str()))
+        else {
             continue;
         };
         // One that was cut off by a crash is none: its job is unknown, as if it had not ended.
@@ -354,3 +378,6 @@ fn trim_logs(logs: &Path) -> io::Result<()> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,10 @@
 use std::{error::Error, io, sync::Arc, time::Duration};
 
 use kiln_agent_proto::agent_server::AgentServer;
-use tokio::{net::TcpListener, signal::unix::{SignalKind, signal}};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 pub mod buildkit;
@@ -70,7 +73,7 @@ pub async fn serve(config: config::Config) -> Result<(), AgentError> {
         .add_service(service)
         .serve_with_incoming_shutdown(tls.incoming(listener), over.clone().cancelled_owned());
     tokio::select! {
-        served = server => served?,
+        ended = server => ended?,
         () = async { over.cancelled().await; tokio::time::sleep(FAREWELL).await } => {}
     }
     tracing::info!("the agent has ended");

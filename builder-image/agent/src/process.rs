@@ -1,9 +1,16 @@
 //! Runs a program in a process group of its own, so that all it started can be stopped with it.
 
-use std::{io, process::{ExitStatus, Stdio}, time::Duration};
+use std::{
+    io,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
-use tokio::{io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader}, process::Command};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    process::Command,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How long a program has to end by itself after SIGTERM, before SIGKILL.
@@ -126,9 +133,14 @@ mod tests {
     #[tokio::test]
     async fn collects_output_and_lines() {
         let mut lines = Vec::new();
-        let finished = run(&mut shell("cat; echo one >&2; echo two >&2; exit 3"), Some(b"in"), &CancellationToken::new(), |line| {
-            lines.push(String::from_utf8_lossy(line).into_owned());
-        })
+        let finished = run(
+            &mut shell("cat; echo one >&2; echo two >&2; exit 3"),
+            Some(b"in"),
+            &CancellationToken::new(),
+            |line| {
+                lines.push(String::from_utf8_lossy(line).into_owned());
+            },
+        )
         .await
         .unwrap();
         assert_eq!((finished.status.code(), finished.stdout.as_slice()), (Some(3), b"in".as_slice()));

@@ -130,7 +130,15 @@ impl JobFailure {
     /// A failure that has no step.
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), step: String::new(), dockerfile: String::new(), line: 0, exit_code: None, log_tail: Vec::new() }
+        Self {
+            reason,
+            message: message.into(),
+            step: String::new(),
+            dockerfile: String::new(),
+            line: 0,
+            exit_code: None,
+            log_tail: Vec::new(),
+        }
     }
 
     /// The agent could not do its own part: `what` it attempted, and the error.

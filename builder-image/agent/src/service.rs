@@ -4,8 +4,8 @@ use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt as _, stream};
 use kiln_agent_proto::{
-    CancelRequest, CancelResponse, DescribeRequest, DescribeResponse, DrainRequest, DrainResponse, Event, ForgetRequest, ForgetResponse,
-    StartRequest, StartResponse, WatchRequest, agent_server::Agent,
+    CancelRequest, CancelResponse, DescribeRequest, DescribeResponse, DrainRequest, DrainResponse, Event,
+    ForgetRequest, ForgetResponse, StartRequest, StartResponse, WatchRequest, agent_server::Agent,
 };
 
 use tonic::{Request, Response, Status};
@@ -44,11 +44,14 @@ impl Agent for Service {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
-        let about = self.registry.buildkit().about().await.map_err(|error| Status::unavailable(crate::chain(&error)))?;
+        let about =
+            self.registry.buildkit().about().await.map_err(|error| Status::unavailable(crate::chain(&error)))?;
         let config = self.registry.config();
-        let volume = rustix::fs::statvfs(&config.state_dir)
-            .map_err(|error| Status::internal(format!("cannot tell the usage of {}: {error}", config.state_dir.display())))?;
-        let size = if config.cache_size > 0 { config.cache_size } else { volume.f_blocks.saturating_mul(volume.f_frsize) };
+        let volume = rustix::fs::statvfs(&config.state_dir).map_err(|error| {
+            Status::internal(format!("cannot tell the usage of {}: {error}", config.state_dir.display()))
+        })?;
+        let size =
+            if config.cache_size > 0 { config.cache_size } else { volume.f_blocks.saturating_mul(volume.f_frsize) };
         Ok(Response::new(DescribeResponse {
             buildkit_version: about.version.clone(),
             platforms: about.platforms.clone(),

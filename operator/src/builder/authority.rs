@@ -30,7 +30,9 @@ pub enum Error {
         source: kube::Error,
     },
     /// The Secret does not hold what it should.
-    #[error("the Secret {namespace}/{SECRET} does not hold a CA certificate and its key: delete it and restart the operator, which makes a new one ({detail})")]
+    #[error(
+        "the Secret {namespace}/{SECRET} does not hold a CA certificate and its key: delete it and restart the operator, which makes a new one ({detail})"
+    )]
     Content {
         /// The operator's namespace.
         namespace: String,
@@ -76,7 +78,8 @@ impl Authority {
             let bytes = secret.data.as_ref().and_then(|data| data.get(key));
             bytes.and_then(|bytes| String::from_utf8(bytes.0.clone()).ok()).unwrap_or_default()
         };
-        let content = |error: rcgen::Error| Error::Content { namespace: namespace.to_owned(), detail: error.to_string() };
+        let content =
+            |error: rcgen::Error| Error::Content { namespace: namespace.to_owned(), detail: error.to_string() };
         Self::new(text("tls.crt"), &text("tls.key")).map_err(content)
     }
 
@@ -130,7 +133,11 @@ fn make_secret() -> Result<Secret, Error> {
     })
 }
 
-fn sign(issuer: &Issuer<'static, KeyPair>, host: &str, usage: ExtendedKeyUsagePurpose) -> Result<Identity, rcgen::Error> {
+fn sign(
+    issuer: &Issuer<'static, KeyPair>,
+    host: &str,
+    usage: ExtendedKeyUsagePurpose,
+) -> Result<Identity, rcgen::Error> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(vec![host.to_owned()])?;
     params.distinguished_name = name(host);

@@ -29,7 +29,12 @@ pub struct CacheSize {
 
 /// The content of the builder's ConfigMap, by file name.
 #[must_use]
-pub fn files(pool: &BuilderPoolSpec, profile: Profile, bundles: &Bundles, cache: CacheSize) -> BTreeMap<String, String> {
+pub fn files(
+    pool: &BuilderPoolSpec,
+    profile: Profile,
+    bundles: &Bundles,
+    cache: CacheSize,
+) -> BTreeMap<String, String> {
     let mut files = BTreeMap::from([("buildkitd.toml".to_owned(), buildkitd(pool, cache))]);
     for pem in bundles {
         files.insert(format!("{}.crt", bundle_hash(pem)), pem.clone());

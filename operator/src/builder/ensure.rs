@@ -116,7 +116,13 @@ where
 }
 
 /// `None`: it was there already.
-async fn create<K>(client: &Client, namespace: &str, kind: &'static str, id: &BuilderId, object: &K) -> Result<Option<K>, Error>
+async fn create<K>(
+    client: &Client,
+    namespace: &str,
+    kind: &'static str,
+    id: &BuilderId,
+    object: &K,
+) -> Result<Option<K>, Error>
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
     K: Clone + Serialize + DeserializeOwned + std::fmt::Debug,

@@ -38,9 +38,7 @@ pub struct Builder {
 
 impl Builder {
     fn serves(&self, request: &Request) -> bool {
-        self.current
-            && !self.terminating
-            && request.bundle.as_ref().is_none_or(|bundle| self.bundles.contains(bundle))
+        self.current && !self.terminating && request.bundle.as_ref().is_none_or(|bundle| self.bundles.contains(bundle))
     }
 }
 
@@ -78,21 +76,17 @@ pub fn pick(pool: &str, requests: &[Request], builders: &[Builder], limits: Limi
         .map(|request| {
             let choice = pick_one(pool, request, &builders, limits);
             match &choice {
-                Choice::Existing(id) => {
-                    if let Some((builder, _)) = builders.get_mut(id) {
-                        builder.jobs += 1;
-                    }
-                }
-                Choice::New(id) => {
-                    let builder = Builder {
+                Choice::Existing(id) | Choice::New(id) => {
+                    let fresh = || Builder {
                         id: id.clone(),
-                        jobs: 1,
+                        jobs: 0,
                         bundles: request.bundle.clone().into_iter().collect(),
                         current: true,
                         terminating: false,
                         stuck: false,
                     };
-                    builders.insert(id.clone(), (builder, false));
+                    let (builder, _) = builders.entry(id.clone()).or_insert_with(|| (fresh(), false));
+                    builder.jobs += 1;
                 }
                 Choice::Evict(id) => {
                     if let Some((builder, _)) = builders.get_mut(id) {
@@ -106,19 +100,13 @@ pub fn pick(pool: &str, requests: &[Request], builders: &[Builder], limits: Limi
         .collect()
 }
 
-fn pick_one(
-    pool: &str,
-    request: &Request,
-    builders: &BTreeMap<BuilderId, (Builder, bool)>,
-    limits: Limits,
-) -> Choice {
+fn pick_one(pool: &str, request: &Request, builders: &BTreeMap<BuilderId, (Builder, bool)>, limits: Limits) -> Choice {
     let siblings: Vec<&(Builder, bool)> = builders
         .values()
         .filter(|(builder, _)| builder.id.domain == request.domain && builder.id.architecture == request.architecture)
         .collect();
-    if let Some((builder, exists)) = siblings
-        .iter()
-        .find(|(builder, _)| builder.serves(request) && builder.jobs < limits.jobs_per_builder)
+    if let Some((builder, exists)) =
+        siblings.iter().find(|(builder, _)| builder.serves(request) && builder.jobs < limits.jobs_per_builder)
     {
         let id = builder.id.clone();
         return if *exists { Choice::Existing(id) } else { Choice::New(id) };

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, LocalObjectReference,
-    PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext,
-    PodSpec, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Toleration, Volume,
-    VolumeMount, VolumeResourceRequirements,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, KeyToPath,
+    LocalObjectReference, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimVolumeSource, Pod,
+    PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, Toleration,
+    Volume, VolumeMount, VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -62,7 +62,11 @@ impl Template<'_> {
     pub fn hash(&self, profile: Profile) -> String {
         let id = BuilderId {
             pool: String::new(),
-            domain: super::TrustDomain { namespace: String::new(), namespace_uid: String::new(), image_build_uid: None },
+            domain: super::TrustDomain {
+                namespace: String::new(),
+                namespace_uid: String::new(),
+                image_build_uid: None,
+            },
             architecture: String::new(),
             slot: 0,
         };
@@ -142,7 +146,7 @@ impl Template<'_> {
                 automount_service_account_token: Some(false),
                 enable_service_links: Some(false),
                 host_users: (profile == Profile::UserNamespace).then_some(false),
-                // The name in the agent's certificate, and a name that RUN steps of every builder share.
+                // One for all builders: RUN steps that record it give the same layer everywhere.
                 hostname: Some("builder".to_owned()),
                 image_pull_secrets: (!self.pull_secrets.is_empty()).then(|| {
                     self.pull_secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect()
@@ -164,7 +168,7 @@ impl Template<'_> {
                     fs_group_change_policy: Some("OnRootMismatch".to_owned()),
                     ..PodSecurityContext::default()
                 }),
-                volumes: Some(self.volumes(id, profile)),
+                volumes: Some(self.volumes(id, profile, bundles)),
                 ..PodSpec::default()
             }),
             ..Pod::default()
@@ -175,12 +179,11 @@ impl Template<'_> {
     /// seconds, so the agent waits for the socket itself.
     fn buildkitd(&self, profile: Profile, resources: Option<ResourceRequirements>) -> Container {
         let unconfined = || Some(SeccompProfile { type_: "Unconfined".to_owned(), ..SeccompProfile::default() });
-        let app_armor = Some(k8s_openapi::api::core::v1::AppArmorProfile {
-            type_: "Unconfined".to_owned(),
-            ..Default::default()
-        });
+        let app_armor =
+            Some(k8s_openapi::api::core::v1::AppArmorProfile { type_: "Unconfined".to_owned(), ..Default::default() });
         let security_context = match profile {
             Profile::UserNamespace => SecurityContext {
+                read_only_root_filesystem: Some(true),
                 proc_mount: Some("Unmasked".to_owned()),
                 capabilities: Some(Capabilities {
                     add: Some(vec!["SETUID".to_owned(), "SETGID".to_owned()]),
@@ -191,6 +194,7 @@ impl Template<'_> {
                 ..SecurityContext::default()
             },
             Profile::Rootless => SecurityContext {
+                read_only_root_filesystem: Some(true),
                 seccomp_profile: unconfined(),
                 app_armor_profile: app_armor,
                 ..SecurityContext::default()
@@ -254,13 +258,15 @@ impl Template<'_> {
                 VolumeMount { sub_path: Some("agent".to_owned()), ..mount("cache", "/var/lib/kiln/agent") },
                 mount("credentials", "/run/kiln"),
                 VolumeMount { read_only: Some(true), ..mount("tls", "/etc/kiln/tls") },
+                // For its CA bundles: where a registry wants tokens, it is buildctl that asks for them.
+                VolumeMount { read_only: Some(true), ..mount("config", "/etc/kiln/buildkitd") },
                 mount("agent-tmp", "/tmp"),
             ]),
             ..Container::default()
         }
     }
 
-    fn volumes(&self, id: &BuilderId, profile: Profile) -> Vec<Volume> {
+    fn volumes(&self, id: &BuilderId, profile: Profile, bundles: &Bundles) -> Vec<Volume> {
         let directory = |name: &str, source: EmptyDirVolumeSource| Volume {
             name: name.to_owned(),
             empty_dir: Some(source),
@@ -279,16 +285,23 @@ impl Template<'_> {
             secret: Some(SecretVolumeSource { secret_name: Some(tls_name(id)), ..SecretVolumeSource::default() }),
             ..Volume::default()
         };
-        let item = |path: &str| k8s_openapi::api::core::v1::KeyToPath {
-            key: path.rsplit('/').next().unwrap_or(path).to_owned(),
-            path: path.to_owned(),
-            ..Default::default()
-        };
-        let config = |name: &str, items: Option<Vec<_>>| Volume {
+        let item = |key: &str, path: String| KeyToPath { key: key.to_owned(), path, ..KeyToPath::default() };
+        let config = |name: &str, items: Vec<KeyToPath>| Volume {
             name: name.to_owned(),
-            config_map: Some(ConfigMapVolumeSource { name: config_name(id), items, ..ConfigMapVolumeSource::default() }),
+            config_map: Some(ConfigMapVolumeSource {
+                name: config_name(id),
+                items: Some(items),
+                ..ConfigMapVolumeSource::default()
+            }),
             ..Volume::default()
         };
+        let ids = ["subuid", "subgid"];
+        let files = self.files(profile, bundles);
+        // The CA bundles get a folder of their own: every file in it is trusted.
+        let settings = files.keys().filter(|key| !ids.contains(&key.as_str())).map(|key| {
+            let is_bundle = std::path::Path::new(key).extension().is_some_and(|extension| extension == "crt");
+            item(key, if is_bundle { format!("trust/{key}") } else { key.clone() })
+        });
         let mut volumes = vec![
             cache,
             directory("socket", EmptyDirVolumeSource::default()),
@@ -296,10 +309,10 @@ impl Template<'_> {
             directory("tmp", EmptyDirVolumeSource::default()),
             directory("agent-tmp", EmptyDirVolumeSource::default()),
             tls,
-            config("config", None),
+            config("config", settings.collect()),
         ];
         if profile == Profile::UserNamespace {
-            volumes.push(config("ids", Some(vec![item("subuid"), item("subgid")])));
+            volumes.push(config("ids", ids.map(|key| item(key, key.to_owned())).to_vec()));
         }
         volumes
     }
@@ -341,7 +354,9 @@ fn variable(name: &str, value: &str) -> EnvVar {
 fn requests(cpu: &str, memory: &str) -> ResourceRequirements {
     ResourceRequirements {
         requests: Some(
-            [("cpu", cpu), ("memory", memory)].map(|(name, value)| (name.to_owned(), Quantity(value.to_owned()))).into(),
+            [("cpu", cpu), ("memory", memory)]
+                .map(|(name, value)| (name.to_owned(), Quantity(value.to_owned())))
+                .into(),
         ),
         ..ResourceRequirements::default()
     }

@@ -56,10 +56,8 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
         context.jobs.builder_gone(&id.name());
     }
     drop(placing);
-    let profiles: Vec<_> = nodes
-        .iter()
-        .map(|node| place::profile(&context, &pool, &node.architecture, &nodes))
-        .collect();
+    let profiles: Vec<_> =
+        nodes.iter().map(|node| place::profile(&context, &pool, &node.architecture, &nodes)).collect();
     let status = status::status(&pool, &builders, &profiles, now);
     if pool.status.as_ref() != Some(&status) {
         match write_status(&context.client, &*pool, &status).await {
@@ -123,8 +121,9 @@ fn last_active(context: &Context, pod_uid: &str) -> Option<Timestamp> {
 fn is_gone(context: &Context, domain: &TrustDomain) -> bool {
     let namespace = context.stores.namespaces.get(&kube::runtime::reflector::ObjectRef::new(&domain.namespace));
     let namespace_gone = namespace.is_none_or(|found| found.uid().as_deref() != Some(domain.namespace_uid.as_str()));
-    let build_gone = domain.image_build_uid.as_ref().is_some_and(|uid| {
-        context.stores.image_builds.find(|build| build.uid().as_ref() == Some(uid)).is_none()
-    });
+    let build_gone = domain
+        .image_build_uid
+        .as_ref()
+        .is_some_and(|uid| context.stores.image_builds.find(|build| build.uid().as_ref() == Some(uid)).is_none());
     namespace_gone || build_gone
 }

@@ -65,7 +65,9 @@ pub struct Plan {
 /// Decides.
 #[must_use]
 pub fn plan(pool: &BuilderPoolSpec, builders: &[Builder], volumes: &[Volume], now: Timestamp) -> Plan {
-    let duration = |named: Option<kube::core::Duration>, default| named.and_then(|d| Duration::try_from(d).ok()).unwrap_or(default);
+    let duration = |named: Option<kube::core::Duration>, default| {
+        named.and_then(|d| Duration::try_from(d).ok()).unwrap_or(default)
+    };
     let idle = duration(pool.idle_timeout, IDLE);
     let retention = duration(pool.cache.as_ref().and_then(|cache| cache.retention), RETENTION);
     let mut plan = Plan::default();
@@ -137,10 +139,7 @@ mod tests {
         let orphan = Builder { orphaned: true, ..builder(4, 1, 999) };
         let leaving = Builder { terminating: true, ..builder(5, 0, 0) };
         let plan = plan(&pool, &[busy, idle, fresh, ended, orphan, leaving], &[], at(1000));
-        assert_eq!(
-            plan.fates,
-            [(id(1), Fate::RemovePod), (id(3), Fate::RemovePod), (id(4), Fate::RemoveAll)]
-        );
+        assert_eq!(plan.fates, [(id(1), Fate::RemovePod), (id(3), Fate::RemovePod), (id(4), Fate::RemoveAll)]);
         assert_eq!(plan.look_again, Some(at(1050)));
     }
 

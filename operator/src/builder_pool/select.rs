@@ -22,7 +22,8 @@ pub fn select(
     let serves = |pool: &&Arc<BuilderPool>| selects(pool.spec.namespace_selector.as_ref(), labels);
     if let Some(name) = named {
         let Some(pool) = pools.iter().find(|pool| pool.name_any() == name) else {
-            let message = format!("spec.pool names the BuilderPool {name}, which does not exist: name another, or omit it");
+            let message =
+                format!("spec.pool names the BuilderPool {name}, which does not exist: name another, or omit it");
             return Err(Fault::user(Reason::PoolNotFound, message));
         };
         return if serves(&pool) {
@@ -76,7 +77,8 @@ mod tests {
 
     #[test]
     fn the_named_pool_must_serve_and_the_default_is_the_first_that_does() {
-        let pools = [pool("b", true, None), pool("a", true, Some("red")), pool("c", false, None), pool("d", true, None)];
+        let pools =
+            [pool("b", true, None), pool("a", true, Some("red")), pool("c", false, None), pool("d", true, None)];
         let labels = |team: &str| BTreeMap::from([("team".to_owned(), team.to_owned())]);
         for (named, team, expected) in [
             (None, "red", Ok("a")),

@@ -22,9 +22,12 @@ pub fn status(pool: &BuilderPool, builders: &[Builder], profiles: &[Profile], no
     };
     let message = match profile {
         SecurityProfile::Auto => "no nodes yet: the security profile is chosen with the first".to_owned(),
-        SecurityProfile::UserNamespace => "builders run in user namespaces: RUN steps cannot see their builder".to_owned(),
+        SecurityProfile::UserNamespace => {
+            "builders run in user namespaces: RUN steps cannot see their builder".to_owned()
+        }
         SecurityProfile::Rootless => {
-            "builders run rootless: RUN steps can read what their builder holds, so each ImageBuild has its own".to_owned()
+            "builders run rootless: RUN steps can read what their builder holds, so each ImageBuild has its own"
+                .to_owned()
         }
     };
     let ready = Wanted { kind: "Ready", status: Some(true), reason: format!("{profile:?}"), message };

@@ -67,7 +67,10 @@ pub(super) fn greeting(bytes: &[u8]) -> Result<Greeting, Malformed> {
     let lines = packets(bytes)?;
     let mut lines = lines.into_iter().peekable();
     // Version 2 servers may leave the service line out.
-    if lines.next_if(|line| line.is_some_and(|l| l.starts_with(b"# service="))).is_some_and(|l| l != Some(b"# service=git-upload-pack")) {
+    if lines
+        .next_if(|line| line.is_some_and(|l| l.starts_with(b"# service=")))
+        .is_some_and(|l| l != Some(b"# service=git-upload-pack"))
+    {
         return Err(Malformed::Service);
     }
     while lines.next_if(Option::is_none).is_some() {}
@@ -165,10 +168,13 @@ pub(super) fn ls_refs(bytes: &[u8]) -> Result<Refs, Malformed> {
         if id == b"unborn" {
             continue;
         }
-        refs.commits.insert(name, match peeled {
-            Some(peeled) => peeled,
-            None => object_id(id)?,
-        });
+        refs.commits.insert(
+            name,
+            match peeled {
+                Some(peeled) => peeled,
+                None => object_id(id)?,
+            },
+        );
     }
     Ok(refs)
 }
@@ -222,7 +228,13 @@ mod tests {
     #[test]
     fn v0_of_an_empty_repository() {
         let zero = "0".repeat(40);
-        let answer = [packet("# service=git-upload-pack"), "0000".into(), packet(&format!("{zero} capabilities^{{}}\0x")), "0000".into()].concat();
+        let answer = [
+            packet("# service=git-upload-pack"),
+            "0000".into(),
+            packet(&format!("{zero} capabilities^{{}}\0x")),
+            "0000".into(),
+        ]
+        .concat();
         assert_eq!(greeting(answer.as_bytes()), Ok(Greeting::Refs(Refs::default())));
     }
 
@@ -255,13 +267,32 @@ mod tests {
     fn request() {
         insta::assert_snapshot!(
             String::from_utf8(ls_refs_request(Some("sha1"), &["refs/heads/main".into()])).unwrap().replace(env!("CARGO_PKG_VERSION"), "VERSION"),
-            @""
+            @r"
+        0014command=ls-refs
+        0015agent=kiln/VERSION
+        0017object-format=sha1
+        00010009peel
+        000csymrefs
+        001fref-prefix refs/heads/main
+        0000
+        "
         );
     }
 
     #[test]
     fn nonsense() {
-        for answer in ["", "<html>", "0000", "0003", "0004", "001e# service=git-receive-pack\n", "ffff", "0008abc", "zzzz", "+008abcd"] {
+        for answer in [
+            "",
+            "<html>",
+            "0000",
+            "0003",
+            "0004",
+            "001e# service=git-receive-pack\n",
+            "ffff",
+            "0008abc",
+            "zzzz",
+            "+008abcd",
+        ] {
             assert!(greeting(answer.as_bytes()).is_err(), "{answer}");
         }
         assert!(ls_refs(packet(&format!("{A} HEAD")).as_bytes()).is_err(), "cut off");

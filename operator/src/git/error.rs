@@ -203,6 +203,15 @@ mod tests {
             not_found("HEAD", &[]),
             Error::Transport { url: url(), failure: TransportFailure::CertificateUntrusted },
         ];
-        insta::assert_snapshot!(all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"), @"");
+        insta::assert_snapshot!(all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"), @r#"
+        the Git server refuses access to https://git.example/app.git (HTTP 401): name a Secret with username and password in source.git.secretRef
+        the Git server refuses access to https://git.example/app.git (HTTP 403): check the Secret that source.git.secretRef names, and its account's right to read the repository
+        https://git.example/app.git was not found: check the URL; if the repository is private, name a Secret in source.git.secretRef
+        "a..b" is not a valid ref: it holds ".."
+        https://git.example/app.git has no branch or tag "mian": did you mean main?
+        https://git.example/app.git has no branch or tag "abcdef01": a commit must be named by its whole id of 40 or 64 digits
+        https://git.example/app.git has no HEAD: it is empty, or its default branch does not exist
+        could not reach https://git.example/app.git: the server's certificate was issued by no CA that Kiln trusts: name its CA in caRef
+        "#);
     }
 }

@@ -3,8 +3,8 @@
 
 mod advertisement;
 mod error;
-mod resolve;
 mod refname;
+mod resolve;
 mod url;
 #[cfg(test)]
 mod wire_tests;

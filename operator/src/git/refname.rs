@@ -43,7 +43,10 @@ fn check(name: &str) -> Result<(), &'static str> {
         Err("it holds spaces, control characters or one of ~ ^ : ? * [ \\")
     } else if name.contains("..") || name.contains("@{") || name == "@" || name.ends_with('.') {
         Err("it holds \"..\" or \"@{\", is \"@\", or ends with a dot")
-    } else if name.split('/').any(|part| part.is_empty() || part.starts_with('.') || part.ends_with(".lock")) {
+    } else if name
+        .split('/')
+        .any(|part| part.is_empty() || part.starts_with('.') || part.strip_suffix(".lock").is_some())
+    {
         Err("a part of it between slashes is empty, begins with a dot or ends with .lock")
     } else {
         Ok(())
@@ -53,7 +56,8 @@ fn check(name: &str) -> Result<(), &'static str> {
 /// Up to three of `refs` (full names) that look like `wanted`, as short names, the most alike first.
 pub(super) fn similar<'a>(wanted: &str, refs: impl Iterator<Item = &'a str>) -> Vec<String> {
     let short = |name: &'a str| name.strip_prefix("refs/heads/").or_else(|| name.strip_prefix("refs/tags/"));
-    let target = wanted.rsplit_once("refs/heads/").or_else(|| wanted.rsplit_once("refs/tags/")).map_or(wanted, |(_, s)| s);
+    let target =
+        wanted.rsplit_once("refs/heads/").or_else(|| wanted.rsplit_once("refs/tags/")).map_or(wanted, |(_, s)| s);
     let lower = target.to_lowercase();
     let mut found: Vec<(usize, &str)> = refs
         .filter_map(short)
@@ -109,14 +113,18 @@ mod tests {
 
     #[test]
     fn refused() {
-        for name in ["", "-x", "a b", "a..b", "a~1", "a^", "a:b", "a/", "/a", "a//b", ".a", "a.lock", "a/.b", "@", "a@{1}", "a\n", "a\\b", "a.", "x*"] {
+        for name in [
+            "", "-x", "a b", "a..b", "a~1", "a^", "a:b", "a/", "/a", "a//b", ".a", "a.lock", "a/.b", "@", "a@{1}",
+            "a\n", "a\\b", "a.", "x*",
+        ] {
             assert!(wanted(Some(name)).is_err(), "{name:?}");
         }
     }
 
     #[test]
     fn hints() {
-        let refs = ["refs/heads/main", "refs/heads/feature/login", "refs/tags/v1.0.0", "refs/tags/v1.0.1", "refs/pull/9/head"];
+        let refs =
+            ["refs/heads/main", "refs/heads/feature/login", "refs/tags/v1.0.0", "refs/tags/v1.0.1", "refs/pull/9/head"];
         for (name, expected) in [
             ("mian", vec!["main"]),
             ("Main", vec!["main"]),

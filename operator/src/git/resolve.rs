@@ -188,11 +188,8 @@ impl Exchange<'_> {
     }
 
     async fn send(&self, method: Method, home: &Url, url: &Url, body: Option<Vec<u8>>) -> Result<Response, Error> {
-        let mut request = self
-            .http
-            .request(method, url.clone())
-            .map_err(|e| self.transport(e))?
-            .header("git-protocol", "version=2");
+        let mut request =
+            self.http.request(method, url.clone()).map_err(|e| self.transport(e))?.header("git-protocol", "version=2");
         if let Some(authorization) = self.authorization.as_ref().filter(|_| url.origin() == home.origin()) {
             request = request.header(header::AUTHORIZATION, authorization);
         }
@@ -219,7 +216,8 @@ impl Exchange<'_> {
             }
             status if !status.is_success() => Err(self.protocol(format!("HTTP {}", status.as_u16()))),
             _ => {
-                let got = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+                let got =
+                    response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
                 if got.split(';').next().unwrap_or_default().trim() == content_type {
                     Ok(response)
                 } else {

@@ -30,7 +30,9 @@ pub enum UrlError {
     #[error("the Git URL is not valid: write https://host/path.git")]
     Malformed,
     /// A user name or password in the URL, where everybody can read it.
-    #[error("the Git URL must hold no user name or password: put them into a Secret (keys username and password) and name it in secretRef")]
+    #[error(
+        "the Git URL must hold no user name or password: put them into a Secret (keys username and password) and name it in secretRef"
+    )]
     Credentials,
     /// A query or fragment.
     #[error("the Git URL must hold neither ? nor #: name branch, tag or commit in ref, and a folder in path")]
@@ -53,15 +55,18 @@ impl GitUrl {
         match scheme.as_deref() {
             Some("https") => {}
             Some("ssh" | "git+ssh" | "ssh+git") => return Err(UrlError::Ssh),
-            Some(_) => return Err(UrlError::Scheme),
             // git's own short form, user@host:path; but ext::command is a scheme, too.
             None if text.contains('@') && text.contains(':') && !text.contains("::") => return Err(UrlError::Ssh),
-            None => return Err(UrlError::Scheme),
+            _ => return Err(UrlError::Scheme),
         }
         let url = Url::parse(text).map_err(|_| UrlError::Malformed)?;
         // A "user@" of nothing is in the text only, and so is an empty query.
         let authority = text["https://".len()..].split(['/', '?', '#']).next().unwrap_or_default();
-        if authority.contains('@') {
+        // The URL standard skips further slashes, and reads a host where the text has none.
+        if authority.is_empty() {
+            return Err(UrlError::Malformed);
+        }
+        if authority.contains('@') || !url.username().is_empty() || url.password().is_some() {
             return Err(UrlError::Credentials);
         }
         if text.contains(['?', '#']) {
@@ -134,7 +139,8 @@ mod tests {
             ("https://h/a#main", Err(UrlError::QueryOrFragment)),
             ("https://h", Err(UrlError::NoPath)),
             ("https://h//", Err(UrlError::NoPath)),
-            ("https:///a", Err(UrlError::NoPath)),
+            ("https:///a", Err(UrlError::Malformed)),
+            ("https:///user@h/a", Err(UrlError::Malformed)),
             ("https://h:99999/a", Err(UrlError::Malformed)),
         ] {
             assert_eq!(GitUrl::parse(text).as_ref().map(GitUrl::as_str).map_err(|e| *e), expected, "{text}");

@@ -14,11 +14,14 @@ use crate::http_client::{AddressPolicy, Clients, HttpClient, LOOPBACK_ALLOWED, S
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
 
+/// Status, header and body.
+type Fault = (u16, (&'static str, String), String);
+
 #[derive(Clone, Default)]
 struct Server {
     version_2: bool,
     /// Answers by path, instead of the right ones: status, header, body.
-    faults: Arc<Mutex<HashMap<String, (u16, (&'static str, String), String)>>>,
+    faults: Arc<Mutex<HashMap<String, Fault>>>,
     /// Path and `Authorization`.
     requests: Arc<Mutex<Vec<(String, String)>>>,
     host: String,
@@ -44,7 +47,14 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
     match path.strip_prefix("/app.git") {
         Some("/info/refs") if server.version_2 => {
             assert_eq!(parts.headers["git-protocol"], "version=2");
-            let lines = [packet("# service=git-upload-pack"), "0000".into(), packet("version 2"), packet("ls-refs"), packet("object-format=sha1"), "0000".into()];
+            let lines = [
+                packet("# service=git-upload-pack"),
+                "0000".into(),
+                packet("version 2"),
+                packet("ls-refs"),
+                packet("object-format=sha1"),
+                "0000".into(),
+            ];
             reply(200, advertisement, lines.concat())
         }
         Some("/info/refs") => {
@@ -62,7 +72,9 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
         Some("/git-upload-pack") => {
             let body = axum::body::to_bytes(body, 65536).await.unwrap();
             let body = String::from_utf8(body.to_vec()).unwrap();
-            let asked = |name: &str| body.lines().any(|l| l.split_once("ref-prefix ").is_some_and(|(_, p)| name.starts_with(p)));
+            let asked = |name: &str| {
+                body.lines().any(|l| l.split_once("ref-prefix ").is_some_and(|(_, p)| name.starts_with(p)))
+            };
             let mut lines = String::new();
             for (name, line) in [
                 ("HEAD", format!("{A} HEAD symref-target:refs/heads/main")),
@@ -169,7 +181,10 @@ async fn redirects() {
     let old = GitUrl::plain(&format!("http://{}/old", server.host));
     resolve(&http(), &old, Some("main"), Some(&auth())).await.unwrap();
     let seen = server.requests.lock().unwrap().clone();
-    assert_eq!(seen.iter().map(|(p, _)| p.as_str()).collect::<Vec<_>>(), ["/old/info/refs", refs, "/app.git/git-upload-pack"]);
+    assert_eq!(
+        seen.iter().map(|(p, _)| p.as_str()).collect::<Vec<_>>(),
+        ["/old/info/refs", refs, "/app.git/git-upload-pack"]
+    );
     assert!(seen.iter().all(|(_, authorization)| authorization.starts_with("Basic ")));
 
     server.fault(refs, 302, ("location", &format!("http://{}{refs}{query}", other.host)), "");
@@ -177,7 +192,13 @@ async fn redirects() {
     let seen = other.requests.lock().unwrap().clone();
     assert_eq!(seen, [(refs.to_owned(), String::new()), ("/app.git/git-upload-pack".to_owned(), String::new())]);
 
-    for location in ["/login", "https://example.org/info/refs", "http://169.254.169.254/info/refs", &format!("{refs}{query}"), "http://me@x/info/refs"] {
+    for location in [
+        "/login",
+        "https://example.org/info/refs",
+        "http://169.254.169.254/info/refs",
+        &format!("{refs}{query}"),
+        "http://me@x/info/refs",
+    ] {
         server.fault(refs, 302, ("location", location), "");
         let error = resolve(&http(), &server.url(), None, Some(&auth())).await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Protocol | ErrorKind::AddressForbidden), "{location}: {error}");

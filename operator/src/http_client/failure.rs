@@ -41,7 +41,9 @@ pub enum TransportFailure {
     #[error("the server's certificate is not acceptable: {0}")]
     CertificateInvalid(String),
     /// The other side does not speak TLS, or none that fits.
-    #[error("the server does not speak TLS there ({0}): check the port, or mark a plain-HTTP registry with plainHttp in the BuilderPool's registries")]
+    #[error(
+        "the server does not speak TLS there ({0}): check the port, or mark a plain-HTTP registry with plainHttp in the BuilderPool's registries"
+    )]
     NotTls(String),
     /// The name has no address.
     #[error("its name could not be resolved: {0}")]
@@ -56,8 +58,18 @@ pub enum TransportFailure {
 
 fn presented_names(names: &[String]) -> String {
     // Servers choose this text, so little of it is shown.
-    let shown: Vec<String> = names.iter().take(5).map(|n| plain_text(n, 100)).collect();
-    if shown.is_empty() { " (it has no subject alternative names)".into() } else { format!(" (it is for {})", shown.join(", ")) }
+    let shown: Vec<String> = names.iter().take(5).map(|n| plain_text(bare_name(n), 100)).collect();
+    if shown.is_empty() {
+        " (it has no subject alternative names)".into()
+    } else {
+        format!(" (it is for {})", shown.join(", "))
+    }
+}
+
+/// `x` of rustls's `DnsName("x")` and `IpAddress(x)`.
+fn bare_name(name: &str) -> &str {
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.map_or(name, |inner| inner.trim_matches('"'))
 }
 
 impl TransportFailure {
@@ -74,15 +86,11 @@ impl TransportFailure {
             if let Some(tls) = e.downcast_ref::<rustls::Error>() {
                 return Self::from_tls(tls);
             }
-            if let Some(io) = e.downcast_ref::<std::io::Error>() {
-                // An io::Error's `source` skips the error it carries.
-                if let Some(tls) = io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
-                    return Self::from_tls(tls);
-                }
-            }
             innermost = plain_text(&e.to_string(), 200);
             dns |= innermost.contains("dns error") || innermost.contains("failed to lookup address");
-            cause = e.source();
+            // An io::Error's `source` skips the error that it carries.
+            let carried = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            cause = carried.map(|e| e as &(dyn StdError + 'static)).or_else(|| e.source());
         }
         if error.is_timeout() {
             Self::Timeout
@@ -131,9 +139,7 @@ impl TransportFailure {
 /// characters.
 #[must_use]
 pub fn plain_text(text: &str, limit: usize) -> String {
-    let hidden = |c: char| {
-        matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffd}')
-    };
+    let hidden = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffd}');
     let spaced: String =
         text.chars().take(limit * 4).map(|c| if c.is_control() { ' ' } else { c }).filter(|c| !hidden(*c)).collect();
     let line = spaced.split_whitespace().collect::<Vec<_>>().join(" ");

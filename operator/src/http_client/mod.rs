@@ -34,7 +34,7 @@ const KEPT_CLIENTS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct HttpClient {
     inner: reqwest::Client,
-    policy: AddressPolicy,
+    key: Key,
 }
 
 impl HttpClient {
@@ -47,9 +47,15 @@ impl HttpClient {
             _ => None,
         };
         if let Some(ip) = literal {
-            self.policy.permits(ip).map_err(TransportFailure::AddressForbidden)?;
+            self.key.1.permits(ip).map_err(TransportFailure::AddressForbidden)?;
         }
         Ok(self.inner.request(method, url))
+    }
+
+    /// Whether both trust the same CAs and reach the same addresses.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.key == other.key
     }
 }
 
@@ -59,6 +65,7 @@ pub struct Clients {
     kept: Arc<Mutex<Vec<(Key, HttpClient)>>>,
 }
 
+/// The hash of the CA bundle, and the policy.
 type Key = ([u8; 32], AddressPolicy);
 
 impl Clients {
@@ -77,7 +84,7 @@ impl Clients {
         if let Some(client) = self.touch(&key) {
             return Ok(client);
         }
-        let client = build(ca_pem, policy)?;
+        let client = HttpClient { inner: build(ca_pem, policy)?, key };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT_CLIENTS {
             kept.remove(0);
@@ -97,8 +104,8 @@ impl Clients {
     }
 }
 
-fn build(ca_pem: Option<&[u8]>, policy: AddressPolicy) -> Result<HttpClient, BundleError> {
-    let inner = reqwest::Client::builder()
+fn build(ca_pem: Option<&[u8]>, policy: AddressPolicy) -> Result<reqwest::Client, BundleError> {
+    reqwest::Client::builder()
         .tls_backend_preconfigured(tls::client_config(ca_pem)?)
         .dns_resolver(address::Resolver(policy))
         .redirect(reqwest::redirect::Policy::none())
@@ -107,8 +114,7 @@ fn build(ca_pem: Option<&[u8]>, policy: AddressPolicy) -> Result<HttpClient, Bun
         .timeout(TIMEOUT)
         .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|e| BundleError::Client(e.to_string()))?;
-    Ok(HttpClient { inner, policy })
+        .map_err(|e| BundleError::Client(e.to_string()))
 }
 
 /// Why a body could not be read.
@@ -128,7 +134,8 @@ pub async fn read_bounded(response: Response, limit: usize) -> Result<Vec<u8>, B
     if announced.is_some_and(|n| n > limit) {
         return Err(BodyError::TooLarge(limit));
     }
-    let mut body = Vec::with_capacity(announced.unwrap_or(0));
+    // What is announced is believed for little: it costs the sender nothing.
+    let mut body = Vec::with_capacity(announced.unwrap_or(0).min(64 * 1024));
     let mut chunks = response.bytes_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|e| TransportFailure::from_reqwest(&e))?;
@@ -157,14 +164,13 @@ pub async fn read_prefix(response: Response, limit: usize) -> Vec<u8> {
 /// The time a `Retry-After` header asks for (seconds or a date, RFC 9110 §10.2.3), at most an hour.
 #[must_use]
 pub fn retry_after(headers: &http::HeaderMap, now: jiff::Timestamp) -> Option<Duration> {
-    const LONGEST: Duration = Duration::from_secs(3600);
+    const LONGEST: Duration = Duration::from_hours(1);
     let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let wait = match text.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-            Duration::try_from(date.duration_since(now)).unwrap_or_default()
-        }
+    let wait = if let Ok(seconds) = text.parse::<u64>() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+        Duration::try_from(date.duration_since(now)).unwrap_or_default()
     };
     Some(wait.min(LONGEST))
 }
@@ -211,12 +217,15 @@ mod tests {
     #[test]
     fn refuses_forbidden_literals() {
         let client = Clients::new().get(None, AddressPolicy::default()).unwrap();
-        for url in ["http://127.0.0.1/", "https://169.254.169.254/latest", "http://[::1]:80/", "http://0x7f000001/", "http://2130706433/"] {
+        for url in [
+            "http://127.0.0.1/",
+            "https://169.254.169.254/latest",
+            "http://[::1]:80/",
+            "http://0x7f000001/",
+            "http://2130706433/",
+        ] {
             assert!(
-                matches!(
-                    client.request(Method::GET, url.parse().unwrap()),
-                    Err(TransportFailure::AddressForbidden(_))
-                ),
+                matches!(client.request(Method::GET, url.parse().unwrap()), Err(TransportFailure::AddressForbidden(_))),
                 "{url}"
             );
         }
@@ -226,14 +235,54 @@ mod tests {
     #[tokio::test]
     async fn refuses_names_that_resolve_to_forbidden_addresses() {
         let client = Clients::new().get(None, AddressPolicy::default()).unwrap();
-        let error = client
-            .request(Method::GET, "http://localhost:1/".parse().unwrap())
-            .unwrap()
-            .send()
-            .await
-            .unwrap_err();
+        let error =
+            client.request(Method::GET, "http://localhost:1/".parse().unwrap()).unwrap().send().await.unwrap_err();
         let failure = TransportFailure::from_reqwest(&error);
         assert!(matches!(failure, TransportFailure::AddressForbidden(_)), "{failure:?}");
+    }
+
+    /// An https server on loopback with a certificate of its own, and that certificate.
+    fn tls_server(name: &str) -> (Url, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key.serialize_der().try_into().unwrap())
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        std::thread::spawn(move || {
+            use std::io::{Read as _, Write as _};
+            for stream in listener.incoming() {
+                let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+                let mut stream = rustls::StreamOwned::new(connection, stream.unwrap());
+                if stream.read(&mut [0; 4096]).is_ok() {
+                    let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+                    let _ = stream.flush();
+                }
+            }
+        });
+        (url, certificate.pem())
+    }
+
+    async fn get(ca: Option<&str>, url: &Url) -> Result<u16, TransportFailure> {
+        let client = Clients::new().get(ca.map(str::as_bytes), AddressPolicy::default()).unwrap();
+        let sent = client.request(Method::GET, url.clone())?.send().await;
+        sent.map(|response| response.status().as_u16()).map_err(|e| TransportFailure::from_reqwest(&e))
+    }
+
+    #[tokio::test]
+    async fn tells_why_a_certificate_is_refused() {
+        LOOPBACK_ALLOWED.set(true);
+        let (url, pem) = tls_server("127.0.0.1");
+        assert_eq!(get(Some(&pem), &url).await, Ok(204));
+        assert_eq!(get(None, &url).await, Err(TransportFailure::CertificateUntrusted));
+        let (url, pem) = tls_server("registry.example");
+        let failure = get(Some(&pem), &url).await.unwrap_err();
+        insta::assert_snapshot!(failure, @"the server's certificate is not valid for 127.0.0.1 (it is for registry.example): ask for one that has it as a subject alternative name (the common name alone does not count)");
     }
 
     #[test]

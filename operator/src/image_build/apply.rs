@@ -1,9 +1,9 @@
 //! Makes, cancels and removes runs.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kiln_crds::image_build::PlatformSpec;
 use kiln_crds::image_build_run::ImageBuildRef;
 use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, ImageBuildSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 
@@ -16,7 +16,13 @@ pub const IMAGE_BUILD: &str = "kiln.build/image-build";
 
 /// The run of an input.
 #[must_use]
-pub fn run(build: &ImageBuild, number: u64, input_hash: String, resolved: Option<Resolved>, platforms: Vec<PlatformSpec>) -> ImageBuildRun {
+pub fn run(
+    build: &ImageBuild,
+    number: u64,
+    input_hash: String,
+    resolved: Option<Resolved>,
+    platforms: Vec<PlatformSpec>,
+) -> ImageBuildRun {
     let name = build.name_any();
     let uid = build.uid().unwrap_or_default();
     let (commit, reference) = resolved.map(|resolved| (Some(resolved.commit), resolved.ref_name)).unwrap_or_default();

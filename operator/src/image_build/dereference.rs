@@ -47,7 +47,11 @@ pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool) ->
 }
 
 /// The Secrets that a build names as they are now; one that is missing has no version.
-pub async fn secret_versions(context: &Context, namespace: &str, spec: &ImageBuildSpec) -> Result<Vec<SecretVersion>, Error> {
+pub async fn secret_versions(
+    context: &Context,
+    namespace: &str,
+    spec: &ImageBuildSpec,
+) -> Result<Vec<SecretVersion>, Error> {
     let git = spec.source.git.iter().filter_map(|git| git.secret_ref.as_ref()).map(|reference| &reference.name);
     let image = spec.image.secret_ref.iter().chain(&spec.pull_secret_refs).map(|reference| &reference.name);
     let build = spec.secrets.iter().map(|secret| &secret.secret_ref.name);

@@ -165,7 +165,8 @@ async fn advance(
         memory.looked_at = Some(now);
     }
     let hash = input_hash(&memory.spec_hash, memory.resolved.as_ref().map(|resolved| resolved.commit.as_str()));
-    let known = newest.map(|run| run.spec.input_hash.as_str()).or(build.status.as_ref().and_then(|s| s.input_hash.as_deref()));
+    let known =
+        newest.map(|run| run.spec.input_hash.as_str()).or(build.status.as_ref().and_then(|s| s.input_hash.as_deref()));
     if known == Some(hash.as_str()) {
         let Some(failed) = newest.filter(|run| plan::failed_on_credential(run)) else { return Ok(None) };
         let namespace = build.namespace().unwrap_or_default();
@@ -190,7 +191,9 @@ async fn advance(
     let run = apply::create(&context.client, &run).await?;
     info!(run = run.name_any(), commit = run.spec.commit, "run made");
     let source = run.spec.commit.as_deref().map_or_else(String::new, |commit| format!(" of commit {commit}"));
-    context.event(&**build, EventType::Normal, Reason::RunCreated.as_str(), &format!("made {}{source}", run.name_any())).await;
+    context
+        .event(&**build, EventType::Normal, Reason::RunCreated.as_str(), &format!("made {}{source}", run.name_any()))
+        .await;
     Ok(Some(run))
 }
 

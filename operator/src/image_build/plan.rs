@@ -155,10 +155,8 @@ mod tests {
     #[test]
     fn platforms_are_normalised_and_told_apart() {
         let names = |names: &[&str]| {
-            let specs: Vec<PlatformSpec> = names
-                .iter()
-                .map(|name| serde_json::from_value(serde_json::json!({"name": name})).unwrap())
-                .collect();
+            let specs: Vec<PlatformSpec> =
+                names.iter().map(|name| serde_json::from_value(serde_json::json!({"name": name})).unwrap()).collect();
             platforms(Some(&specs), &[])
                 .map(|platforms| platforms.into_iter().map(|platform| platform.name).collect::<Vec<_>>().join(" "))
                 .map_err(|fault| fault.reason)
@@ -183,8 +181,8 @@ mod tests {
     #[test]
     fn history_keeps_the_newest_and_its_limits() {
         use RunPhase::{Building, Failed, Succeeded};
-        let runs =
-            [(1, Succeeded), (2, Failed), (3, Succeeded), (4, Failed), (5, Succeeded), (6, Building)].map(|(n, p)| run(n, p));
+        let runs = [(1, Succeeded), (2, Failed), (3, Succeeded), (4, Failed), (5, Succeeded), (6, Building)]
+            .map(|(n, p)| run(n, p));
         let trimmed = |successful, failed| {
             let history = HistorySpec { successful: Some(successful), failed: Some(failed) };
             to_trim(&runs, Some(&history)).iter().map(|run| run.spec.number).collect::<Vec<_>>()

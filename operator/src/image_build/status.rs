@@ -61,7 +61,8 @@ fn failure(run: &ImageBuildRun) -> Option<BuildFailure> {
 }
 
 fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Option<&Fault>) -> Vec<Wanted> {
-    let ready = |status, reason: &str, message: String| Wanted { kind: "Ready", status, reason: reason.to_owned(), message };
+    let ready =
+        |status, reason: &str, message: String| Wanted { kind: "Ready", status, reason: reason.to_owned(), message };
     let beside = |kind, of: &Wanted| Wanted { kind, status: Some(true), ..of.clone() };
     let stalled = |of: Wanted| {
         let stalled = beside("Stalled", &of);
@@ -108,12 +109,13 @@ fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Op
 }
 
 fn summary(status: &ImageBuildStatus, newest: Option<&Arc<ImageBuildRun>>, former: Option<&Summary>) -> Summary {
-    let finished = newest.and_then(|run| run.status.as_ref()).and_then(|run| {
-        Some(human_duration(run.finished_at.as_ref()?.0.duration_since(run.started_at.as_ref()?.0)))
-    });
-    let platforms = status.image.as_ref().map(|image| {
-        image.platforms.iter().map(|platform| platform.name.as_str()).collect::<Vec<_>>().join(",")
-    });
+    let finished = newest
+        .and_then(|run| run.status.as_ref())
+        .and_then(|run| Some(human_duration(run.finished_at.as_ref()?.0.duration_since(run.started_at.as_ref()?.0))));
+    let platforms = status
+        .image
+        .as_ref()
+        .map(|image| image.platforms.iter().map(|platform| platform.name.as_str()).collect::<Vec<_>>().join(","));
     Summary {
         image: status.image.as_ref().map(|image| short_digest(&image.digest)),
         commit: status.source.as_ref().and_then(|source| source.commit.as_deref()).map(short_commit),

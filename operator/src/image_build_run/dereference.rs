@@ -58,7 +58,14 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
 impl Inputs {
     /// The job of one platform.
     #[must_use]
-    pub fn job(&self, run: &ImageBuildRun, pool: &BuilderPool, id: &str, platform: &PlatformSpec, attempt: u32) -> proto::Job {
+    pub fn job(
+        &self,
+        run: &ImageBuildRun,
+        pool: &BuilderPool,
+        id: &str,
+        platform: &PlatformSpec,
+        attempt: u32,
+    ) -> proto::Job {
         let build = &run.spec.build;
         let dockerfile = platform.dockerfile.as_ref().or(build.dockerfile.as_ref());
         let target = platform.target.as_ref().or(build.target.as_ref());
@@ -81,12 +88,17 @@ impl Inputs {
                 .registry
                 .logins
                 .iter()
-                .map(|login| proto::Login {
-                    registry: login.registry.clone(),
-                    username: login.username.clone(),
-                    password: match &login.secret {
-                        LoginSecret::Password(secret) | LoginSecret::IdentityToken(secret) => secret.expose().to_owned(),
-                    },
+                .map(|login| {
+                    let (password, identity_token) = match &login.secret {
+                        LoginSecret::Password(secret) => (secret.expose(), ""),
+                        LoginSecret::IdentityToken(secret) => ("", secret.expose()),
+                    };
+                    proto::Login {
+                        registry: login.registry.clone(),
+                        username: login.username.clone(),
+                        password: password.to_owned(),
+                        identity_token: identity_token.to_owned(),
+                    }
                 })
                 .collect(),
             repository: self.registry.repository.to_string(),

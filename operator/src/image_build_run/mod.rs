@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::BuildFailure;
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
@@ -32,7 +32,7 @@ use self::plan::{Bounds, Next, Stop, advance, deadline, due, job_id, next};
 use self::status::Waiting;
 use crate::agent::Agent;
 use crate::builder_pool::select::select;
-use crate::condition::{find, seconds};
+use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
 use crate::http_client::FailureClass;
 use crate::reason::Reason;
@@ -97,7 +97,13 @@ async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Err
 }
 
 /// The status with what is known of the jobs folded in.
-fn observe(run: &ImageBuildRun, former: &ImageBuildRunStatus, bounds: Bounds, context: &Context, now: Timestamp) -> ImageBuildRunStatus {
+fn observe(
+    run: &ImageBuildRun,
+    former: &ImageBuildRunStatus,
+    bounds: Bounds,
+    context: &Context,
+    now: Timestamp,
+) -> ImageBuildRunStatus {
     let uid = run.uid().unwrap_or_default();
     let mut status = former.clone();
     if status.platforms.is_empty() {
@@ -136,9 +142,7 @@ async fn build(
     let uid = run.uid().unwrap_or_default();
     let needs_inputs = status.platforms.iter().any(|platform| match platform.phase {
         PlatformPhase::Queued => due(platform).is_none_or(|due| due <= now),
-        PlatformPhase::Starting => {
-            context.jobs.observation(&job_id(&uid, &platform.name, platform.attempt)).is_none()
-        }
+        PlatformPhase::Starting => context.jobs.observation(&job_id(&uid, &platform.name, platform.attempt)).is_none(),
         _ => false,
     });
     let mut placed = Placed::default();
@@ -165,7 +169,7 @@ async fn build(
         return end(run, status, RunPhase::Failed, failure, context, now).await;
     }
     if status.started_at.is_none() && status.platforms.iter().any(|platform| platform.phase.is_assigned()) {
-        status.started_at = Some(Time(seconds(now)));
+        status.started_at = Some(MicroTime(now));
     }
     status::complete(&mut status, &run.spec, placed.waiting.as_ref(), run.metadata.generation, now);
     if status != former {
@@ -199,7 +203,13 @@ async fn wait_for_mending(
 }
 
 /// Follows the jobs that the status names: those that are starting are sent to their agent first.
-fn follow(run: &ImageBuildRun, pool: &BuilderPool, status: &ImageBuildRunStatus, inputs: Option<&Inputs>, context: &Context) {
+fn follow(
+    run: &ImageBuildRun,
+    pool: &BuilderPool,
+    status: &ImageBuildRunStatus,
+    inputs: Option<&Inputs>,
+    context: &Context,
+) {
     let uid = run.uid().unwrap_or_default();
     let specs: BTreeMap<&str, _> =
         run.spec.build.platforms.iter().flatten().map(|platform| (platform.name.as_str(), platform)).collect();
@@ -215,7 +225,13 @@ fn follow(run: &ImageBuildRun, pool: &BuilderPool, status: &ImageBuildRunStatus,
         } else {
             None
         };
-        info!(job = id, builder = agent.builder, platform = platform.name, attempt = platform.attempt, "job given to a builder");
+        info!(
+            job = id,
+            builder = agent.builder,
+            platform = platform.name,
+            attempt = platform.attempt,
+            "job given to a builder"
+        );
         context.jobs.follow(&id, &ObjectRef::from_obj(run), agent, job);
     }
 }
@@ -228,7 +244,12 @@ fn requeue(status: &ImageBuildRunStatus, bounds: Bounds, look_again: Option<Time
 }
 
 /// Every platform is built: pushes the index, then the tags, then says so.
-async fn finish(run: &Arc<ImageBuildRun>, mut status: ImageBuildRunStatus, context: &Context, now: Timestamp) -> Result<Action, Error> {
+async fn finish(
+    run: &Arc<ImageBuildRun>,
+    mut status: ImageBuildRunStatus,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Action, Error> {
     let former = run.status.clone().unwrap_or_default();
     status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
     let mut run = run.clone();
@@ -300,7 +321,12 @@ fn failure_of(fault: &Fault) -> BuildFailure {
 }
 
 /// Has the agents stop what still runs.
-async fn cancel_jobs(run: &ImageBuildRun, status: &mut ImageBuildRunStatus, context: &Context, now: Timestamp) -> Result<(), Error> {
+async fn cancel_jobs(
+    run: &ImageBuildRun,
+    status: &mut ImageBuildRunStatus,
+    context: &Context,
+    now: Timestamp,
+) -> Result<(), Error> {
     let uid = run.uid().unwrap_or_default();
     for platform in &mut status.platforms {
         if platform.phase.is_assigned() {
@@ -312,7 +338,7 @@ async fn cancel_jobs(run: &ImageBuildRun, status: &mut ImageBuildRunStatus, cont
         }
         if !platform.phase.is_final() {
             platform.phase = PlatformPhase::Cancelled;
-            platform.finished_at = Some(Time(seconds(now)));
+            platform.finished_at = Some(MicroTime(now));
         }
     }
     Ok(())
@@ -345,14 +371,16 @@ async fn conclude(run: &Arc<ImageBuildRun>, status: &ImageBuildRunStatus, contex
         for attempt in 1..=platform.attempt {
             let job = job_id(&uid, &platform.name, attempt);
             context.jobs.release(&job);
-            if let Some(agent) = agent_of(platform, context).filter(|_| run.finalizers().iter().any(|f| f == FINALIZER)) {
+            if let Some(agent) = agent_of(platform, context).filter(|_| run.finalizers().iter().any(|f| f == FINALIZER))
+            {
                 context.jobs.forget(agent, job);
             }
         }
     }
     if run.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
         let finalizers: Vec<&String> = run.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
-        let patch = serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": run.resource_version()}});
+        let patch =
+            serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": run.resource_version()}});
         let api = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
         api.patch_metadata(&run.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::image_build::BuildFailure;
 use kiln_crds::image_build_run::{BuilderRef, PlatformPhase, PlatformStatus};
@@ -25,7 +25,6 @@ use crate::builder::pod::{BUNDLES, TEMPLATE_HASH, Template};
 use crate::builder::profile::{Profile, choose};
 use crate::builder::{BuilderId, TrustDomain};
 use crate::builder_pool::select::limits;
-use crate::condition::seconds;
 use crate::context::Context;
 use crate::reason::Reason;
 use crate::references::{self, ca_bundle};
@@ -72,7 +71,7 @@ pub async fn place(
                         platform.phase = PlatformPhase::Starting;
                         platform.attempt += 1;
                         platform.builder = Some(builder);
-                        platform.started_at = Some(Time(seconds(now)));
+                        platform.started_at = Some(MicroTime(now));
                         platform.finished_at = None;
                         let job = job_id(&run.uid().unwrap_or_default(), &platform.name, platform.attempt);
                         context.jobs.reserve(&job, &agent.builder);
@@ -272,9 +271,11 @@ fn not_ready(
     placed: &mut Placed,
 ) -> Waiting {
     let status = pod.status.as_ref();
-    let unschedulable = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten().find(|condition| {
-        condition.type_ == "PodScheduled" && condition.status == "False"
-    });
+    let unschedulable = status
+        .and_then(|status| status.conditions.as_ref())
+        .into_iter()
+        .flatten()
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     let architecture = platform.name.parse::<Platform>().map(|platform| platform.architecture).unwrap_or_default();
     let waiting = match unschedulable {
         Some(condition) => Waiting {
@@ -294,7 +295,7 @@ fn not_ready(
             None => coming(),
         },
     };
-    let since = platform.finished_at.clone().or_else(|| run.creation_timestamp()).map(|time| time.0);
+    let since = platform.finished_at.as_ref().map(|time| time.0).or_else(|| Some(run.creation_timestamp()?.0));
     let timeout = pool.spec.scheduling_timeout.and_then(|timeout| std::time::Duration::try_from(timeout).ok());
     let timeout = timeout.unwrap_or(std::time::Duration::from_secs(600));
     if let Some(deadline) = since.and_then(|since| since.checked_add(timeout).ok()) {

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_agent_proto::{Failure, failure::Class};
 use kiln_crds::image_build::{BuildFailure, ImageBuildSpec};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
 
 use crate::agent::Observation;
-use crate::condition::seconds;
 use crate::reason::Reason;
 
 /// How long a run may take unless its ImageBuild says it.
@@ -57,7 +56,7 @@ pub fn advance(
     if !platform.phase.is_assigned() {
         return platform.clone();
     }
-    let ended = |phase| PlatformStatus { phase, finished_at: Some(Time(seconds(now))), ..platform.clone() };
+    let ended = |phase| PlatformStatus { phase, finished_at: Some(MicroTime(now)), ..platform.clone() };
     let lost = |message: String| {
         let failure = BuildFailure {
             platform: Some(platform.name.clone()),
@@ -81,10 +80,7 @@ pub fn advance(
             Ok(Class::Infrastructure | Class::Unspecified) => {
                 again_or_failed(platform, in_status(failure, &platform.name), retries, now)
             }
-            _ => PlatformStatus {
-                failure: Some(in_status(failure, &platform.name)),
-                ..ended(PlatformPhase::Failed)
-            },
+            _ => PlatformStatus { failure: Some(in_status(failure, &platform.name)), ..ended(PlatformPhase::Failed) },
         },
         Some(Observation::Unknown) => lost(format!("the builder {pod} was started again and lost the build")),
         Some(Observation::Refused) => lost(format!("the builder {pod} takes no more builds")),
@@ -102,7 +98,7 @@ fn again_or_failed(platform: &PlatformStatus, failure: BuildFailure, retries: u3
     PlatformStatus {
         phase: if again { PlatformPhase::Queued } else { PlatformPhase::Failed },
         builder: if again { None } else { platform.builder.clone() },
-        finished_at: Some(Time(seconds(now))),
+        finished_at: Some(MicroTime(now)),
         failure: Some(failure),
         ..platform.clone()
     }
@@ -275,7 +271,7 @@ mod tests {
             (vec![Succeeded], Stop::default(), 1000, "publish"),
         ] {
             let status = ImageBuildRunStatus {
-                started_at: Some(Time(at(1))),
+                started_at: Some(MicroTime(at(1))),
                 platforms: phases.iter().map(|phase| platform(*phase, 1)).collect(),
                 ..ImageBuildRunStatus::default()
             };

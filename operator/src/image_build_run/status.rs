@@ -1,6 +1,6 @@
 //! What a run's status says; pure.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::ImageBuildRunSpec;
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, RunPhase, RunSummary};
@@ -36,7 +36,7 @@ pub fn complete(
         };
     }
     if status.phase.is_final() && status.finished_at.is_none() {
-        status.finished_at = Some(Time(crate::condition::seconds(now)));
+        status.finished_at = Some(MicroTime(now));
     }
     status.conditions = date(vec![condition(status, waiting)], &status.conditions, generation, now);
     status.summary = Some(RunSummary {
@@ -88,12 +88,14 @@ fn duration(status: &ImageBuildRunStatus) -> Option<String> {
     Some(human_duration(finished.duration_since(started)))
 }
 
-/// A duration as `kubectl` prints ages: `4s`, `3m5s`, `2h10m`.
+/// A duration as `kubectl` prints ages, with tenths where they matter: `0.4s`, `42s`, `3m5s`, `2h10m`.
 #[must_use]
 pub fn human_duration(duration: SignedDuration) -> String {
-    let seconds = duration.as_secs().max(0);
+    let tenths = duration.as_millis().max(0) / 100;
+    let seconds = tenths / 10;
     match seconds {
-        0..60 => format!("{seconds}s"),
+        0..10 => format!("{seconds}.{}s", tenths % 10),
+        10..60 => format!("{seconds}s"),
         60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
         _ => format!("{}h{}m", seconds / 3600, seconds % 3600 / 60),
     }
@@ -120,8 +122,10 @@ mod tests {
 
     #[test]
     fn durations_and_digests_are_short() {
-        for (seconds, expected) in [(0, "0s"), (59, "59s"), (185, "3m5s"), (7800, "2h10m"), (-3, "0s")] {
-            assert_eq!(human_duration(SignedDuration::from_secs(seconds)), expected);
+        for (millis, expected) in
+            [(0, "0.0s"), (480, "0.4s"), (59_000, "59s"), (185_000, "3m5s"), (7_800_000, "2h10m"), (-3, "0.0s")]
+        {
+            assert_eq!(human_duration(SignedDuration::from_millis(millis)), expected);
         }
         assert_eq!(short_digest("sha256:0123456789abcdef"), "sha256:0123456789ab");
     }

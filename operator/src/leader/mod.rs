@@ -31,11 +31,8 @@ struct Timing {
     retry: Duration,
 }
 
-const TIMING: Timing = Timing {
-    lease: Duration::from_secs(15),
-    renew_deadline: Duration::from_secs(10),
-    retry: Duration::from_secs(2),
-};
+const TIMING: Timing =
+    Timing { lease: Duration::from_secs(15), renew_deadline: Duration::from_secs(10), retry: Duration::from_secs(2) };
 
 /// One candidate for a Lease.
 #[derive(Clone)]
@@ -99,15 +96,12 @@ impl Elector {
         let sent = Instant::now();
         let spec = machine.record(jiff::Timestamp::now());
         let parameters = PostParams { field_manager: Some("kiln-operator".into()), ..PostParams::default() };
-        let written = match found {
-            Some(mut lease) => {
-                lease.spec = Some(spec);
-                timely(limit, self.api.replace(&self.name, &parameters, &lease)).await
-            }
-            None => {
-                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-                timely(limit, self.api.create(&parameters, &Lease { metadata, spec: Some(spec) })).await
-            }
+        let written = if let Some(mut lease) = found {
+            lease.spec = Some(spec);
+            timely(limit, self.api.replace(&self.name, &parameters, &lease)).await
+        } else {
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            timely(limit, self.api.create(&parameters, &Lease { metadata, spec: Some(spec) })).await
         };
         match written {
             Ok(lease) => {
@@ -154,13 +148,20 @@ struct Term {
 }
 
 impl Term {
+    /// No instant: `until` is at least one millisecond.
+    const ENDED: u64 = 0;
+
+    /// Does nothing once the term has ended: a renewal may still have been on its way.
     fn extend(&self, until: Instant) {
         let millis = until.saturating_duration_since(self.start).as_millis();
-        self.until.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Release);
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        let _ = self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, |former| {
+            (former != Self::ENDED).then_some(millis.max(1))
+        });
     }
 
     fn end(&self) {
-        self.until.store(0, Ordering::Release);
+        self.until.store(Self::ENDED, Ordering::Release);
     }
 
     fn holds(&self) -> bool {
@@ -193,7 +194,7 @@ pub struct Leadership {
 
 impl Leadership {
     fn start(elector: Elector, machine: Machine, lease: Lease) -> Self {
-        let term = Arc::new(Term { start: Instant::now(), until: AtomicU64::new(0) });
+        let term = Arc::new(Term { start: Instant::now(), until: AtomicU64::new(1) });
         if let Some(deadline) = machine.deadline() {
             term.extend(deadline);
         }
@@ -243,7 +244,9 @@ impl Leadership {
         let written = self.elector.api.replace(&self.elector.name, &parameters, &lease);
         match timely(self.elector.timing.renew_deadline / 2, written).await {
             Ok(_) => tracing::info!(lease = self.elector.name, "gave the Lease back"),
-            Err(error) => tracing::warn!(lease = self.elector.name, %error, "could not give the Lease back; it will expire"),
+            Err(error) => {
+                tracing::warn!(lease = self.elector.name, %error, "could not give the Lease back; it will expire");
+            }
         }
     }
 }

@@ -32,10 +32,10 @@ impl Renewal {
                 () = self.stop.cancelled() => return Some(self.lease),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
-            if self.machine.step(Instant::now()) == Step::Renew {
-                if let Err(error) = self.renew().await {
-                    tracing::warn!(lease = self.elector.name, %error, "could not renew the Lease; trying on");
-                }
+            if self.machine.step(Instant::now()) == Step::Renew
+                && let Err(error) = self.renew().await
+            {
+                tracing::warn!(lease = self.elector.name, %error, "could not renew the Lease; trying on");
             }
             match self.machine.step(Instant::now()) {
                 Step::Renew => {}
@@ -58,7 +58,12 @@ impl Renewal {
         let spec = self.machine.record(jiff::Timestamp::now());
         let lease = Lease { spec: Some(spec), ..self.lease.clone() };
         let parameters = PostParams { field_manager: Some("kiln-operator".into()), ..PostParams::default() };
-        match timely(left.min(self.elector.timing.renew_deadline / 2), self.elector.api.replace(&self.elector.name, &parameters, &lease)).await {
+        match timely(
+            left.min(self.elector.timing.renew_deadline / 2),
+            self.elector.api.replace(&self.elector.name, &parameters, &lease),
+        )
+        .await
+        {
             Ok(lease) => {
                 self.machine.written(lease.spec.as_ref(), sent);
                 if let Some(deadline) = self.machine.deadline() {

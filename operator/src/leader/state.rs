@@ -93,7 +93,10 @@ impl Machine {
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: Some(i32::try_from(seconds).unwrap_or(i32::MAX)),
-            acquire_time: known.filter(|_| ours).and_then(|record| record.acquire_time.clone()).or(Some(MicroTime(now))),
+            acquire_time: known
+                .filter(|_| ours)
+                .and_then(|record| record.acquire_time.clone())
+                .or(Some(MicroTime(now))),
             renew_time: Some(MicroTime(now)),
             lease_transitions: Some(if ours || known.is_none() { transitions } else { transitions.saturating_add(1) }),
             ..known.cloned().unwrap_or_default()

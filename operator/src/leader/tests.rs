@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
+use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderName};
 use axum::routing::get;
-use axum::Router;
 use serde_json::{Value, json};
 
 use super::*;
@@ -24,7 +24,10 @@ fn answer(code: StatusCode, body: &Value) -> Answer {
 }
 
 fn status(code: StatusCode, reason: &str) -> Answer {
-    answer(code, &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason, "reason": reason, "code": code.as_u16()}))
+    answer(
+        code,
+        &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason, "reason": reason, "code": code.as_u16()}),
+    )
 }
 
 impl Server {

@@ -80,11 +80,7 @@ impl Auth {
     }
 
     /// Answers a challenge; `None` where there is no credential to answer it with.
-    pub(super) async fn answer(
-        &self,
-        asking: &Asking<'_>,
-        challenge: Challenge,
-    ) -> Result<Option<HeaderValue>, Error> {
+    pub(super) async fn answer(&self, asking: &Asking<'_>, challenge: Challenge) -> Result<Option<HeaderValue>, Error> {
         let registry = asking.attempt.registry.clone();
         let header = match &challenge {
             Challenge::Basic => match asking.login {
@@ -128,8 +124,8 @@ fn basic(attempt: &Attempt, username: &str, password: &SecretString) -> Result<H
 }
 
 fn secret_header(attempt: &Attempt, text: &str) -> Result<HeaderValue, Error> {
-    let mut header =
-        HeaderValue::from_str(text).map_err(|_| attempt.protocol("the token service gave a token that no header can carry"))?;
+    let mut header = HeaderValue::from_str(text)
+        .map_err(|_| attempt.protocol("the token service gave a token that no header can carry"))?;
     header.set_sensitive(true);
     Ok(header)
 }
@@ -152,9 +148,10 @@ async fn token(
     let url = realm_url(realm, asking.plain_http).map_err(|cause| attempt.protocol(cause))?;
     let host = url.host_str().unwrap_or_default().to_owned();
     // What the registry asks for beyond what is known to be needed.
-    let extra = challenged.into_iter().flat_map(str::split_whitespace).filter(|scope| {
-        !asking.scopes.iter().any(|known| Scope::resource(&known.0) == Scope::resource(scope))
-    });
+    let extra = challenged
+        .into_iter()
+        .flat_map(str::split_whitespace)
+        .filter(|scope| !asking.scopes.iter().any(|known| Scope::resource(&known.0) == Scope::resource(scope)));
     let scopes = asking.scopes.iter().map(|s| s.0.as_str()).chain(extra);
 
     let transport = |failure: &TransportFailure| {
@@ -211,18 +208,25 @@ async fn read_token(asking: &Asking<'_>, response: Response) -> Result<(HeaderVa
         let error = attempt.refused(status, &headers, &body, jiff::Timestamp::now());
         return Err(match error.kind {
             // Some token services answer a wrong password with 400 or 403.
-            ErrorKind::Unauthorized | ErrorKind::Denied | ErrorKind::Protocol if asking.login.is_some() && status.is_client_error() => Error {
-                kind: ErrorKind::Unauthorized,
-                cause: format!("the registry's token service refused the credential (HTTP {}): check the Secret that secretRef names", status.as_u16()),
-                ..error
-            },
+            ErrorKind::Unauthorized | ErrorKind::Denied | ErrorKind::Protocol
+                if asking.login.is_some() && status.is_client_error() =>
+            {
+                Error {
+                    kind: ErrorKind::Unauthorized,
+                    cause: format!(
+                        "the registry's token service refused the credential (HTTP {}): check the Secret that secretRef names",
+                        status.as_u16()
+                    ),
+                    ..error
+                }
+            }
             ErrorKind::NameUnknown | ErrorKind::NotFound => Error { kind: ErrorKind::Protocol, ..error },
             _ => error,
         });
     }
     let body = read_bounded(response, TOKEN_ANSWER_LIMIT).await.map_err(|e| attempt.body(&e))?;
-    let answer: TokenAnswer =
-        serde_json::from_slice(&body).map_err(|_| attempt.protocol("its token service's answer is not JSON with a token"))?;
+    let answer: TokenAnswer = serde_json::from_slice(&body)
+        .map_err(|_| attempt.protocol("its token service's answer is not JSON with a token"))?;
     let token = answer
         .token
         .filter(|t| !t.is_empty())

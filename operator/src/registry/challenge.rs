@@ -89,21 +89,31 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Option<Challenge> {
+    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
         let own = |text: Option<&str>| text.map(str::to_owned);
-        Some(Challenge::Bearer { realm: realm.into(), service: own(service), scope: own(scope) })
+        Challenge::Bearer { realm: realm.into(), service: own(service), scope: own(scope) }
     }
 
     #[test]
     fn table() {
         let hub = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#;
         for (headers, expected) in [
-            (vec![hub], bearer("https://auth.docker.io/token", Some("registry.docker.io"), Some("repository:a/b:pull,push"))),
+            (
+                vec![hub],
+                Some(bearer(
+                    "https://auth.docker.io/token",
+                    Some("registry.docker.io"),
+                    Some("repository:a/b:pull,push"),
+                )),
+            ),
             (vec![r#"Basic realm="Registry Realm""#], Some(Challenge::Basic)),
             (vec!["basic"], Some(Challenge::Basic)),
-            (vec![r#"Basic realm="x", Bearer realm="https://t/",service=reg"#], bearer("https://t/", Some("reg"), None)),
-            (vec![r#"Basic realm="x""#, r#"bearer Realm = "https://t/""#], bearer("https://t/", None, None)),
-            (vec![r#"Bearer realm="a\"b,c=d""#], bearer("a\"b,c=d", None, None)),
+            (
+                vec![r#"Basic realm="x", Bearer realm="https://t/",service=reg"#],
+                Some(bearer("https://t/", Some("reg"), None)),
+            ),
+            (vec![r#"Basic realm="x""#, r#"bearer Realm = "https://t/""#], Some(bearer("https://t/", None, None))),
+            (vec![r#"Bearer realm="a\"b,c=d""#], Some(bearer("a\"b,c=d", None, None))),
             (vec!["Bearer error=\"x\""], None),
             (vec!["Negotiate abc=="], None),
             (vec!["= , =", ""], None),

@@ -71,6 +71,11 @@ impl Client {
         Self { inner: Arc::new(Inner { http, scheme, login, auth: Auth::default() }) }
     }
 
+    /// Whether [`Self::new`] with these would make the same client.
+    pub(super) fn is_of(&self, http: &HttpClient, scheme: Scheme, login: Option<&Login>) -> bool {
+        self.inner.http.is_same(http) && self.inner.scheme == scheme && self.inner.login.as_ref() == login
+    }
+
     pub(super) fn login_for(&self, registry: &str) -> Option<&Login> {
         self.inner.login.as_ref().filter(|login| login.registry == registry)
     }
@@ -211,7 +216,9 @@ impl Client {
         }
         match response.headers().get(CONTENT_DIGEST).map(|v| v.to_str().unwrap_or_default()) {
             // A registry may name it by another algorithm; only the same one can be compared.
-            Some(stored) if stored != digest.as_ref() && stored.split(':').next() == digest.as_ref().split(':').next() => {
+            Some(stored)
+                if stored != digest.as_ref() && stored.split(':').next() == digest.as_ref().split(':').next() =>
+            {
                 Err(attempt.protocol(format!(
                     "the registry stored something else than what was sent: {:?}",
                     crate::http_client::plain_text(stored, 100)

@@ -20,9 +20,9 @@ use crate::http_client::TransportFailure;
 /// An index of indexes of indexes is deeper than anybody's.
 const DEPTH: usize = 4;
 const BLOBS_AT_ONCE: usize = 4;
-const BLOB_TIMEOUT: Duration = Duration::from_secs(3600);
+const BLOB_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long the source may send nothing.
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_mins(1);
 
 /// What a manifest or index refers to.
 #[derive(Deserialize)]

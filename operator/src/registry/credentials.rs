@@ -142,18 +142,15 @@ impl Credentials {
     pub fn for_registry(&self, repository: &Repository) -> Option<Login> {
         let registry = repository.registry.clone();
         match &self.0 {
-            Kind::Plain { username, password } => Some(Login {
-                registry,
-                username: username.clone(),
-                secret: LoginSecret::Password(password.clone()),
-            }),
+            Kind::Plain { username, password } => {
+                Some(Login { registry, username: username.clone(), secret: LoginSecret::Password(password.clone()) })
+            }
             Kind::ByHost(logins) => {
                 let whole = repository.to_string();
-                let (username, secret) = std::iter::successors(Some(whole.as_str()), |key| {
-                    key.rsplit_once('/').map(|(parent, _)| parent)
-                })
-                .find_map(|key| logins.get(key))?
-                .clone();
+                let (username, secret) =
+                    std::iter::successors(Some(whole.as_str()), |key| key.rsplit_once('/').map(|(parent, _)| parent))
+                        .find_map(|key| logins.get(key))?
+                        .clone();
                 Some(Login { registry, username, secret })
             }
         }
@@ -306,7 +303,7 @@ mod tests {
         );
         insta::assert_snapshot!(
             config(r#"{"auths": {"ghcr.io": {"auth": 42}}}"#).unwrap_err(),
-            @".dockerconfigjson is not a Docker configuration file: line 1, column 35"
+            @".dockerconfigjson is not a Docker configuration file: line 1, column 33"
         );
         assert_eq!(config("{}"), Err(CredentialsError::Empty));
     }

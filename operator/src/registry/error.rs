@@ -149,14 +149,22 @@ impl Attempt {
         let kind = classify(status, &answer, self.writes_tag);
         let said = answer.said();
         let advice = match kind {
-            ErrorKind::Unauthorized if self.has_login => "the registry refused the credential: check the Secret that secretRef names",
+            ErrorKind::Unauthorized if self.has_login => {
+                "the registry refused the credential: check the Secret that secretRef names"
+            }
             ErrorKind::Unauthorized => "the registry wants a credential: name a Secret in secretRef",
-            ErrorKind::Denied if self.has_login => "the credential does not have the right to: give its account access to the repository",
+            ErrorKind::Denied if self.has_login => {
+                "the credential does not have the right to: give its account access to the repository"
+            }
             ErrorKind::Denied => "this is not allowed without a credential: name a Secret in secretRef",
             ErrorKind::NotFound => "it does not exist there",
-            ErrorKind::NameUnknown => "the repository does not exist there, or the host is no registry: check its name, or create it first",
+            ErrorKind::NameUnknown => {
+                "the repository does not exist there, or the host is no registry: check its name, or create it first"
+            }
             ErrorKind::NameInvalid => "the registry does not allow this repository name",
-            ErrorKind::TagImmutable => "the tag exists and the registry does not let it be moved: use a new tag, or allow overwriting there",
+            ErrorKind::TagImmutable => {
+                "the tag exists and the registry does not let it be moved: use a new tag, or allow overwriting there"
+            }
             ErrorKind::RateLimited => "the registry limits requests",
             ErrorKind::Unavailable => "the registry failed",
             _ => "the registry gave an unexpected answer",
@@ -181,7 +189,7 @@ struct Body {
     errors: Vec<Item>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Item {
     #[serde(default)]
     code: String,
@@ -191,17 +199,13 @@ struct Item {
 
 impl Answer {
     fn read(body: &[u8]) -> Self {
-        match serde_json::from_slice::<Body>(body) {
-            Ok(Body { errors }) => match errors.into_iter().next() {
-                Some(item) => Self { code: plain_text(&item.code, 60), message: plain_text(&item.message, 300) },
-                None => Self { code: String::new(), message: String::new() },
-            },
-            // An HTML page helps nobody; a short text may.
-            Err(_) => {
-                let text = plain_text(&String::from_utf8_lossy(body), 120);
-                Self { code: String::new(), message: if text.starts_with(['<', '{']) { String::new() } else { text } }
-            }
+        if let Ok(Body { errors }) = serde_json::from_slice(body) {
+            let first = errors.into_iter().next().unwrap_or_default();
+            return Self { code: plain_text(&first.code, 60), message: plain_text(&first.message, 300) };
         }
+        // An HTML page helps nobody; a short text may.
+        let text = plain_text(&String::from_utf8_lossy(body), 120);
+        Self { code: String::new(), message: if text.starts_with(['<', '{']) { String::new() } else { text } }
     }
 
     fn said(&self) -> String {
@@ -269,9 +273,21 @@ mod tests {
             (503, "", "", false, ErrorKind::Unavailable),
             (400, "MANIFEST_INVALID", "manifest invalid", true, ErrorKind::Protocol),
             // Amazon ECR
-            (400, "TAG_INVALID", "The image tag 'v1' already exists in the 'app' repository and cannot be overwritten because the repository is immutable.", true, ErrorKind::TagImmutable),
+            (
+                400,
+                "TAG_INVALID",
+                "The image tag 'v1' already exists in the 'app' repository and cannot be overwritten because the repository is immutable.",
+                true,
+                ErrorKind::TagImmutable,
+            ),
             // Harbor
-            (412, "PRECONDITION", "Failed to process request due to 'app:v1' configured as immutable.", true, ErrorKind::TagImmutable),
+            (
+                412,
+                "PRECONDITION",
+                "Failed to process request due to 'app:v1' configured as immutable.",
+                true,
+                ErrorKind::TagImmutable,
+            ),
             // Quay
             (409, "TAG_ALREADY_EXISTS", "tag already exists", true, ErrorKind::TagImmutable),
             (409, "", "", false, ErrorKind::Protocol),
@@ -286,11 +302,11 @@ mod tests {
             let status = StatusCode::from_u16(status).unwrap();
             attempt(true).refused(status, &HeaderMap::new(), body.as_bytes(), jiff::Timestamp::UNIX_EPOCH).to_string()
         };
-        insta::assert_snapshot!(text(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication\u001b[31m required"}]}"#), @"");
-        insta::assert_snapshot!(text(502, "<html>Bad gateway</html>"), @"");
-        insta::assert_snapshot!(text(500, "oops"), @"");
-        insta::assert_snapshot!(attempt(false).transport(&TransportFailure::CertificateUntrusted), @"");
+        insta::assert_snapshot!(text(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication\u001b[31m required"}]}"#), @r#"could not push the tag v1 of team/app at reg.example: the registry refused the credential: check the Secret that secretRef names (HTTP 401, UNAUTHORIZED: "authentication [31m required")"#);
+        insta::assert_snapshot!(text(502, "<html>Bad gateway</html>"), @"could not push the tag v1 of team/app at reg.example: the registry failed (HTTP 502)");
+        insta::assert_snapshot!(text(500, "oops"), @r#"could not push the tag v1 of team/app at reg.example: the registry failed (HTTP 500, "oops")"#);
+        insta::assert_snapshot!(attempt(false).transport(&TransportFailure::CertificateUntrusted), @"could not push the tag v1 of team/app at reg.example: the server's certificate was issued by no CA that Kiln trusts: name its CA in caRef");
         insta::assert_snapshot!(
-            attempt(false).transport(&TransportFailure::CertificateNameMismatch { expected: "reg.example".into(), presented: vec![] }), @"");
+            attempt(false).transport(&TransportFailure::CertificateNameMismatch { expected: "reg.example".into(), presented: vec![] }), @"could not push the tag v1 of team/app at reg.example: the server's certificate is not valid for reg.example (it has no subject alternative names): ask for one that has it as a subject alternative name (the common name alone does not count)");
     }
 }

@@ -114,7 +114,12 @@ mod tests {
         ];
         let annotations = BTreeMap::from([("b".to_owned(), "2".to_owned()), ("a".to_owned(), "1".to_owned())]);
         let index = assemble(&parts, &annotations);
-        insta::assert_snapshot!(std::str::from_utf8(&index.bytes).unwrap().replace("},{", "},\n{"), @r#""#);
+        insta::assert_snapshot!(std::str::from_utf8(&index.bytes).unwrap().replace("},{", "},\n{"), @r#"
+        {"annotations":{"a":"1","b":"2"},"manifests":[{"digest":"sha256:4bf5122f344554c53bde2ebb8cd2b7e3d1600ad631c385a5d7cce23c7785459a","mediaType":"application/vnd.oci.image.manifest.v1+json","platform":{"architecture":"amd64","os":"linux"},"size":501},
+        {"digest":"sha256:dbc1b4c900ffe48d575b5da5c638040125f65db0fe3e24494b76ea986457d986","mediaType":"application/vnd.oci.image.manifest.v1+json","platform":{"architecture":"arm64","os":"linux"},"size":502},
+        {"digest":"sha256:084fed08b978af4d7d196a7446a86b58009e636b611db16211b65a9aadff29c5","mediaType":"application/vnd.oci.image.manifest.v1+json","platform":{"architecture":"arm","os":"linux","variant":"v7"},"size":503},
+        {"digest":"sha256:e52d9c508c502347344d8c07ad91cbd6068afc75ff6292f062a09ca381c89e71","mediaType":"application/vnd.oci.image.manifest.v1+json","platform":{"architecture":"amd64","os":"windows","os.version":"10.0.20348"},"size":504}],"mediaType":"application/vnd.oci.image.index.v1+json","schemaVersion":2}
+        "#);
         assert_eq!(index.size, index.bytes.len() as u64);
         let read = oci_spec::image::ImageIndex::from_reader(index.bytes.as_ref()).unwrap();
         assert_eq!(read.manifests().len(), 4);
@@ -127,7 +132,8 @@ mod tests {
     }
 
     fn parts() -> impl Strategy<Value = Vec<PlatformImage>> {
-        let one = ("[a-z]{1,6}(\\([0-9.]{1,5}\\))?/[a-z0-9]{1,6}(/v[0-9])?", any::<u8>()).prop_map(|(p, b)| part(&p, b));
+        let one =
+            ("[a-z]{1,6}(\\([0-9.]{1,5}\\))?/[a-z0-9]{1,6}(/v[0-9])?", any::<u8>()).prop_map(|(p, b)| part(&p, b));
         proptest::collection::vec(one, 0..6)
     }
 

@@ -4,6 +4,7 @@
 mod auth;
 mod challenge;
 mod client;
+mod clients;
 mod copy;
 mod credentials;
 mod error;
@@ -15,6 +16,7 @@ mod request;
 mod wire_tests;
 
 pub use client::{Client, Manifest, Scheme};
+pub use clients::RegistryClients;
 pub use copy::copy_image;
 pub use credentials::{Credentials, CredentialsError, Login, LoginSecret};
 pub use error::{Error, ErrorKind};

@@ -45,7 +45,8 @@ impl Repository {
         if path.len() > 255 || !path.split('/').all(valid_component) {
             return Err(fail(Cause::Path));
         }
-        let path = if registry == DOCKER_HUB && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
+        let path =
+            if registry == DOCKER_HUB && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
         Ok(Self { registry, path })
     }
 
@@ -87,9 +88,8 @@ impl FromStr for Tag {
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        let valid = text.len() <= 128
-            && text.starts_with(word)
-            && text.chars().all(|c| word(c) || c == '.' || c == '-');
+        let valid =
+            text.len() <= 128 && text.starts_with(word) && text.chars().all(|c| word(c) || c == '.' || c == '-');
         if valid {
             Ok(Self(text.to_owned()))
         } else {
@@ -215,16 +215,15 @@ pub(super) fn is_docker_hub(host: &str) -> bool {
 
 /// Docker's rule for telling a host from the first word of a path.
 fn is_registry(first: &str) -> bool {
-    first.contains('.')
-        || first.contains(':')
-        || first == "localhost"
-        || first.chars().any(|c| c.is_ascii_uppercase())
+    first.contains('.') || first.contains(':') || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase())
 }
 
 fn valid_host(host: &str) -> bool {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
-            Some((ip, port)) => return ip.parse::<std::net::Ipv6Addr>().is_ok() && valid_port(port.strip_prefix(':'), port),
+            Some((ip, port)) => {
+                return ip.parse::<std::net::Ipv6Addr>().is_ok() && valid_port(port.strip_prefix(':'), port);
+            }
             None => return false,
         },
         None => match host.split_once(':') {
@@ -288,9 +287,25 @@ mod tests {
     #[test]
     fn refused_names() {
         for text in [
-            "", "https://ghcr.io/team/app", "ghcr.io/team/app:v1", "ghcr.io/Team/app", "ghcr.io/", "ghcr.io//app",
-            "ghcr.io/team/app/", "ghcr.io/te am/app", "ghcr.io/../app", "ghcr.io/-app", "ghcr.io/a..b", "ghcr.io:0/app",
-            "ghcr.io:x/app", "ghcr.io:99999/app", "-ghcr.io/app", "user@ghcr.io/app", "ghcr.io/a___b", "[fd00::1/app", "ghcr.io:+1/app",
+            "",
+            "https://ghcr.io/team/app",
+            "ghcr.io/team/app:v1",
+            "ghcr.io/Team/app",
+            "ghcr.io/",
+            "ghcr.io//app",
+            "ghcr.io/team/app/",
+            "ghcr.io/te am/app",
+            "ghcr.io/../app",
+            "ghcr.io/-app",
+            "ghcr.io/a..b",
+            "ghcr.io:0/app",
+            "ghcr.io:x/app",
+            "ghcr.io:99999/app",
+            "-ghcr.io/app",
+            "user@ghcr.io/app",
+            "ghcr.io/a___b",
+            "[fd00::1/app",
+            "ghcr.io:+1/app",
         ] {
             assert!(Repository::parse(text).is_err(), "{text}");
         }
@@ -332,7 +347,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn canonical_text_parses_to_itself(text in "([a-z]{1,5}\\.io(:[1-9][0-9]{0,3})?/)?[a-z0-9]{1,5}([._-][a-z0-9]{1,3}){0,2}(/[a-z0-9]{1,5}){0,3}") {
+        fn canonical_text_parses_to_itself(text in "([a-z]{1,5}\\.io(:[1-9][0-9]{0,3})?/)?[a-z0-9]{1,5}(/[a-z0-9]{1,5}([._-][a-z0-9]{1,3}){0,2}){0,3}") {
             let repository = Repository::parse(&text).unwrap();
             prop_assert_eq!(&Repository::parse(&repository.to_string()).unwrap(), &repository);
         }

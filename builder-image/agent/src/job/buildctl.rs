@@ -6,8 +6,17 @@ use kiln_agent_proto::{Job as Spec, Phase, Result as JobResult};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{Recorder, Source, credentials, failure::{Circumstances, explain}, process_failure, progress::{Progress, Update}};
-use crate::{buildkit::Buildkit, process, reasons::{JobFailure, Reason}};
+use super::{
+    Recorder, Source, credentials,
+    failure::{Circumstances, explain},
+    process_failure,
+    progress::{Progress, Update},
+};
+use crate::{
+    buildkit::Buildkit,
+    process,
+    reasons::{JobFailure, Reason},
+};
 
 /// What a build needs.
 pub struct Build<'a> {
@@ -23,7 +32,12 @@ pub struct Build<'a> {
 
 impl Build<'_> {
     /// Builds and pushes, tells of it on the way, and gives the manifest.
-    pub async fn run(&self, buildkit: &Buildkit, recorder: &Recorder, stop: &CancellationToken) -> Result<JobResult, JobFailure> {
+    pub async fn run(
+        &self,
+        buildkit: &Buildkit,
+        recorder: &Recorder,
+        stop: &CancellationToken,
+    ) -> Result<JobResult, JobFailure> {
         let metadata = self.memory.join("metadata.json");
         let mut command = buildkit.buildctl();
         command
@@ -32,17 +46,21 @@ impl Build<'_> {
             .env("HOME", self.memory.join("home"))
             .current_dir(self.memory);
         let mut progress = Progress::new(recorder.masker());
-        let finished = process::run(&mut command, None, stop, |line| {
+        let ended = process::run(&mut command, None, stop, |line| {
             for update in progress.line(line) {
                 match update {
-                    Update::Step(step) => recorder.step(step),
+                    Update::Step(changed) => recorder.step(changed),
                     Update::Line { step_id, line } => recorder.line(step_id, line),
                     Update::Pushing => recorder.phase(Phase::Pushing),
                 }
             }
         })
-        .await
-        .map_err(process_failure)?;
+        .await;
+        let finished = ended.map_err(|error| {
+            // Where the build was stopped, the step that ran tells where the time went.
+            let (running, log_tail) = progress.running_step().unwrap_or_default();
+            JobFailure { step: running, log_tail, ..process_failure(error) }
+        })?;
         if !finished.status.success() {
             let dockerfile = self.dockerfile.to_string_lossy();
             let build = Circumstances {
@@ -55,18 +73,25 @@ impl Build<'_> {
         }
         // BuildKit puts the build's platform on the image whatever the base was: the wrong programs under the right
         // name. Its linter notices.
-        if let Some(warning) = progress.warnings().iter().find_map(|warning| warning.strip_prefix("InvalidBaseImagePlatform: ")) {
-            let message = format!("{warning}: its registry gave the base image of another platform; choose a base image that has {}", self.spec.platform);
+        if let Some(warning) =
+            progress.warnings().iter().find_map(|warning| warning.strip_prefix("InvalidBaseImagePlatform: "))
+        {
+            let message = format!(
+                "{warning}: its registry gave the base image of another platform; choose a base image that has {}",
+                self.spec.platform
+            );
             return Err(JobFailure::new(Reason::BaseImagePlatform, message));
         }
-        let metadata = fs::read(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
+        let metadata =
+            fs::read(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
         result(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))
     }
 
     /// The arguments of `buildctl` that make this build.
     fn arguments(&self, metadata: &Path) -> Result<Vec<String>, JobFailure> {
         let spec = self.spec;
-        let mut arguments: Vec<String> = ["build", "--progress=rawjson", "--frontend=dockerfile.v0"].map(str::to_owned).to_vec();
+        let mut arguments: Vec<String> =
+            ["build", "--progress=rawjson", "--frontend=dockerfile.v0"].map(str::to_owned).to_vec();
         arguments.push(format!("--metadata-file={}", metadata.display()));
         for name in ["context", "dockerfile"] {
             arguments.push(format!("--local={name}={}", self.source.context.display()));
@@ -93,7 +118,10 @@ impl Build<'_> {
             arguments.push("--no-cache".to_owned());
         }
         for (id, file) in credentials::secret_files(self.memory, spec) {
-            arguments.push(format!("--secret={}", csv(&[("id".to_owned(), id.to_owned()), ("src".to_owned(), file.display().to_string())])));
+            arguments.push(format!(
+                "--secret={}",
+                csv(&[("id".to_owned(), id.to_owned()), ("src".to_owned(), file.display().to_string())])
+            ));
         }
         arguments.push(format!("--output={}", self.output()?));
         Ok(arguments)
@@ -102,15 +130,24 @@ impl Build<'_> {
     fn output(&self) -> Result<String, JobFailure> {
         let mut fields = vec![("type", "image".to_owned()), ("oci-mediatypes", "true".to_owned())];
         if !self.spec.repository.is_empty() {
-            let push = [("name", self.spec.repository.as_str()), ("push", "true"), ("push-by-digest", "true"), ("name-canonical", "true")];
+            let push = [
+                ("name", self.spec.repository.as_str()),
+                ("push", "true"),
+                ("push-by-digest", "true"),
+                ("name-canonical", "true"),
+            ];
             fields.extend(push.map(|(key, value)| (key, value.to_owned())));
         }
-        let mut fields: Vec<(String, String)> = fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let mut fields: Vec<(String, String)> =
+            fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         for (key, value) in sorted(&self.spec.annotations) {
             check_key("annotation", key)?;
             // buildctl makes the keys of this option lower-case.
             if key.chars().any(char::is_uppercase) {
-                return Err(JobFailure::new(Reason::InvalidJob, format!("the annotation's key {key:?} has upper-case letters, which BuildKit cannot write")));
+                return Err(JobFailure::new(
+                    Reason::InvalidJob,
+                    format!("the annotation's key {key:?} has upper-case letters, which BuildKit cannot write"),
+                ));
             }
             fields.push((format!("annotation.{key}"), value.to_owned()));
         }
@@ -174,7 +211,12 @@ mod tests {
 
     fn arguments(spec: &Spec) -> String {
         let source = Source { context: PathBuf::from("/work/job/source/app"), name: String::new() };
-        let build = Build { spec, source: &source, dockerfile: Path::new("docker/Dockerfile.prod"), memory: Path::new("/memory/job") };
+        let build = Build {
+            spec,
+            source: &source,
+            dockerfile: Path::new("docker/Dockerfile.prod"),
+            memory: Path::new("/memory/job"),
+        };
         build.arguments(Path::new("/memory/job/metadata.json")).unwrap().join("\n")
     }
 
@@ -199,7 +241,11 @@ mod tests {
 
     #[test]
     fn a_build_without_push() {
-        insta::assert_snapshot!(arguments(&Spec { platform: "linux/amd64".to_owned(), allow_frontends: true, ..Spec::default() }));
+        insta::assert_snapshot!(arguments(&Spec {
+            platform: "linux/amd64".to_owned(),
+            allow_frontends: true,
+            ..Spec::default()
+        }));
     }
 
     #[test]

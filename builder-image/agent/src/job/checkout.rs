@@ -1,10 +1,24 @@
 //! Writes a commit's files to a directory, as `git checkout` would, without a `.git` and with times that follow from
 //! commit and content.
 
-use std::{collections::{BTreeMap, BTreeSet}, ffi::OsStr, fs, io, os::unix::ffi::OsStrExt as _, path::{Path, PathBuf}};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs, io,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
 
-use super::{Source, git::{Commit, GitJob}, mtime, remote::Remote};
-use crate::{paths, reasons::{JobFailure, Reason}};
+use super::{
+    Source,
+    git::{Commit, GitJob},
+    mtime,
+    remote::Remote,
+};
+use crate::{
+    paths,
+    reasons::{JobFailure, Reason},
+};
 
 /// How deep submodules may lie in one another.
 const DEEPEST: usize = 8;
@@ -27,8 +41,17 @@ struct Submodule {
 
 impl GitJob<'_> {
     /// Writes the commit's directory `path` to `directory`, with its submodules if wanted.
-    pub async fn check_out(&self, commit: Commit, remote: &Remote, directory: &Path, path: &Path, submodules: bool) -> Result<Source, JobFailure> {
-        let name = format!("commit {} of {}", &commit.id[..12], remote.url);
+    pub async fn check_out(
+        &self,
+        commit: Commit,
+        remote: &Remote,
+        directory: &Path,
+        path: &Path,
+        submodules: bool,
+    ) -> Result<Source, JobFailure> {
+        let place =
+            if path.as_os_str().is_empty() { String::new() } else { format!("directory {:?} of ", path.display()) };
+        let name = format!("{place}commit {} of {}", &commit.id[..12], remote.url);
         let mut waiting = self.check_out_one(commit, remote, directory, path, submodules).await?;
         let context = directory.join(path);
         for _ in 0..DEEPEST {
@@ -38,18 +61,30 @@ impl GitJob<'_> {
             let mut deeper = Vec::new();
             for submodule in waiting {
                 let commit = self.commit(submodule.remote.clone(), &submodule.commit, "").await?;
-                deeper.extend(self.check_out_one(commit, &submodule.remote, &submodule.directory, Path::new(""), true).await?);
+                deeper.extend(
+                    self.check_out_one(commit, &submodule.remote, &submodule.directory, Path::new(""), true).await?,
+                );
             }
             waiting = deeper;
         }
         if waiting.is_empty() {
             return Ok(Source { context, name });
         }
-        Err(JobFailure::new(Reason::InvalidJob, format!("the submodules of {name} lie more than {DEEPEST} deep in one another")))
+        Err(JobFailure::new(
+            Reason::InvalidJob,
+            format!("the submodules of {name} lie more than {DEEPEST} deep in one another"),
+        ))
     }
 
     /// Writes one commit, and gives the submodules it names. The repository is free for others afterwards.
-    async fn check_out_one(&self, commit: Commit, remote: &Remote, directory: &Path, path: &Path, submodules: bool) -> Result<Vec<Submodule>, JobFailure> {
+    async fn check_out_one(
+        &self,
+        commit: Commit,
+        remote: &Remote,
+        directory: &Path,
+        path: &Path,
+        submodules: bool,
+    ) -> Result<Vec<Submodule>, JobFailure> {
         match self.write_files(&commit, remote, directory, path, submodules).await {
             Err(failure) if failure.reason == Reason::GitFailed => {
                 self.drop_repository(commit, remote).await;
@@ -59,23 +94,39 @@ impl GitJob<'_> {
         }
     }
 
-    async fn write_files(&self, commit: &Commit, remote: &Remote, directory: &Path, path: &Path, wanted: bool) -> Result<Vec<Submodule>, JobFailure> {
+    async fn write_files(
+        &self,
+        commit: &Commit,
+        remote: &Remote,
+        directory: &Path,
+        path: &Path,
+        wanted: bool,
+    ) -> Result<Vec<Submodule>, JobFailure> {
         let below = if path.as_os_str().is_empty() { None } else { Some(format!("{}/", path.display())) };
         let mut list = vec!["ls-tree", "-r", "-z", "--full-tree", &commit.id];
         if let Some(below) = &below {
             list.extend(["--", below]);
         }
         let listing = self.read(commit, &list, None, &[]).await?;
-        let entries = entries(&listing).ok_or_else(|| JobFailure::new(Reason::GitFailed, "git ls-tree gave a listing that cannot be read"))?;
+        let entries = entries(&listing)
+            .ok_or_else(|| JobFailure::new(Reason::GitFailed, "git ls-tree gave a listing that cannot be read"))?;
         if below.is_some() && entries.is_empty() {
-            let message = format!("there is no directory {:?} in commit {} of {}; set spec.source.git.path", path.display(), commit.id, remote.url);
+            let message = format!(
+                "there is no directory {:?} in commit {} of {}; set spec.source.git.path",
+                path.display(),
+                commit.id,
+                remote.url
+            );
             return Err(JobFailure::new(Reason::ContextNotFound, message));
         }
 
         fs::create_dir_all(directory).map_err(|error| JobFailure::agent("make the source's directory", &error))?;
         let mut index = directory.as_os_str().to_owned();
         index.push(".index");
-        let environment = [("GIT_INDEX_FILE", Path::new(&index).display().to_string()), ("GIT_WORK_TREE", directory.display().to_string())];
+        let environment = [
+            ("GIT_INDEX_FILE", Path::new(&index).display().to_string()),
+            ("GIT_WORK_TREE", directory.display().to_string()),
+        ];
         self.read(commit, &["read-tree", &commit.id], None, &environment).await?;
         let names: Vec<u8> = entries
             .iter()
@@ -84,13 +135,20 @@ impl GitJob<'_> {
             .copied()
             .collect();
         let prefix = format!("--prefix={}/", directory.display());
-        self.read(commit, &["checkout-index", "--quiet", "--force", "-z", "--stdin", &prefix], Some(&names), &environment).await?;
+        self.read(
+            commit,
+            &["checkout-index", "--quiet", "--force", "-z", "--stdin", &prefix],
+            Some(&names),
+            &environment,
+        )
+        .await?;
         let _ = fs::remove_file(&index);
 
         let submodules: Vec<&Entry> = entries.iter().filter(|entry| entry.submodule).collect();
         // As git does: an empty directory where the submodule is not wanted.
         for entry in &submodules {
-            fs::create_dir_all(directory.join(&entry.path)).map_err(|error| JobFailure::agent("make a submodule's directory", &error))?;
+            fs::create_dir_all(directory.join(&entry.path))
+                .map_err(|error| JobFailure::agent("make a submodule's directory", &error))?;
         }
         let urls = if wanted && !submodules.is_empty() { self.submodule_urls(commit).await? } else { BTreeMap::new() };
         let submodules = submodules
@@ -98,7 +156,11 @@ impl GitJob<'_> {
             .filter_map(|entry| Some((entry, urls.get(entry.path.to_str()?)?)))
             .map(|(entry, url)| {
                 let url = remote.submodule(url)?;
-                Ok(Submodule { remote: remote.at(url), commit: entry.id.clone(), directory: directory.join(&entry.path) })
+                Ok(Submodule {
+                    remote: remote.at(url),
+                    commit: entry.id.clone(),
+                    directory: directory.join(&entry.path),
+                })
             })
             .collect::<Result<Vec<_>, JobFailure>>()?;
 
@@ -118,12 +180,19 @@ impl GitJob<'_> {
         Ok(if output.success { gitmodules(&String::from_utf8_lossy(&output.stdout)) } else { BTreeMap::new() })
     }
 
-    async fn read(&self, commit: &Commit, arguments: &[&str], stdin: Option<&[u8]>, environment: &[(&str, String)]) -> Result<Vec<u8>, JobFailure> {
+    async fn read(
+        &self,
+        commit: &Commit,
+        arguments: &[&str],
+        stdin: Option<&[u8]>,
+        environment: &[(&str, String)],
+    ) -> Result<Vec<u8>, JobFailure> {
         let output = self.git(&commit.repository, &[], arguments, stdin, environment).await?;
         if output.success {
             return Ok(output.stdout);
         }
-        let reason = if output.stderr.contains("No space left on device") { Reason::NoSpaceLeft } else { Reason::GitFailed };
+        let reason =
+            if output.stderr.contains("No space left on device") { Reason::NoSpaceLeft } else { Reason::GitFailed };
         Err(JobFailure::new(reason, format!("git {} failed: {}", arguments[0], output.stderr)))
     }
 }
@@ -135,7 +204,11 @@ fn entries(listing: &[u8]) -> Option<Vec<Entry>> {
         let tab = line.iter().position(|byte| *byte == b'\t')?;
         let mut fields = std::str::from_utf8(&line[..tab]).ok()?.split(' ');
         let (_mode, kind, id) = (fields.next()?, fields.next()?, fields.next()?);
-        entries.push(Entry { submodule: kind == "commit", id: id.to_owned(), path: PathBuf::from(OsStr::from_bytes(&line[tab + 1..])) });
+        entries.push(Entry {
+            submodule: kind == "commit",
+            id: id.to_owned(),
+            path: PathBuf::from(OsStr::from_bytes(&line[tab + 1..])),
+        });
     }
     Some(entries)
 }
@@ -181,14 +254,108 @@ fn decode_hex(id: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::{os::unix::fs::MetadataExt as _, process::Command};
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::{
+        super::{git::Repositories, remote::parse_url},
+        *,
+    };
+
+    /// Runs `git` in `directory`, all at one second, and gives its output.
+    fn git(directory: &Path, arguments: &[&str]) -> String {
+        let mut command = Command::new("git");
+        command.args(["-c", "user.name=n", "-c", "user.email=e"]).args(arguments).current_dir(directory);
+        command
+            .env("GIT_COMMITTER_DATE", "1700000000 +0000")
+            .env("GIT_AUTHOR_DATE", "1700000000 +0000")
+            .env("GIT_CONFIG_GLOBAL", "/dev/null");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Type or mode, time and content of a file in the context.
+    fn facts(path: &Path) -> (u32, i64, i64, String) {
+        let metadata = path.symlink_metadata().unwrap();
+        let content = if metadata.is_symlink() {
+            fs::read_link(path).unwrap().display().to_string()
+        } else {
+            fs::read_to_string(path).unwrap_or_default()
+        };
+        (metadata.mode(), metadata.mtime(), metadata.mtime_nsec(), content)
+    }
+
+    #[tokio::test]
+    async fn checks_out_exactly() {
+        let root = tempfile::tempdir().unwrap();
+        let tree = root.path().join("tree");
+        fs::create_dir_all(tree.join("app/deep")).unwrap();
+        git(&tree, &["init", "--quiet"]);
+        for (name, content) in [
+            (".gitattributes", "*.dos text eol=crlf\n"),
+            ("app/file", "one"),
+            ("app/text.dos", "a\n"),
+            ("app/deep/x", ""),
+            ("other", ""),
+        ] {
+            fs::write(tree.join(name), content).unwrap();
+        }
+        std::os::unix::fs::symlink("../../outside", tree.join("app/link")).unwrap();
+        fs::set_permissions(tree.join("app/deep/x"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        git(&tree, &["add", "--all"]);
+        git(&tree, &["update-index", "--add", "--cacheinfo", &format!("160000,{},app/module", "1".repeat(40))]);
+        git(&tree, &["commit", "--quiet", "--message=1"]);
+        let first = git(&tree, &["rev-parse", "HEAD"]);
+        fs::write(tree.join("app/file"), "two").unwrap();
+        git(&tree, &["commit", "--quiet", "--message=2", "app/file"]);
+        let second = git(&tree, &["rev-parse", "HEAD"]);
+
+        let memory = root.path().join("memory");
+        fs::create_dir_all(&memory).unwrap();
+        let repositories = Repositories::new(root.path().join("git"));
+        let url = parse_url("https://git.invalid/x").unwrap();
+        let (repository, _) = repositories.at(url.as_str(), &first);
+        git(root.path(), &["clone", "--quiet", "--bare", "tree", repository.to_str().unwrap()]);
+        let stop = CancellationToken::new();
+        let job = GitJob { repositories: &repositories, stop: &stop, memory: &memory };
+        let remote = Remote::new(url, "", "", None);
+        let check_out = async |id: &str, path: &str| {
+            let commit = job.commit(remote.clone(), id, "").await.unwrap();
+            job.check_out(commit, &remote, &root.path().join(format!("{id}{path}")), Path::new(path), false).await
+        };
+
+        let context = check_out(&first, "app").await.unwrap().context;
+        let names: BTreeSet<_> =
+            fs::read_dir(&context).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        assert_eq!(names, ["deep", "file", "link", "module", "text.dos"].map(str::to_owned).into());
+        assert!(!context.parent().unwrap().join("other").exists());
+        assert_eq!(facts(&context.join("deep/x")).0, 0o100_755);
+        assert_eq!(facts(&context.join("text.dos")).3, "a\r\n");
+        let (mode, seconds, _, target) = facts(&context.join("link"));
+        assert_eq!((mode, seconds, target.as_str()), (0o120_777, 1_700_000_000, "../../outside"));
+        assert_eq!((facts(&context.join("deep")).1, facts(&context.join("deep")).2), (1_700_000_000, 0));
+
+        // The same second and the same size: only the nanoseconds tell that the content is another.
+        let changed = check_out(&second, "app").await.unwrap().context;
+        let (one, two) = (facts(&context.join("file")), facts(&changed.join("file")));
+        assert_eq!((one.0, one.1, one.3.len()), (two.0, two.1, two.3.len()));
+        assert_ne!(one.2, two.2);
+        assert_eq!(facts(&context.join("text.dos")), facts(&changed.join("text.dos")));
+
+        assert_eq!(check_out(&first, "nowhere").await.unwrap_err().reason, Reason::ContextNotFound);
+    }
 
     #[test]
     fn reads_a_listing() {
         let id = "a".repeat(40);
         let listing = format!("100644 blob {id}\ta b\0120000 blob {id}\tlink\0160000 commit {id}\tsub/m\0");
         let entry = |path: &str, submodule| Entry { submodule, id: id.clone(), path: PathBuf::from(path) };
-        assert_eq!(entries(listing.as_bytes()), Some(vec![entry("a b", false), entry("link", false), entry("sub/m", true)]));
+        assert_eq!(
+            entries(listing.as_bytes()),
+            Some(vec![entry("a b", false), entry("link", false), entry("sub/m", true)])
+        );
         assert_eq!(entries(b"garbage\0"), None);
         assert_eq!(entries(b""), Some(Vec::new()));
     }

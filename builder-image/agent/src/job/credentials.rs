@@ -1,6 +1,12 @@
 //! A job's credentials as files in memory: what `buildctl` and `git` read, gone with the job.
 
-use std::{collections::BTreeMap, fs, io::{self, Write as _}, os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _}, path::{Path, PathBuf}};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kiln_agent_proto::{Job as Spec, Login, source};
@@ -53,14 +59,19 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Every value of the job that no log may show.
-pub fn secret_values(spec: &Spec) -> Vec<&[u8]> {
-    let mut values: Vec<&[u8]> = spec.secrets.values().map(Vec::as_slice).collect();
-    values.extend(spec.logins.iter().map(|login| login.password.as_bytes()));
+#[must_use]
+pub fn secret_values(spec: &Spec) -> Vec<Vec<u8>> {
+    let mut pairs: Vec<(&str, &str)> =
+        spec.logins.iter().map(|login| (login.username.as_str(), login.password.as_str())).collect();
     if let Some(source::Kind::Git(git)) = spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
-        values.push(git.password.as_bytes());
+        pairs.push((&git.username, &git.password));
     }
-    values.retain(|value| !value.is_empty());
-    values
+    // Together too: in base64, user and password are one value.
+    let pairs = pairs.into_iter().filter(|(_, password)| !password.is_empty());
+    let logins = pairs.flat_map(|(username, password)| [password.to_owned(), format!("{username}:{password}")]);
+    let tokens = spec.logins.iter().map(|login| login.identity_token.clone()).filter(|token| !token.is_empty());
+    let logins = logins.chain(tokens);
+    spec.secrets.values().cloned().chain(logins.map(String::into_bytes)).collect()
 }
 
 /// Docker's configuration file, the form in which `buildctl` reads logins.
@@ -72,13 +83,16 @@ fn docker_config(logins: &[Login]) -> String {
     #[derive(Serialize)]
     struct Auth {
         auth: String,
+        #[serde(rename = "identitytoken", skip_serializing_if = "str::is_empty")]
+        identity_token: String,
     }
     let auths = logins.iter().map(|login| {
         let host = match login.registry.as_str() {
             "docker.io" | "index.docker.io" | "registry-1.docker.io" => "https://index.docker.io/v1/".to_owned(),
             host => host.to_owned(),
         };
-        (host, Auth { auth: basic(&login.username, &login.password) })
+        let auth = basic(&login.username, &login.password);
+        (host, Auth { auth, identity_token: login.identity_token.clone() })
     });
     // Strings in maps: this serialization cannot fail.
     serde_json::to_string(&Config { auths: auths.collect() }).unwrap_or_default()
@@ -95,7 +109,12 @@ mod tests {
     use super::*;
 
     fn login(registry: &str) -> Login {
-        Login { registry: registry.to_owned(), username: "user".to_owned(), password: "pass".to_owned() }
+        Login {
+            registry: registry.to_owned(),
+            username: "user".to_owned(),
+            password: "pass".to_owned(),
+            ..Login::default()
+        }
     }
 
     #[test]
@@ -111,7 +130,11 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let root = tempfile::tempdir().unwrap();
         let memory = root.path().join("job");
-        let spec = Spec { secrets: [("a/b".to_owned(), b"value".to_vec())].into(), logins: vec![login("r")], ..Spec::default() };
+        let spec = Spec {
+            secrets: [("a/b".to_owned(), b"value".to_vec())].into(),
+            logins: vec![login("r")],
+            ..Spec::default()
+        };
         write(&memory, &spec).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&memory), 0o700);

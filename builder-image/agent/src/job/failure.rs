@@ -26,7 +26,8 @@ pub fn explain(text: &str, step: Option<&FailedStep>, build: Circumstances<'_>) 
     let place = excerpt(text);
     let exit_code = exit_code(&cause);
     let (reason, message) = classify(&cause, exit_code, step, place.is_some(), build);
-    let (dockerfile, line) = place.map_or_else(|| (String::new(), line_in(&cause).unwrap_or(0)), |(file, line)| (file.to_owned(), line));
+    let (dockerfile, line) =
+        place.map_or_else(|| (String::new(), line_in(&cause).unwrap_or(0)), |(file, line)| (file.to_owned(), line));
     let at = match (dockerfile.as_str(), line) {
         (_, 0) => String::new(),
         ("", line) => format!(" (line {line} of {})", build.dockerfile),
@@ -43,7 +44,13 @@ pub fn explain(text: &str, step: Option<&FailedStep>, build: Circumstances<'_>) 
     }
 }
 
-fn classify(cause: &str, exit_code: Option<i32>, step: Option<&FailedStep>, has_place: bool, build: Circumstances<'_>) -> (Reason, String) {
+fn classify(
+    cause: &str,
+    exit_code: Option<i32>,
+    step: Option<&FailedStep>,
+    has_place: bool,
+    build: Circumstances<'_>,
+) -> (Reason, String) {
     let has = |signs: &[&str]| signs.iter().any(|sign| cause.contains(sign));
     if has(&["Unavailable: ", "code = Unavailable", "failed to list workers", "context canceled"]) {
         return (Reason::BuildkitUnavailable, format!("buildkitd ended during the build: {cause}"));
@@ -52,35 +59,60 @@ fn classify(cause: &str, exit_code: Option<i32>, step: Option<&FailedStep>, has_
         return step_failure(code, step, build);
     }
     if has(&["no space left on device", "disk quota exceeded"]) {
-        return (Reason::NoSpaceLeft, format!("the builder's cache volume is full; raise the pool's cache.size: {cause}"));
+        return (
+            Reason::NoSpaceLeft,
+            format!("the builder's cache volume is full; raise the pool's cache.size: {cause}"),
+        );
     }
     if has(&["failed to push "]) {
         return push_failure(cause, build);
     }
-    if has(&["failed to resolve source metadata", "failed to do request", "failed to copy", "pull access denied", "failed to authorize", "failed to fetch oauth token", "failed to fetch anonymous token"]) {
+    if has(&[
+        "failed to resolve source metadata",
+        "failed to do request",
+        "failed to copy",
+        "pull access denied",
+        "failed to authorize",
+        "failed to fetch oauth token",
+        "failed to fetch anonymous token",
+    ]) {
         return pull_failure(cause, build);
     }
     if has(&["failed to load cache key: Get ", "invalid response status"]) {
         return download_failure(cause);
     }
     if let Some(name) = between(cause, "target stage \"", "\" could not be found") {
-        return (Reason::TargetNotFound, format!("{} has no stage {name:?}; set spec.target to one of its stages", build.dockerfile));
+        return (
+            Reason::TargetNotFound,
+            format!("{} has no stage {name:?}; set spec.target to one of its stages", build.dockerfile),
+        );
     }
     if let Some(id) = between(cause, "secret ", ": not found") {
-        return (Reason::SecretNotFound, format!("a step needs the secret {id:?}; add it to spec.secrets with this id"));
+        return (
+            Reason::SecretNotFound,
+            format!("a step needs the secret {id:?}; add it to spec.secrets with this id"),
+        );
     }
     if has(&["is not allowed"]) {
         return (Reason::NotAllowed, format!("builders do not allow this: {cause}"));
     }
-    if let Some(path) = between(cause, "failed to calculate checksum of ref ", "\": not found").and_then(|rest| rest.split_once(": \"")).map(|(_, path)| path) {
-        return (Reason::FileNotFound, format!("there is no {path:?} in what COPY or ADD takes it from; check the path, and that .dockerignore does not exclude it"));
+    if let Some(path) = between(cause, "failed to calculate checksum of ref ", "\": not found")
+        .and_then(|rest| rest.split_once(": \""))
+        .map(|(_, path)| path)
+    {
+        return (
+            Reason::FileNotFound,
+            format!(
+                "there is no {path:?} in what COPY or ADD takes it from; check the path, and that .dockerignore does not exclude it"
+            ),
+        );
     }
     if let Some(path) = between(cause, "lstat ", ": no such file or directory") {
         return (Reason::FileNotFound, format!("there is no {path:?} in the stage or image that COPY takes it from"));
     }
     // Where no step had begun, it is the Dockerfile itself that BuildKit did not understand.
     if has(&["dockerfile parse error", "the Dockerfile cannot be empty"]) || (has_place && step.is_none()) {
-        return (Reason::DockerfileInvalid, format!("{} is not valid: {}", build.dockerfile, cause.trim_start_matches("dockerfile parse error ")));
+        return (Reason::DockerfileInvalid, format!("{} is not valid: {}", build.dockerfile, without_line(cause)));
     }
     (Reason::BuildFailed, cause.to_owned())
 }
@@ -88,15 +120,31 @@ fn classify(cause: &str, exit_code: Option<i32>, step: Option<&FailedStep>, has_
 /// A program of a RUN step that ended with a status other than 0.
 fn step_failure(code: i32, step: Option<&FailedStep>, build: Circumstances<'_>) -> (Reason, String) {
     let name = step.map_or("a step", |step| step.name.as_str());
-    let output_has = |signs: &[&str]| step.is_some_and(|step| step.tail.iter().any(|line| signs.iter().any(|sign| line.contains(sign))));
+    let output_has = |signs: &[&str]| {
+        step.is_some_and(|step| step.tail.iter().any(|line| signs.iter().any(|sign| line.contains(sign))))
+    };
     if output_has(&["exec format error", "Exec format error"]) {
-        return (Reason::ExecFormatError, format!("{name} ran a program that is not for {}; take the base image and the tools of this platform", build.platform));
+        return (
+            Reason::ExecFormatError,
+            format!(
+                "{name} ran a program that is not for {}; take the base image and the tools of this platform",
+                build.platform
+            ),
+        );
     }
     if build.volume_full && output_has(&["No space left on device", "no space left on device"]) {
-        return (Reason::NoSpaceLeft, format!("{name} failed because the builder's cache volume is full; raise the pool's cache.size"));
+        return (
+            Reason::NoSpaceLeft,
+            format!("{name} failed because the builder's cache volume is full; raise the pool's cache.size"),
+        );
     }
     match code {
-        137 => (Reason::OutOfMemory, format!("{name} was killed (exit code 137), most likely for want of memory; raise the memory limit of the pool's builders, or let the step use less")),
+        137 => (
+            Reason::OutOfMemory,
+            format!(
+                "{name} was killed (exit code 137), most likely for want of memory; raise the memory limit of the pool's builders, or let the step use less"
+            ),
+        ),
         127 => (Reason::StepFailed, format!("{name} failed with exit code 127: a command was not found")),
         126 => (Reason::StepFailed, format!("{name} failed with exit code 126: a command is not executable")),
         code => (Reason::StepFailed, format!("{name} failed with exit code {code}")),
@@ -105,31 +153,55 @@ fn step_failure(code: i32, step: Option<&FailedStep>, build: Circumstances<'_>) 
 
 fn push_failure(cause: &str, build: Circumstances<'_>) -> (Reason, String) {
     let repository = between(cause, "failed to push ", ": ").unwrap_or(build.repository);
+    let detail = after(cause, &format!("failed to push {repository}: "));
     match registry_answer(cause) {
         Answer::Untrusted => (Reason::RegistryCertificateUntrusted, untrusted(repository)),
         Answer::Unauthorized => (
             Reason::PushDenied,
-            format!("the registry refuses to take the image for {repository}; check user, password and push right in the Secret that spec.image.secretRef names: {cause}"),
+            format!(
+                "the registry refuses to take the image for {repository}; check user, password and push right in the Secret that spec.image.secretRef names: {detail}"
+            ),
         ),
-        Answer::NotFound => (Reason::RepositoryNotFound, format!("the registry has no repository {repository}; make it, or check spec.image.repository: {cause}")),
-        Answer::Unavailable => (Reason::RegistryUnavailable, format!("the registry of {repository} cannot be reached or is in trouble: {cause}")),
+        Answer::NotFound => (
+            Reason::RepositoryNotFound,
+            format!("the registry has no repository {repository}; make it, or check spec.image.repository: {detail}"),
+        ),
+        Answer::Unavailable => (
+            Reason::RegistryUnavailable,
+            format!("the registry of {repository} cannot be reached or is in trouble: {detail}"),
+        ),
         Answer::Other => (Reason::BuildFailed, cause.to_owned()),
     }
 }
 
 fn pull_failure(cause: &str, build: Circumstances<'_>) -> (Reason, String) {
     let image = between(cause, "failed to resolve source metadata for ", ": ").unwrap_or("the base image");
+    let detail = after(cause, &format!("failed to resolve source metadata for {image}: "));
     if cause.contains("no match for platform in manifest") {
-        return (Reason::BaseImageNotFound, format!("{image} is not there for {}; choose a base image that has this platform, or leave the platform out", build.platform));
+        return (
+            Reason::BaseImageNotFound,
+            format!(
+                "{image} is not there for {}; choose a base image that has this platform, or leave it out of spec.platforms",
+                build.platform
+            ),
+        );
     }
     match registry_answer(cause) {
         Answer::Untrusted => (Reason::RegistryCertificateUntrusted, untrusted(image)),
         Answer::Unauthorized => (
             Reason::RegistryUnauthorized,
-            format!("the registry does not hand out {image}: it does not exist, or needs a credential; check its name and the Secrets in spec.pullSecretRefs: {cause}"),
+            format!(
+                "the registry does not hand out {image}: it does not exist, or needs a credential; check its name and the Secrets in spec.pullSecretRefs: {detail}"
+            ),
         ),
-        Answer::NotFound => (Reason::BaseImageNotFound, format!("there is no image {image}; check its name and tag in FROM or COPY --from")),
-        Answer::Unavailable => (Reason::RegistryUnavailable, format!("the registry of {image} cannot be reached or is in trouble: {cause}")),
+        Answer::NotFound => (
+            Reason::BaseImageNotFound,
+            format!("there is no image {image}; check its name and tag in FROM or COPY --from"),
+        ),
+        Answer::Unavailable => (
+            Reason::RegistryUnavailable,
+            format!("the registry of {image} cannot be reached or is in trouble: {detail}"),
+        ),
         Answer::Other => (Reason::BuildFailed, cause.to_owned()),
     }
 }
@@ -143,7 +215,9 @@ fn download_failure(cause: &str) -> (Reason, String) {
 }
 
 fn untrusted(what: &str) -> String {
-    format!("the certificate of the registry of {what} is not trusted; name its CA in spec.image.caRef, or in the pool's caRefs")
+    format!(
+        "the certificate of the registry of {what} is not trusted; name its CA in spec.image.caRef, or in the pool's caRefs"
+    )
 }
 
 /// What a registry, or the way to it, meant.
@@ -159,9 +233,38 @@ fn registry_answer(cause: &str) -> Answer {
     let has = |signs: &[&str]| signs.iter().any(|sign| cause.contains(sign));
     if has(&["x509: ", "server gave HTTP response to HTTPS client"]) {
         Answer::Untrusted
-    } else if has(&["401 Unauthorized", "403 Forbidden", "access denied", "insufficient_scope", "authorization failed", "unauthorized", "no basic auth credentials", "denied: "]) {
+    } else if has(&[
+        "401 Unauthorized",
+        "403 Forbidden",
+        "access denied",
+        "insufficient_scope",
+        "authorization failed",
+        "unauthorized",
+        "no basic auth credentials",
+        "denied: ",
+    ]) {
         Answer::Unauthorized
-    } else if has(&["429 Too Many Requests", "toomanyrequests", "dial tcp", "no such host", "connection refused", "connection reset", "i/o timeout", "TLS handshake timeout", "deadline exceeded", "unexpected EOF", ": EOF", "broken pipe", "500 Internal", "502 Bad", "503 Service", "504 Gateway", "network is unreachable", "no route to host", "server misbehaving"]) {
+    } else if has(&[
+        "429 Too Many Requests",
+        "toomanyrequests",
+        "dial tcp",
+        "no such host",
+        "connection refused",
+        "connection reset",
+        "i/o timeout",
+        "TLS handshake timeout",
+        "deadline exceeded",
+        "unexpected EOF",
+        ": EOF",
+        "broken pipe",
+        "500 Internal",
+        "502 Bad",
+        "503 Service",
+        "504 Gateway",
+        "network is unreachable",
+        "no route to host",
+        "server misbehaving",
+    ]) {
         Answer::Unavailable
     } else if has(&["not found", "404 Not Found", "404", "410 Gone", "name unknown", "repository name not known"]) {
         Answer::NotFound
@@ -172,7 +275,11 @@ fn registry_answer(cause: &str) -> Answer {
 
 /// The error itself: what follows `error:`, without BuildKit's opening words.
 fn cause(text: &str) -> String {
-    let error = text.find("\nerror: ").map(|at| &text[at + 1..]).or_else(|| text.starts_with("error: ").then_some(text)).unwrap_or(text);
+    let error = text
+        .find("\nerror: ")
+        .map(|at| &text[at + 1..])
+        .or_else(|| text.starts_with("error: ").then_some(text))
+        .unwrap_or(text);
     let mut error = error.trim().trim_start_matches("error: ");
     for opening in ["failed to solve: ", "listing workers for Build: "] {
         error = error.strip_prefix(opening).unwrap_or(error);
@@ -192,6 +299,14 @@ fn excerpt(text: &str) -> Option<(&str, u32)> {
     None
 }
 
+/// A parse error without its line, which is told apart.
+fn without_line(cause: &str) -> &str {
+    cause
+        .strip_prefix("dockerfile parse error on line ")
+        .and_then(|rest| rest.split_once(": "))
+        .map_or(cause, |(_, error)| error)
+}
+
 /// The line that a parse error names.
 fn line_in(cause: &str) -> Option<u32> {
     between(cause, "parse error on line ", ":")?.parse().ok()
@@ -200,6 +315,11 @@ fn line_in(cause: &str) -> Option<u32> {
 fn exit_code(cause: &str) -> Option<i32> {
     let (_, rest) = cause.rsplit_once("did not complete successfully: exit code: ")?;
     rest.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// What stands after the first `opening`; all of it where there is none.
+fn after<'a>(text: &'a str, opening: &str) -> &'a str {
+    text.split_once(opening).map_or(text, |(_, rest)| rest)
 }
 
 /// What stands between the first `before` and the next `after`.
@@ -214,10 +334,17 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{super::{mask::Masker, progress::Progress}, *};
+    use super::{
+        super::{mask::Masker, progress::Progress},
+        *,
+    };
 
-    const BUILD: Circumstances<'_> =
-        Circumstances { dockerfile: "Dockerfile", platform: "linux/amd64", repository: "registry.example/team/app", volume_full: false };
+    const BUILD: Circumstances<'_> = Circumstances {
+        dockerfile: "Dockerfile",
+        platform: "linux/amd64",
+        repository: "registry.example/team/app",
+        volume_full: false,
+    };
 
     fn explain_captured(captured: &str) -> JobFailure {
         let masker = Masker::default();
@@ -244,13 +371,31 @@ mod tests {
     #[test]
     fn answers_that_no_test_registry_gives() {
         let cases = [
-            ("failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/blobs/uploads/1: 503 Service Unavailable", Reason::RegistryUnavailable),
+            (
+                "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/blobs/uploads/1: 503 Service Unavailable",
+                Reason::RegistryUnavailable,
+            ),
             ("failed to push r.io/x: server message: insufficient_scope: authorization failed", Reason::PushDenied),
-            ("failed to push r.io/x: name unknown: The repository with name 'x' does not exist", Reason::RepositoryNotFound),
-            ("x: failed to resolve source metadata for docker.io/library/x:latest: unexpected status from HEAD request to https://registry-1.docker.io/v2/: 429 Too Many Requests", Reason::RegistryUnavailable),
-            ("x: failed to resolve source metadata for docker.io/library/x:latest: pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed", Reason::RegistryUnauthorized),
-            ("x: failed to resolve source metadata for r.io/x:1: failed to do request: Head \"https://r.io/v2/x/manifests/1\": net/http: TLS handshake timeout", Reason::RegistryUnavailable),
-            ("failed to copy: read tcp 10.0.0.1:1->10.0.0.2:443: read: connection reset by peer", Reason::RegistryUnavailable),
+            (
+                "failed to push r.io/x: name unknown: The repository with name 'x' does not exist",
+                Reason::RepositoryNotFound,
+            ),
+            (
+                "x: failed to resolve source metadata for docker.io/library/x:latest: unexpected status from HEAD request to https://registry-1.docker.io/v2/: 429 Too Many Requests",
+                Reason::RegistryUnavailable,
+            ),
+            (
+                "x: failed to resolve source metadata for docker.io/library/x:latest: pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
+                Reason::RegistryUnauthorized,
+            ),
+            (
+                "x: failed to resolve source metadata for r.io/x:1: failed to do request: Head \"https://r.io/v2/x/manifests/1\": net/http: TLS handshake timeout",
+                Reason::RegistryUnavailable,
+            ),
+            (
+                "failed to copy: read tcp 10.0.0.1:1->10.0.0.2:443: read: connection reset by peer",
+                Reason::RegistryUnavailable,
+            ),
             ("write /var/lib/kiln/buildkit/root/x: no space left on device", Reason::NoSpaceLeft),
             ("process \"/bin/sh -c make\" did not complete successfully: exit code: 137", Reason::OutOfMemory),
             ("Unavailable: error reading from server: EOF", Reason::BuildkitUnavailable),
@@ -263,10 +408,17 @@ mod tests {
 
     #[test]
     fn a_full_volume_is_not_the_users_matter() {
-        let step = FailedStep { name: "[2/2] RUN cp".to_owned(), error: String::new(), tail: vec!["cp: No space left on device".to_owned()] };
+        let step = FailedStep {
+            name: "[2/2] RUN cp".to_owned(),
+            error: String::new(),
+            tail: vec!["cp: No space left on device".to_owned()],
+        };
         let text = "error: failed to solve: process \"cp\" did not complete successfully: exit code: 1";
         assert_eq!(explain(text, Some(&step), BUILD).reason, Reason::StepFailed);
-        assert_eq!(explain(text, Some(&step), Circumstances { volume_full: true, ..BUILD }).reason, Reason::NoSpaceLeft);
+        assert_eq!(
+            explain(text, Some(&step), Circumstances { volume_full: true, ..BUILD }).reason,
+            Reason::NoSpaceLeft
+        );
     }
 
     proptest! {

@@ -1,7 +1,9 @@
 //! Fetches commits with `git`, each URL into a bare repository of its own that stays on the volume.
 
 use std::{
-    collections::HashMap, fs, io, path::{Path, PathBuf},
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -11,8 +13,15 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio_util::sync::CancellationToken;
 
-use super::{Source, credentials, process_failure, remote::{Problem, Remote, parse_url, problem, redirect_target}};
-use crate::{buildkit::clean_command, paths, process, reasons::{JobFailure, Reason}};
+use super::{
+    Source, credentials, process_failure,
+    remote::{Problem, Remote, parse_url, problem, redirect_target},
+};
+use crate::{
+    buildkit::clean_command,
+    paths, process,
+    reasons::{JobFailure, Reason},
+};
 
 /// A repository that nobody fetched from for so long goes when an agent starts.
 const RETENTION: Duration = Duration::from_hours(30 * 24);
@@ -44,10 +53,11 @@ impl Repositories {
         Self { root, locks: Mutex::default() }
     }
 
-    fn at(&self, url: &str, commit: &str) -> (PathBuf, Arc<RwLock<()>>) {
+    pub(super) fn at(&self, url: &str, commit: &str) -> (PathBuf, Arc<RwLock<()>>) {
         // A repository has one kind of object id.
         let directory = self.root.join(format!("{}-{}.git", hash(url), commit.len()));
-        let lock = Arc::clone(self.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(directory.clone()).or_default());
+        let lock =
+            Arc::clone(self.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(directory.clone()).or_default());
         (directory, lock)
     }
 }
@@ -102,11 +112,16 @@ impl GitJob<'_> {
         if !is_ref(&source.r#ref) {
             return Err(JobFailure::new(Reason::InvalidJob, format!("{:?} is not the name of a ref", source.r#ref)));
         }
-        let path = paths::relative(&source.path).map_err(|problem| JobFailure::new(Reason::InvalidJob, format!("the source's path {:?} {problem}", source.path)))?;
+        let path = paths::relative(&source.path).map_err(|problem| {
+            JobFailure::new(Reason::InvalidJob, format!("the source's path {:?} {problem}", source.path))
+        })?;
         let bundle = if source.ca_pem.is_empty() {
             None
         } else {
-            Some(credentials::write_bundle(self.memory, &source.ca_pem).map_err(|error| JobFailure::agent("write the Git server's CA", &error))?)
+            Some(
+                credentials::write_bundle(self.memory, &source.ca_pem)
+                    .map_err(|error| JobFailure::agent("write the Git server's CA", &error))?,
+            )
         };
         let remote = Remote::new(url, &source.username, &source.password, bundle);
         let commit = self.commit(remote.clone(), &source.commit, &source.r#ref).await?;
@@ -130,8 +145,9 @@ impl GitJob<'_> {
         let second = match self.fetch_redirected(&repository, remote.clone(), id, name).await {
             // A repository that a crash damaged must not fail every build from now on.
             Err(failure) if failure.reason == Reason::GitFailed && !fresh => {
-                tracing::warn!(message = failure.message, "fetching into a new repository");
-                fs::remove_dir_all(&repository).map_err(|error| JobFailure::agent("remove a damaged repository", &error))?;
+                tracing::warn!(why = failure.message, "fetching into a new repository");
+                fs::remove_dir_all(&repository)
+                    .map_err(|error| JobFailure::agent("remove a damaged repository", &error))?;
                 self.prepare(&repository, id).await?;
                 self.fetch_redirected(&repository, remote, id, name).await?
             }
@@ -160,12 +176,23 @@ impl GitJob<'_> {
         }
         let _ = fs::remove_dir_all(repository);
         let format = if id.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
-        let output = self.git(repository, &[], &["init", "--quiet", "--bare", "--template=", format], None, &[]).await?;
-        if output.success { Ok(true) } else { Err(JobFailure::new(Reason::GitFailed, format!("cannot make a repository: {}", output.stderr))) }
+        let output =
+            self.git(repository, &[], &["init", "--quiet", "--bare", "--template=", format], None, &[]).await?;
+        if output.success {
+            Ok(true)
+        } else {
+            Err(JobFailure::new(Reason::GitFailed, format!("cannot make a repository: {}", output.stderr)))
+        }
     }
 
     /// Fetches, follows redirects while they lead to allowed places, and gives the commit's second.
-    async fn fetch_redirected(&self, repository: &Path, mut remote: Remote, id: &str, name: &str) -> Result<i64, JobFailure> {
+    async fn fetch_redirected(
+        &self,
+        repository: &Path,
+        mut remote: Remote,
+        id: &str,
+        name: &str,
+    ) -> Result<i64, JobFailure> {
         for _ in 0..=MOST_REDIRECTS {
             remote.check_addresses().await?;
             match self.fetch_commit(repository, &remote, id, name).await? {
@@ -182,11 +209,18 @@ impl GitJob<'_> {
     }
 
     /// Fetches the commit itself; where the server refuses that, the ref; then all of its history.
-    async fn fetch_commit(&self, repository: &Path, remote: &Remote, id: &str, name: &str) -> Result<Result<i64, (Problem, String)>, JobFailure> {
+    async fn fetch_commit(
+        &self,
+        repository: &Path,
+        remote: &Remote,
+        id: &str,
+        name: &str,
+    ) -> Result<Result<i64, (Problem, String)>, JobFailure> {
         // One ref of ours for each of theirs: what it holds is what the next fetch need not bring.
         let ours = format!("refs/kiln/{}", hash(if name.is_empty() { id } else { name }));
         let by_id = vec!["--depth=1".to_owned(), format!("+{id}:{ours}")];
-        let everything = ["+refs/heads/*:refs/kiln/all/heads/*".to_owned(), "+refs/tags/*:refs/kiln/all/tags/*".to_owned()];
+        let everything =
+            ["+refs/heads/*:refs/kiln/all/heads/*".to_owned(), "+refs/tags/*:refs/kiln/all/tags/*".to_owned()];
         let mut attempts = vec![by_id];
         if name.is_empty() || is_object_id(name) {
             attempts.push([vec![WHOLE_HISTORY.to_owned()], everything.to_vec()].concat());
@@ -225,7 +259,14 @@ impl GitJob<'_> {
     async fn redirect(&self, repository: &Path, remote: &Remote) -> Result<Option<url::Url>, JobFailure> {
         let trace = self.memory.join("redirect.trace");
         let environment = [("GIT_TRACE_CURL", trace.display().to_string()), ("GIT_TRACE_CURL_NO_DATA", "1".to_owned())];
-        self.git(repository, &remote.config(), &["ls-remote", "--quiet", "--", remote.url.as_str(), "HEAD"], None, &environment).await?;
+        self.git(
+            repository,
+            &remote.config(),
+            &["ls-remote", "--quiet", "--", remote.url.as_str(), "HEAD"],
+            None,
+            &environment,
+        )
+        .await?;
         let text = fs::read(&trace).unwrap_or_default();
         let _ = fs::remove_file(&trace);
         Ok(redirect_target(&remote.url, &String::from_utf8_lossy(&text)))
@@ -281,7 +322,9 @@ impl GitJob<'_> {
             .env("GIT_LITERAL_PATHSPECS", "1")
             .env("GIT_CONFIG_COUNT", (ALWAYS.len() + config.len()).to_string());
         let always = ALWAYS.iter().copied();
-        for (number, (key, value)) in always.chain(config.iter().map(|(key, value)| (key.as_str(), value.as_str()))).enumerate() {
+        for (number, (key, value)) in
+            always.chain(config.iter().map(|(key, value)| (key.as_str(), value.as_str()))).enumerate()
+        {
             command.env(format!("GIT_CONFIG_KEY_{number}"), key).env(format!("GIT_CONFIG_VALUE_{number}"), value);
         }
         command.envs(environment.iter().map(|(name, value)| (name, value)));
@@ -302,18 +345,46 @@ impl GitJob<'_> {
 fn failure(problem: Problem, remote: &Remote, id: &str, name: &str, stderr: &str) -> JobFailure {
     let (url, host) = (&remote.url, remote.host());
     // Of several lines, the last that git itself calls an error says most.
-    let detail = stderr.lines().rev().find(|line| line.starts_with("fatal: ") || line.starts_with("error: ")).unwrap_or(stderr.trim());
+    let detail = stderr
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("fatal: ") || line.starts_with("error: "))
+        .unwrap_or(stderr.trim());
     let (reason, message) = match problem {
-        Problem::Unauthorized if remote.has_credential() => {
-            (Reason::GitUnauthorized, format!("{host} refuses the credential for {url}; check user and password or token in the Secret that source.git.secretRef names, and its right to read this repository"))
-        }
-        Problem::Unauthorized => (Reason::GitUnauthorized, format!("{url} wants a credential and none was given; set source.git.secretRef, or check the URL")),
-        Problem::NoRepository => (Reason::GitRepositoryNotFound, format!("{host} has no repository {url}; check the URL, and that the credential may read it")),
+        Problem::Unauthorized if remote.has_credential() => (
+            Reason::GitUnauthorized,
+            format!(
+                "{host} refuses the credential for {url}; check user and password or token in the Secret that source.git.secretRef names, and its right to read this repository"
+            ),
+        ),
+        Problem::Unauthorized => (
+            Reason::GitUnauthorized,
+            format!("{url} wants a credential and none was given; set source.git.secretRef, or check the URL"),
+        ),
+        Problem::NoRepository => (
+            Reason::GitRepositoryNotFound,
+            format!("{host} has no repository {url}; check the URL, and that the credential may read it"),
+        ),
         Problem::NoCommit if name.is_empty() => (Reason::GitRefNotFound, format!("{url} has no commit {id}")),
-        Problem::NoCommit => (Reason::GitRefNotFound, format!("{url} has no commit {id} in {name:?}; the ref may have been deleted or overwritten by a force push")),
-        Problem::Untrusted => (Reason::GitCertificateUntrusted, format!("the certificate of {host} is not trusted; put its CA into a ConfigMap or Secret and name it in source.git.caRef")),
-        Problem::Redirected => (Reason::GitFailed, format!("{url} redirects to where no repository can be fetched; write the repository's own URL")),
-        Problem::Unavailable | Problem::Dumb => (Reason::GitUnavailable, format!("{host} cannot be reached or is in trouble: {detail}")),
+        Problem::NoCommit => (
+            Reason::GitRefNotFound,
+            format!(
+                "{url} has no commit {id} in {name:?}; the ref may have been deleted or overwritten by a force push"
+            ),
+        ),
+        Problem::Untrusted => (
+            Reason::GitCertificateUntrusted,
+            format!(
+                "the certificate of {host} is not trusted; put its CA into a ConfigMap or Secret and name it in source.git.caRef"
+            ),
+        ),
+        Problem::Redirected => (
+            Reason::GitFailed,
+            format!("{url} redirects to where no repository can be fetched; write the repository's own URL"),
+        ),
+        Problem::Unavailable | Problem::Dumb => {
+            (Reason::GitUnavailable, format!("{host} cannot be reached or is in trouble: {detail}"))
+        }
         Problem::NoSpace => (Reason::NoSpaceLeft, format!("the builder's cache volume is full: {detail}")),
         Problem::Other => (Reason::GitFailed, format!("fetching {url} failed: {detail}")),
     };
@@ -361,7 +432,10 @@ fn is_ref(name: &str) -> bool {
 
 /// The committer's second in a commit object.
 fn committer_second(commit: &[u8]) -> Option<i64> {
-    let header = commit.split(|byte| *byte == b'\n').take_while(|line| !line.is_empty()).find(|line| line.starts_with(b"committer "))?;
+    let header = commit
+        .split(|byte| *byte == b'\n')
+        .take_while(|line| !line.is_empty())
+        .find(|line| line.starts_with(b"committer "))?;
     String::from_utf8_lossy(header).rsplit(' ').nth(1)?.parse().ok()
 }
 

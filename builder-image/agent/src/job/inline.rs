@@ -6,7 +6,10 @@ use kiln_agent_proto::InlineSource;
 use sha2::{Digest as _, Sha256};
 
 use super::{Source, mtime};
-use crate::{paths, reasons::{JobFailure, Reason}};
+use crate::{
+    paths,
+    reasons::{JobFailure, Reason},
+};
 
 /// The second that the files bear: 1980-01-01, the first that every archive format can hold.
 const SECOND: i64 = 315_532_800;
@@ -15,12 +18,18 @@ const SECOND: i64 = 315_532_800;
 pub fn write(source: &InlineSource, directory: &Path) -> Result<Source, JobFailure> {
     let mut directories = BTreeSet::from([directory.to_owned()]);
     for (name, content) in &source.files {
-        let path = paths::relative_file(name).map_err(|problem| JobFailure::new(Reason::InvalidJob, format!("the inline file's name {name:?} {problem}")))?;
+        let path = paths::relative_file(name).map_err(|problem| {
+            JobFailure::new(Reason::InvalidJob, format!("the inline file's name {name:?} {problem}"))
+        })?;
         let path = directory.join(path);
-        directories.extend(path.ancestors().skip(1).take_while(|parent| parent.starts_with(directory)).map(Path::to_owned));
+        directories
+            .extend(path.ancestors().skip(1).take_while(|parent| parent.starts_with(directory)).map(Path::to_owned));
         write_file(&path, content).map_err(|error| match error.kind() {
             io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::AlreadyExists => {
-                JobFailure::new(Reason::InvalidJob, format!("the inline file {name:?} is a directory of another one, or lies below another one"))
+                JobFailure::new(
+                    Reason::InvalidJob,
+                    format!("the inline file {name:?} is a directory of another one, or lies below another one"),
+                )
             }
             _ => JobFailure::agent(format_args!("write the inline file {name:?}"), &error),
         })?;
@@ -51,7 +60,9 @@ mod tests {
     use super::*;
 
     fn files(files: &[(&str, &str)]) -> InlineSource {
-        InlineSource { files: files.iter().map(|(name, content)| ((*name).to_owned(), (*content).to_owned())).collect() }
+        InlineSource {
+            files: files.iter().map(|(name, content)| ((*name).to_owned(), (*content).to_owned())).collect(),
+        }
     }
 
     #[test]
@@ -76,7 +87,9 @@ mod tests {
     #[test]
     fn refuses_what_leaves_or_clashes() {
         let root = tempfile::tempdir().unwrap();
-        for (number, bad) in [&[("../x", "")][..], &[("/x", "")], &[("a", ""), ("a/b", "")], &[("dir/", "")]].iter().enumerate() {
+        for (number, bad) in
+            [&[("../x", "")][..], &[("/x", "")], &[("a", ""), ("a/b", "")], &[("dir/", "")]].iter().enumerate()
+        {
             let failure = write(&files(bad), &root.path().join(number.to_string())).unwrap_err();
             assert_eq!(failure.reason, Reason::InvalidJob, "{bad:?}: {}", failure.message);
         }

@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 
-use base64::{Engine as _, engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD}};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD},
+};
 
 /// What stands where a secret value stood.
 const MASK: &str = "***";
@@ -28,7 +31,12 @@ impl Masker {
             let trimmed = secret.trim_ascii();
             for form in [secret, trimmed] {
                 if form.len() >= SHORTEST_VALUE {
-                    values.extend([STANDARD.encode(form), STANDARD_NO_PAD.encode(form), URL_SAFE.encode(form), URL_SAFE_NO_PAD.encode(form)]);
+                    values.extend([
+                        STANDARD.encode(form),
+                        STANDARD_NO_PAD.encode(form),
+                        URL_SAFE.encode(form),
+                        URL_SAFE_NO_PAD.encode(form),
+                    ]);
                 }
             }
             let Ok(text) = std::str::from_utf8(trimmed) else { continue };
@@ -36,7 +44,8 @@ impl Masker {
                 values.push(text.to_owned());
             }
             if text.contains('\n') {
-                values.extend(text.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_LINE).map(str::to_owned));
+                values
+                    .extend(text.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_LINE).map(str::to_owned));
             }
         }
         values.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
@@ -137,7 +146,12 @@ mod tests {
 
     #[test]
     fn masks_values_lines_and_base64_forms() {
-        let masker = Masker::new([b"hunter22".as_slice(), b"-----BEGIN KEY-----\nabcdefghijkl\n}\n", b"abc", b"\xff\xfe\xfd\xfc"]);
+        let masker = Masker::new([
+            b"hunter22".as_slice(),
+            b"-----BEGIN KEY-----\nabcdefghijkl\n}\n",
+            b"abc",
+            b"\xff\xfe\xfd\xfc",
+        ]);
         let cases = [
             ("password hunter22!", "password ***!"),
             ("aHVudGVyMjI=", "***"),

@@ -1,7 +1,9 @@
 //! One job from its start to its outcome: source, credentials, build, and what is told of it on the way.
 
 use std::{
-    fs::File, io::{BufWriter, Write as _}, path::{Path, PathBuf},
+    fs::File,
+    io::{BufWriter, Write as _},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
@@ -10,7 +12,8 @@ use kiln_agent_proto::{Failure, Job as Spec, Log, Phase, Result as JobResult, St
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    buildkit::BuildkitError, jobs::{Job, Registry},
+    buildkit::BuildkitError,
+    jobs::{Job, Registry},
     paths,
     process::ProcessError,
     reasons::{JobFailure, Reason},
@@ -53,10 +56,12 @@ impl Recorder {
     /// For the job that `spec` describes, with a log at `log`.
     #[must_use]
     pub fn open(job: Arc<Job>, spec: &Spec, log: &Path) -> Self {
-        let file = File::create(log).inspect_err(|error| tracing::warn!(%error, path = %log.display(), "the job has no log")).ok();
+        let file = File::create(log)
+            .inspect_err(|error| tracing::warn!(%error, path = %log.display(), "the job has no log"))
+            .ok();
         Self {
             job,
-            masker: Masker::new(credentials::secret_values(spec)),
+            masker: Masker::new(credentials::secret_values(spec).iter().map(Vec::as_slice)),
             log: Mutex::new(file.map(BufWriter::new)),
             prefix: format!("{} {}", spec.run, spec.platform),
         }
@@ -70,8 +75,14 @@ impl Recorder {
 
     /// The job began `phase`.
     pub fn phase(&self, phase: Phase) {
-        tracing::info!(phase = phase.as_str_name(), "job goes on");
-        self.log(phase.as_str_name());
+        let name = match phase {
+            Phase::Unspecified => "unspecified",
+            Phase::Fetching => "fetching",
+            Phase::Building => "building",
+            Phase::Pushing => "pushing",
+        };
+        tracing::info!(phase = name, "job goes on");
+        self.log(name);
         self.job.push(Kind::Phase(phase.into()));
     }
 
@@ -105,7 +116,7 @@ impl Recorder {
             }
             Err(failure) => {
                 let failure = self.failure(failure);
-                tracing::info!(reason = failure.reason, message = failure.message, "job failed");
+                tracing::info!(reason = failure.reason, why = failure.message, "job failed");
                 self.log(&format!("failed {}: {}", failure.reason, failure.message));
                 Kind::Failure(failure)
             }
@@ -150,8 +161,9 @@ pub async fn run(
     memory: &Path,
 ) -> Result<JobResult, JobFailure> {
     let dockerfile = if spec.dockerfile.is_empty() { "Dockerfile" } else { &spec.dockerfile };
-    let dockerfile = paths::relative_file(dockerfile)
-        .map_err(|problem| JobFailure::new(Reason::InvalidJob, format!("the Dockerfile's path {dockerfile:?} {problem}")))?;
+    let dockerfile = paths::relative_file(dockerfile).map_err(|problem| {
+        JobFailure::new(Reason::InvalidJob, format!("the Dockerfile's path {dockerfile:?} {problem}"))
+    })?;
     credentials::write(memory, spec).map_err(|error| JobFailure::agent("write the job's credentials", &error))?;
 
     recorder.phase(Phase::Fetching);
@@ -195,9 +207,20 @@ fn find_dockerfile(source: &Source, dockerfile: &Path) -> Result<(), JobFailure>
         _ => {}
     }
     let near = dockerfiles_near(&source.context, dockerfile);
-    let hint = if near.is_empty() { "there is no other Dockerfile near it".to_owned() } else { format!("there is {}", near.join(", ")) };
-    let message = format!("there is no Dockerfile {:?} in {}; {hint}; set spec.dockerfile, or spec.source.git.path", dockerfile.display(), source.name);
-    Err(JobFailure { dockerfile: dockerfile.display().to_string(), ..JobFailure::new(Reason::DockerfileNotFound, message) })
+    let hint = if near.is_empty() {
+        "there is no other Dockerfile near it".to_owned()
+    } else {
+        format!("there is {}", near.join(", "))
+    };
+    let message = format!(
+        "there is no Dockerfile {:?} in {}; {hint}; set spec.dockerfile, or spec.source.git.path",
+        dockerfile.display(),
+        source.name
+    );
+    Err(JobFailure {
+        dockerfile: dockerfile.display().to_string(),
+        ..JobFailure::new(Reason::DockerfileNotFound, message)
+    })
 }
 
 /// The Dockerfiles in the context's root, in its directories, and in the directory that was named.

@@ -14,10 +14,7 @@ const LAST_SECOND: i64 = i32::MAX as i64;
 #[must_use]
 pub fn of_content(second: i64, id: &[u8]) -> Timespec {
     let number = id.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
-    // Below 10^9, so the cast keeps the value.
-    #[allow(clippy::cast_possible_wrap)]
-    let nanoseconds = (number % 1_000_000_000) as i64;
-    Timespec { tv_sec: second.clamp(0, LAST_SECOND), tv_nsec: nanoseconds }
+    Timespec { tv_sec: second.clamp(0, LAST_SECOND), tv_nsec: (number % 1_000_000_000).cast_signed() }
 }
 
 /// A directory's time: the second alone.

@@ -112,7 +112,15 @@ impl<'a> Progress<'a> {
     /// Of a build whose secret values `masker` knows.
     #[must_use]
     pub fn new(masker: &'a Masker) -> Self {
-        Self { masker, steps: HashMap::new(), failed: Vec::new(), outputs: HashMap::new(), warnings: Vec::new(), pushing: false, text: String::new() }
+        Self {
+            masker,
+            steps: HashMap::new(),
+            failed: Vec::new(),
+            outputs: HashMap::new(),
+            warnings: Vec::new(),
+            pushing: false,
+            text: String::new(),
+        }
     }
 
     /// Takes a line of `buildctl`'s standard error.
@@ -164,8 +172,19 @@ impl<'a> Progress<'a> {
         let (id, step) = steps()
             .find(|(_, step)| self.text.contains(&step.error))
             .or_else(|| steps().find(|(_, step)| !step.error.contains("context canceled")))?;
-        let tail = self.outputs.get(id).map(|output| output.tail.iter().cloned().collect()).unwrap_or_default();
-        Some(FailedStep { name: step.name.clone(), error: step.error.clone(), tail })
+        Some(FailedStep { name: step.name.clone(), error: step.error.clone(), tail: self.tail(id) })
+    }
+
+    /// The step that began last of those that run, and the last lines of its output.
+    #[must_use]
+    pub fn running_step(&self) -> Option<(String, Vec<String>)> {
+        let began = |step: &Step| step.started.map(|time| (time.seconds, time.nanos));
+        let step = self.steps.values().filter(|step| step.completed.is_none()).max_by_key(|step| began(step))?;
+        Some((step.name.clone(), self.tail(&step.id)))
+    }
+
+    fn tail(&self, id: &str) -> Vec<String> {
+        self.outputs.get(id).map(|output| output.tail.iter().cloned().collect()).unwrap_or_default()
     }
 
     fn vertex(&mut self, vertex: Vertex, updates: &mut Vec<Update>) {
@@ -239,11 +258,16 @@ mod tests {
     use super::*;
 
     fn log(stream: i32, data: &[u8]) -> Vec<u8> {
-        serde_json::json!({"logs": [{"vertex": "v", "stream": stream, "data": STANDARD.encode(data)}]}).to_string().into_bytes()
+        serde_json::json!({"logs": [{"vertex": "v", "stream": stream, "data": STANDARD.encode(data)}]})
+            .to_string()
+            .into_bytes()
     }
 
     fn lines(updates: &[Update]) -> Vec<&str> {
-        updates.iter().filter_map(|update| if let Update::Line { line, .. } = update { Some(line.as_str()) } else { None }).collect()
+        updates
+            .iter()
+            .filter_map(|update| if let Update::Line { line, .. } = update { Some(line.as_str()) } else { None })
+            .collect()
     }
 
     /// One line for each update of a build that was captured from the pinned version.
@@ -255,7 +279,15 @@ mod tests {
             for update in progress.line(line.as_bytes()) {
                 match update {
                     Update::Step(step) => {
-                        let state = if !step.error.is_empty() { "failed" } else if step.cached { "cached" } else if step.completed.is_some() { "done" } else { "started" };
+                        let state = if !step.error.is_empty() {
+                            "failed"
+                        } else if step.cached {
+                            "cached"
+                        } else if step.completed.is_some() {
+                            "done"
+                        } else {
+                            "started"
+                        };
                         writeln!(story, "step {} {state}", step.name).unwrap();
                     }
                     Update::Line { line, .. } => writeln!(story, "line {line}").unwrap(),
@@ -263,7 +295,14 @@ mod tests {
                 }
             }
         }
-        write!(story, "failed: {:#?}\nwarnings: {:?}\ntext:\n{}", progress.failed_step(), progress.warnings(), progress.text()).unwrap();
+        write!(
+            story,
+            "failed: {:#?}\nwarnings: {:?}\ntext:\n{}",
+            progress.failed_step(),
+            progress.warnings(),
+            progress.text()
+        )
+        .unwrap();
         story
     }
 

@@ -1,7 +1,10 @@
 //! A Git server as a job may use it: which URLs and addresses are allowed, where its credential goes, and what it
 //! means when `git` fails. Everything is told to `git` by environment variables, nothing on its command line.
 
-use std::{net::{IpAddr, Ipv4Addr, Ipv6Addr}, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use url::{Host, Url};
 
@@ -30,7 +33,10 @@ pub fn parse_url(url: &str) -> Result<Url, JobFailure> {
     let parsed = Url::parse(url).map_err(|error| refuse(&format!("is not a URL: {error}")))?;
     if !parsed.username().is_empty() || parsed.password().is_some() {
         // Not quoted: it may hold a password.
-        return Err(JobFailure::new(Reason::InvalidJob, "the Git URL holds a user or password; put them into a Secret and name it in secretRef"));
+        return Err(JobFailure::new(
+            Reason::InvalidJob,
+            "the Git URL holds a user or password; put them into a Secret and name it in secretRef",
+        ));
     }
     if parsed.scheme() != "https" {
         return Err(refuse("is not https"));
@@ -78,16 +84,24 @@ impl Remote {
             Some(Host::Domain(name)) => match tokio::net::lookup_host((name, port)).await {
                 Ok(found) => found.map(|address| address.ip()).collect(),
                 // Behind a proxy, names may be known to the proxy alone, and it is the proxy that connects.
-                Err(_) if ["https_proxy", "HTTPS_PROXY"].iter().any(|name| std::env::var_os(name).is_some()) => return Ok(()),
+                Err(_) if ["https_proxy", "HTTPS_PROXY"].iter().any(|name| std::env::var_os(name).is_some()) => {
+                    return Ok(());
+                }
                 Err(error) => {
-                    let message = format!("the Git server {} is not to be found ({error}); check the host in the URL and the cluster's DNS", self.host());
+                    let message = format!(
+                        "the Git server {} is not to be found ({error}); check the host in the URL and the cluster's DNS",
+                        self.host()
+                    );
                     return Err(JobFailure::new(Reason::GitUnavailable, message));
                 }
             },
             None => Vec::new(),
         };
         if let Some(address) = addresses.iter().find(|address| is_forbidden(**address)) {
-            let message = format!("the Git server {} has the address {address}, which builds may not reach (loopback, link-local or metadata)", self.host());
+            let message = format!(
+                "the Git server {} has the address {address}, which builds may not reach (loopback, link-local or metadata)",
+                self.host()
+            );
             return Err(JobFailure::new(Reason::GitAddressForbidden, message));
         }
         self.addresses = addresses;
@@ -101,13 +115,20 @@ impl Remote {
         let mut config = Vec::new();
         if self.has_credential() {
             let origin = self.url.origin().ascii_serialization();
-            config.push((format!("http.{origin}.extraHeader"), format!("Authorization: Basic {}", basic(&self.username, &self.password))));
+            config.push((
+                format!("http.{origin}.extraHeader"),
+                format!("Authorization: Basic {}", basic(&self.username, &self.password)),
+            ));
         }
         if let Some(bundle) = &self.bundle {
             config.push(("http.sslCAInfo".to_owned(), bundle.display().to_string()));
         }
         if let (Some(Host::Domain(name)), false) = (self.url.host(), self.addresses.is_empty()) {
-            let addresses: Vec<String> = self.addresses.iter().map(|address| if address.is_ipv6() { format!("[{address}]") } else { address.to_string() }).collect();
+            let addresses: Vec<String> = self
+                .addresses
+                .iter()
+                .map(|address| if address.is_ipv6() { format!("[{address}]") } else { address.to_string() })
+                .collect();
             let port = self.url.port_or_known_default().unwrap_or(443);
             config.push(("http.curloptResolve".to_owned(), format!("{name}:{port}:{}", addresses.join(","))));
         }
@@ -187,15 +208,85 @@ pub enum Problem {
 pub fn problem(stderr: &str) -> Problem {
     const SIGNS: [(Problem, &[&str]); 8] = [
         (Problem::NoSpace, &["No space left on device", "Disk quota exceeded"]),
-        (Problem::Untrusted, &["SSL certificate problem", "certificate verification failed", "no alternative certificate subject name", "unable to get local issuer", "does not match target host name"]),
-        (Problem::Redirected, &["returned error: 301", "returned error: 302", "returned error: 303", "returned error: 307", "returned error: 308"]),
-        (Problem::Unauthorized, &["Authentication failed", "could not read Username", "could not read Password", "returned error: 401", "returned error: 403", "Access denied"]),
+        (
+            Problem::Untrusted,
+            &[
+                "SSL certificate problem",
+                "certificate verification failed",
+                "no alternative certificate subject name",
+                "unable to get local issuer",
+                "does not match target host name",
+            ],
+        ),
+        (
+            Problem::Redirected,
+            &[
+                "returned error: 301",
+                "returned error: 302",
+                "returned error: 303",
+                "returned error: 307",
+                "returned error: 308",
+            ],
+        ),
+        (
+            Problem::Unauthorized,
+            &[
+                "Authentication failed",
+                "could not read Username",
+                "could not read Password",
+                "returned error: 401",
+                "returned error: 403",
+                "Access denied",
+            ],
+        ),
         (Problem::Dumb, &["dumb http transport does not support shallow"]),
-        (Problem::NoCommit, &["not our ref", "couldn't find remote ref", "unadvertised object", "no such remote ref", "bad object", "Could not read from remote repository: ref"]),
-        (Problem::Unavailable, &["Could not resolve", "Couldn't resolve", "Failed to connect", "Couldn't connect", "Connection refused", "Connection reset", "Connection timed out", "timed out", "Operation too slow", "returned error: 429", "returned error: 5", "early EOF", "unexpected disconnect", "hung up unexpectedly", "RPC failed", "SSL_ERROR_SYSCALL", "Empty reply from server", "Recv failure", "gnutls_handshake"]),
-        (Problem::NoRepository, &["returned error: 404", "not found", "returned error: 410", "not valid: is this a git repository"]),
+        (
+            Problem::NoCommit,
+            &[
+                "not our ref",
+                "couldn't find remote ref",
+                "unadvertised object",
+                "no such remote ref",
+                "bad object",
+                "Could not read from remote repository: ref",
+            ],
+        ),
+        (
+            Problem::Unavailable,
+            &[
+                "Could not resolve",
+                "Couldn't resolve",
+                "Failed to connect",
+                "Couldn't connect",
+                "Connection refused",
+                "Connection reset",
+                "Connection timed out",
+                "timed out",
+                "Operation too slow",
+                "returned error: 429",
+                "returned error: 5",
+                "early EOF",
+                "unexpected disconnect",
+                "hung up unexpectedly",
+                "RPC failed",
+                "SSL_ERROR_SYSCALL",
+                "Empty reply from server",
+                "Recv failure",
+                "gnutls_handshake",
+                "GnuTLS recv error",
+                "TLS connection was non-properly terminated",
+                "SSL_read",
+            ],
+        ),
+        (
+            Problem::NoRepository,
+            &["returned error: 404", "not found", "returned error: 410", "not valid: is this a git repository"],
+        ),
     ];
-    SIGNS.iter().find(|(_, signs)| signs.iter().any(|sign| stderr.contains(sign))).map_or(Problem::Other, |(problem, _)| *problem)
+    SIGNS
+        .iter()
+        .find(|(_, signs)| signs.iter().any(|sign| stderr.contains(sign)))
+        .map_or(Problem::Other, |(problem, _)| *problem)
 }
 
 /// The URL that a server redirects to, from the trace that `git` wrote (`GIT_TRACE_CURL`).
@@ -228,7 +319,19 @@ mod tests {
         for good in ["https://host/a/b.git", "https://host:8443/x", "https://[2001:db8::1]/x"] {
             assert!(parse_url(good).is_ok(), "{good}");
         }
-        for bad in ["http://host/x", "ssh://host/x", "git@host:x", "file:///etc", "https://u:p@host/x", "https://u@host/x", "--upload-pack=x", "https://host/x?y", "https://host/\nx", "ext::sh -c x", ""] {
+        for bad in [
+            "http://host/x",
+            "ssh://host/x",
+            "git@host:x",
+            "file:///etc",
+            "https://u:p@host/x",
+            "https://u@host/x",
+            "--upload-pack=x",
+            "https://host/x?y",
+            "https://host/\nx",
+            "ext::sh -c x",
+            "",
+        ] {
             assert!(parse_url(bad).is_err(), "{bad}");
         }
         let failure = parse_url("https://user:hunter22@host/x").unwrap_err();
@@ -238,8 +341,13 @@ mod tests {
     #[test]
     fn a_credential_stays_with_its_server() {
         let remote = remote("https://host:8443/a/b.git");
-        assert_eq!(remote.config(), [("http.https://host:8443.extraHeader".to_owned(), "Authorization: Basic dXNlcjpodW50ZXIyMg==".to_owned())]);
-        for (other, sent) in [("https://host:8443/c", true), ("https://host/c", false), ("https://sub.host:8443/c", false)] {
+        assert_eq!(
+            remote.config(),
+            [("http.https://host:8443.extraHeader".to_owned(), "Authorization: Basic dXNlcjpodW50ZXIyMg==".to_owned())]
+        );
+        for (other, sent) in
+            [("https://host:8443/c", true), ("https://host/c", false), ("https://sub.host:8443/c", false)]
+        {
             assert_eq!(remote.at(parse_url(other).unwrap()).has_credential(), sent, "{other}");
         }
     }
@@ -247,7 +355,12 @@ mod tests {
     #[test]
     fn submodule_urls() {
         let remote = remote("https://host/group/app.git");
-        let cases = [("../lib.git", "https://host/group/lib.git"), ("../../other/lib", "https://host/other/lib"), ("./sub", "https://host/group/app.git/sub"), ("https://else/x", "https://else/x")];
+        let cases = [
+            ("../lib.git", "https://host/group/lib.git"),
+            ("../../other/lib", "https://host/other/lib"),
+            ("./sub", "https://host/group/app.git/sub"),
+            ("https://else/x", "https://else/x"),
+        ];
         for (url, expected) in cases {
             assert_eq!(remote.submodule(url).unwrap().as_str(), expected, "{url}");
         }
@@ -256,7 +369,19 @@ mod tests {
 
     #[test]
     fn addresses() {
-        for bad in ["127.0.0.1", "169.254.169.254", "0.0.0.0", "100.100.100.200", "::1", "fe80::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "fd00:ec2::254", "::"] {
+        for bad in [
+            "127.0.0.1",
+            "169.254.169.254",
+            "0.0.0.0",
+            "100.100.100.200",
+            "::1",
+            "fe80::1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::7f00:1",
+            "fd00:ec2::254",
+            "::",
+        ] {
             assert!(is_forbidden(bad.parse().unwrap()), "{bad}");
         }
         for good in ["10.0.0.1", "192.168.1.1", "8.8.8.8", "2001:db8::1", "fd00::1", "::ffff:10.0.0.1"] {
@@ -270,13 +395,22 @@ mod tests {
             ("fatal: Authentication failed for 'https://host/x/'", Problem::Unauthorized),
             ("fatal: could not read Username for 'https://host': terminal prompts disabled", Problem::Unauthorized),
             ("fatal: repository 'https://host/x/' not found", Problem::NoRepository),
-            ("fatal: remote error: upload-pack: not our ref 0000000000000000000000000000000000000001", Problem::NoCommit),
+            (
+                "fatal: remote error: upload-pack: not our ref 0000000000000000000000000000000000000001",
+                Problem::NoCommit,
+            ),
             ("error: Server does not allow request for unadvertised object 0001", Problem::NoCommit),
             ("fatal: couldn't find remote ref gone", Problem::NoCommit),
             ("fatal: unable to access 'https://host/': Could not resolve host: host", Problem::Unavailable),
             ("fatal: unable to access 'https://host/': The requested URL returned error: 503", Problem::Unavailable),
-            ("fatal: unable to access 'https://host/': server certificate verification failed. CAfile: none CRLfile: none", Problem::Untrusted),
-            ("fatal: unable to access 'https://host/': SSL certificate problem: unable to get local issuer certificate", Problem::Untrusted),
+            (
+                "fatal: unable to access 'https://host/': server certificate verification failed. CAfile: none CRLfile: none",
+                Problem::Untrusted,
+            ),
+            (
+                "fatal: unable to access 'https://host/': SSL certificate problem: unable to get local issuer certificate",
+                Problem::Untrusted,
+            ),
             ("fatal: unable to access 'https://host/x/': The requested URL returned error: 301", Problem::Redirected),
             ("fatal: dumb http transport does not support shallow capabilities", Problem::Dumb),
             ("fatal: write error: No space left on device", Problem::NoSpace),
@@ -292,7 +426,10 @@ mod tests {
         let from = parse_url("https://host/a").unwrap();
         let trace = "12:00:00.1 http.c:1 <= Recv header: HTTP/1.1 301 Moved\n12:00:00.1 http.c:1 <= Recv header: Location: /a.git/info/refs?service=git-upload-pack\n";
         assert_eq!(redirect_target(&from, trace).unwrap().as_str(), "https://host/a.git");
-        assert_eq!(redirect_target(&from, "Recv header: location: https://login.example/").map(|url| url.to_string()), None);
+        assert_eq!(
+            redirect_target(&from, "Recv header: location: https://login.example/").map(|url| url.to_string()),
+            None
+        );
     }
 
     proptest! {

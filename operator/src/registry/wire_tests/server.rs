@@ -66,11 +66,8 @@ impl Server {
             mounts: true,
             rival: 0,
         };
-        let server = Self {
-            content: Arc::new(Mutex::new(content)),
-            auth,
-            host: listener.local_addr().unwrap().to_string(),
-        };
+        let server =
+            Self { content: Arc::new(Mutex::new(content)), auth, host: listener.local_addr().unwrap().to_string() };
         let router = Router::new().fallback(answer).with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         server
@@ -105,7 +102,12 @@ impl Server {
         serde_json::json!({"mediaType": "application/octet-stream", "digest": digest, "size": bytes.len()})
     }
 
-    pub(super) fn put_manifest(&self, repository: &str, media_type: &str, json: &serde_json::Value) -> serde_json::Value {
+    pub(super) fn put_manifest(
+        &self,
+        repository: &str,
+        media_type: &str,
+        json: &serde_json::Value,
+    ) -> serde_json::Value {
         let bytes = Bytes::from(json.to_string());
         let digest = sha256_digest(&bytes).to_string();
         let size = bytes.len();
@@ -209,7 +211,9 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
     }
     if let Some((repository, digest)) = rest.split_once("/blobs/") {
         return match content.blobs.get(&(repository.to_owned(), digest.to_owned())) {
-            Some(blob) if parts.method == Method::HEAD => reply(200, &[("content-length", &blob.len().to_string())], ""),
+            Some(blob) if parts.method == Method::HEAD => {
+                reply(200, &[("content-length", &blob.len().to_string())], "")
+            }
             Some(blob) => reply(200, &[], blob.clone()),
             None => reply(404, &[], r#"{"errors":[{"code":"BLOB_UNKNOWN"}]}"#),
         };
