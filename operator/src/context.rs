@@ -78,8 +78,12 @@ pub struct Context {
     pub api_drops_host_users: AtomicBool,
     /// What is remembered of each ImageBuild between reconciles, by UID.
     pub image_builds: Remembered<crate::image_build::Memory>,
-    /// How often the publishing of a run has failed, by UID.
-    pub publishing: Remembered<u32>,
+    /// How the publishing of a run went, by UID.
+    pub publishing: Remembered<crate::image_build_run::Publishing>,
+    /// How often an agent was asked in vain to cancel a job, by its id.
+    pub cancelling: Remembered<u32>,
+    /// UIDs of builder pods that were removed: the copy of the pods may not know yet.
+    pub removed_pods: Remembered<bool>,
 }
 
 impl Context {
@@ -155,6 +159,7 @@ pub fn is_conflict(error: &kube::Error) -> bool {
 }
 
 /// An Api for the objects of one namespace.
+#[must_use]
 pub fn namespaced<K>(client: &Client, namespace: &str) -> Api<K>
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,

@@ -85,7 +85,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()> + Send +
     }
     leadership.release().await;
     match server.await {
-        Ok(served) => served?,
+        Ok(result) => result?,
         Err(error) => warn!(%error, "the server for /livez ended"),
     }
     Ok(())
@@ -155,6 +155,8 @@ async fn control(
         api_drops_host_users: false.into(),
         image_builds: Remembered::default(),
         publishing: Remembered::default(),
+        cancelling: Remembered::default(),
+        removed_pods: Remembered::default(),
         client,
         settings,
         authority,
@@ -162,10 +164,24 @@ async fn control(
         metrics,
     });
     let stores = &context.stores;
+    let mut known_nodes = Vec::new();
     let secondary = futures::future::join4(
-        drive(changed_pods, |pod| wake.pod_changed(&pod, &stores.runs)),
+        drive(changed_pods, |pod: Pod| {
+            wake.pod_changed(&pod, &stores.runs);
+            if stores.pods.get(&ObjectRef::from_obj(&pod)).is_none() {
+                context.jobs.builder_gone(&pod.name_any());
+            }
+        }),
         drive(changed_claims, |_| wake.all_pools(&stores.pools)),
-        drive(changed_nodes, |_| {}),
+        drive(changed_nodes, |_: Node| {
+            // Nodes change with every heartbeat; what matters of them hardly ever.
+            let facts = context.nodes();
+            if known_nodes != facts {
+                known_nodes = facts;
+                wake.all_pools(&stores.pools);
+                wake.queued_runs(&stores.runs);
+            }
+        }),
         drive(changed_namespaces, |namespace: Namespace| {
             if namespace.metadata.deletion_timestamp.is_some() {
                 wake.all_pools(&stores.pools);
@@ -180,6 +196,14 @@ async fn control(
         }
     });
     let changed_runs = changed_runs.boxed();
+    let pool_wake = wake.clone();
+    let pool_context = context.clone();
+    let changed_pools = changed_pools.inspect(move |change| {
+        if change.is_ok() {
+            pool_wake.pool_changed(&pool_context);
+        }
+    });
+    let changed_pools = changed_pools.boxed();
     let controllers = async {
         futures::future::join3(
             reconcile_all(
@@ -263,9 +287,8 @@ async fn reconcile_all<K, E, F>(
         .for_each(|result| async move {
             match result {
                 // The error policy has told these.
-                Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
-                // Woken for an object that is gone: nothing is left to do.
-                Err(controller::Error::ObjectNotFound(_)) => {}
+                // Nor is anything left to do for an object that is gone.
+                Ok(_) | Err(controller::Error::ReconcilerFailed(..) | controller::Error::ObjectNotFound(_)) => {}
                 Err(problem) => error!(controller = name, error = %problem, "a controller's stream failed"),
             }
         })

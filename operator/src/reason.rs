@@ -102,6 +102,10 @@ reasons! {
     WaitingForBuilder,
     /// Builders of this namespace are all at work.
     WaitingForCapacity,
+    /// The API server does not let a builder be made.
+    BuilderRejected,
+    /// The API server could not be asked.
+    ApiUnavailable,
     /// No node could take a builder within the pool's scheduling timeout.
     BuilderUnschedulable,
     /// The builder went away while it worked.

@@ -6,7 +6,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kiln_crds::image_build::{GitSource, ImageTarget};
 use kiln_crds::image_build_run::SecretVersion;
-use kiln_crds::{BuilderPool, CaRef, CaRefKind};
+use kiln_crds::{BuilderPool, CaRef, CaRefKind, ImageBuildSpec};
 use kube::{Api, Client, ResourceExt};
 
 use crate::context::Context;
@@ -121,13 +121,11 @@ pub async fn secret_value(
     field: &str,
 ) -> Result<(Vec<u8>, SecretVersion), Error> {
     let SecretData { mut data, version } = secret(client, namespace, name, field).await?;
-    match data.remove(key) {
-        Some(value) => Ok((value.0, version)),
-        None => {
-            let message = format!("the Secret {namespace}/{name} has no key {key}, which {field} names: add it");
-            Err(Fault::credential(Reason::SecretInvalid, message).into())
-        }
-    }
+    let Some(value) = data.remove(key) else {
+        let message = format!("the Secret {namespace}/{name} has no key {key}, which {field} names: add it");
+        return Err(Fault::credential(Reason::SecretInvalid, message).into());
+    };
+    Ok((value.0, version))
 }
 
 /// Reads a CA bundle, in PEM.
@@ -337,4 +335,27 @@ fn join(bundles: &[String], own: Option<&str>) -> String {
         text.push('\n');
     }
     text
+}
+
+/// The Secrets that a build names as they are now; one that is missing has no version.
+pub async fn secret_versions(
+    context: &Context,
+    namespace: &str,
+    spec: &ImageBuildSpec,
+) -> Result<Vec<SecretVersion>, Error> {
+    let git = spec.source.git.iter().filter_map(|git| git.secret_ref.as_ref()).map(|reference| &reference.name);
+    let image = spec.image.secret_ref.iter().chain(&spec.pull_secret_refs).map(|reference| &reference.name);
+    let build = spec.secrets.iter().map(|secret| &secret.secret_ref.name);
+    let mut names: Vec<&String> = git.chain(image).chain(build).collect();
+    names.sort();
+    names.dedup();
+    let mut versions = Vec::new();
+    for name in names {
+        versions.push(match secret(&context.client, namespace, name, "").await {
+            Ok(data) => data.version,
+            Err(Error::Fault(_)) => SecretVersion { name: name.clone(), resource_version: String::new() },
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(versions)
 }

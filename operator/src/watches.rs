@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kiln_crds::image_build_run::PlatformPhase;
+use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus};
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
@@ -18,6 +18,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::warn;
 
 use crate::builder::identity::POOL;
+use crate::condition::find;
+use crate::context::Context;
+use crate::reason::Reason;
 
 /// A stream of the objects that changed, those that were deleted too.
 pub type Changes<K> = BoxStream<'static, Result<K, watcher::Error>>;
@@ -104,7 +107,10 @@ impl Wake {
         }
         let status = run.status.as_ref();
         let ended = status.is_some_and(|status| {
-            status.phase.is_final() || status.platforms.iter().any(|platform| platform.phase.is_final())
+            let gave_back = |platform: &PlatformStatus| {
+                platform.phase.is_final() || (platform.phase == PlatformPhase::Queued && platform.attempt > 0)
+            };
+            status.phase.is_final() || status.platforms.iter().any(gave_back)
         });
         if ended || run.metadata.deletion_timestamp.is_some() {
             self.queued_runs(runs);
@@ -125,6 +131,21 @@ impl Wake {
         }
         if let Some(pool) = pod.labels().get(POOL) {
             let _ = self.pools.send(ObjectRef::new(pool));
+        }
+    }
+
+    /// A pool changed: runs that wait for capacity, and ImageBuilds that found no pool, may go on.
+    pub fn pool_changed(&self, context: &Context) {
+        self.queued_runs(&context.stores.runs);
+        for build in context.stores.image_builds.state() {
+            let conditions = build.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+            let faults = [Reason::PoolNotFound, Reason::PoolNotAllowed, Reason::PlatformInvalid];
+            let waits = find(conditions, "Ready")
+                .is_some_and(|ready| faults.iter().any(|fault| fault.as_str() == ready.reason));
+            if let Some(uid) = build.uid().filter(|_| waits) {
+                context.image_builds.set(&uid, context.image_builds.get(&uid).without_delay());
+                let _ = self.image_builds.send(ObjectRef::from_obj(&*build));
+            }
         }
     }
 
@@ -153,11 +174,11 @@ fn is_queued(run: &Arc<ImageBuildRun>) -> bool {
 }
 
 /// Drives a watch that feeds no controller of its own.
-pub async fn drive<K>(changes: Changes<K>, mut changed: impl FnMut(K)) {
+pub async fn drive<K>(changes: Changes<K>, mut on_change: impl FnMut(K)) {
     let mut changes = changes;
     loop {
         match changes.try_next().await {
-            Ok(Some(object)) => changed(object),
+            Ok(Some(object)) => on_change(object),
             Ok(None) => return,
             // The watch goes on by itself, with a growing delay.
             Err(error) => warn!(%error, "a watch was interrupted"),

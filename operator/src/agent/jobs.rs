@@ -20,7 +20,7 @@ use tracing::{Instrument, debug, info_span, warn};
 use super::connection::{Agent, Connections};
 
 /// How long an agent whose pod seems alive may be out of reach.
-const UNREACHABLE: Duration = Duration::from_secs(120);
+const UNREACHABLE: Duration = Duration::from_mins(2);
 /// How long a single question to an agent may take.
 const CALL: Duration = Duration::from_secs(10);
 
@@ -71,15 +71,17 @@ impl Jobs {
         Self { connections, entries: Arc::default(), wake }
     }
 
-    /// Keeps a place on a builder for a job whose status is about to be written.
-    pub fn reserve(&self, job: &str, builder: &str) {
+    /// Keeps a place on a builder for a job whose status is about to be written. `false`: it has one already.
+    pub fn reserve(&self, job: &str, builder: &str) -> bool {
         self.with(|entries| {
+            let is_new = !entries.contains_key(job);
             entries.entry(job.to_owned()).or_insert_with(|| Entry {
                 builder: builder.to_owned(),
                 observation: Observation::Connecting,
                 follower: None,
             });
-        });
+            is_new
+        })
     }
 
     /// The jobs that are followed or have a place kept, with their builders.
@@ -125,7 +127,7 @@ impl Jobs {
 
     /// Has the agent stop a job. An agent that is gone, or does not know the job, has stopped it already.
     pub async fn cancel(&self, agent: &Agent, job: &str) -> Result<(), tonic::Status> {
-        let mut client = self.connections.client(agent).map_err(unusable)?;
+        let mut client = self.connections.client(agent).map_err(|error| unusable(&error))?;
         let request = proto::CancelRequest { job_id: job.to_owned() };
         let answer = tokio::time::timeout(CALL, client.cancel(request)).await;
         match answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer"))) {
@@ -171,7 +173,7 @@ impl Jobs {
     }
 }
 
-fn unusable(error: tonic::transport::Error) -> tonic::Status {
+fn unusable(error: &tonic::transport::Error) -> tonic::Status {
     tonic::Status::internal(format!("the operator's certificates cannot be used: {error}"))
 }
 
@@ -216,7 +218,7 @@ impl Follower {
 
     /// Starts the job, if that is still to be done, and reads its events. `Err`: try again.
     async fn attempt(&mut self, seen: &mut u64) -> Result<Observation, tonic::Status> {
-        let mut client = self.jobs.connections.client(&self.agent).map_err(unusable)?;
+        let mut client = self.jobs.connections.client(&self.agent).map_err(|error| unusable(&error))?;
         if let Some(job) = &self.job {
             let request = proto::StartRequest { job: Some(job.clone()) };
             match client.start(request).await {

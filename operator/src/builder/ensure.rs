@@ -98,7 +98,7 @@ pub async fn make(
         profile == Profile::UserNamespace && made.spec.and_then(|spec| spec.host_users) != Some(false)
     });
     if dropped {
-        remove_pod(client, template.namespace, id, None).await?;
+        remove_pod(client, template.namespace, id, None, None).await?;
         return Ok(Made::WithoutUserNamespace);
     }
     Ok(Made::Pod)
@@ -136,14 +136,22 @@ where
     }
 }
 
-/// Removes the builder's pod, if it is still the one with this UID, and dates its volume. The volume stays.
-pub async fn remove_pod(client: &Client, namespace: &str, id: &BuilderId, uid: Option<String>) -> Result<(), Error> {
+/// Removes the builder's pod, if it is still the one with this UID, and dates its volume. The volume stays. `grace`: how
+/// many seconds builds that run may take to end, in place of the pod's own.
+pub async fn remove_pod(
+    client: &Client,
+    namespace: &str,
+    id: &BuilderId,
+    uid: Option<String>,
+    grace: Option<u32>,
+) -> Result<(), Error> {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let dated = serde_json::json!({"metadata": {"annotations": {LAST_USED: Timestamp::now().to_string()}}});
     let patched = claims.patch_metadata(&id.name(), &PatchParams::default(), &Patch::Merge(dated)).await;
     missing_is_done(patched.map(drop), "dating", "PersistentVolumeClaim", id)?;
     let params = DeleteParams {
         preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
+        grace_period_seconds: grace,
         ..DeleteParams::default()
     };
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);

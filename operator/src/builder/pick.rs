@@ -15,8 +15,8 @@ pub struct Request {
     pub domain: TrustDomain,
     /// What it must run on.
     pub architecture: String,
-    /// The CA bundle that it needs, as [`super::config::bundle_hash`] names it.
-    pub bundle: Option<String>,
+    /// The CA bundles that it needs, as [`super::config::bundle_hash`] names them.
+    pub bundles: Vec<String>,
 }
 
 /// A builder pod as it stands.
@@ -38,7 +38,7 @@ pub struct Builder {
 
 impl Builder {
     fn serves(&self, request: &Request) -> bool {
-        self.current && !self.terminating && request.bundle.as_ref().is_none_or(|bundle| self.bundles.contains(bundle))
+        self.current && !self.terminating && request.bundles.iter().all(|bundle| self.bundles.contains(bundle))
     }
 }
 
@@ -80,7 +80,7 @@ pub fn pick(pool: &str, requests: &[Request], builders: &[Builder], limits: Limi
                     let fresh = || Builder {
                         id: id.clone(),
                         jobs: 0,
-                        bundles: request.bundle.clone().into_iter().collect(),
+                        bundles: request.bundles.clone(),
                         current: true,
                         terminating: false,
                         stuck: false,
@@ -138,7 +138,7 @@ fn pick_one(pool: &str, request: &Request, builders: &BTreeMap<BuilderId, (Build
         return all.iter().find(idle).map_or(Choice::Wait, |builder| Choice::Evict(builder.id.clone()));
     }
     let taken: Vec<u32> = siblings.iter().map(|(builder, _)| builder.id.slot).collect();
-    let slot = (0..).find(|slot| !taken.contains(slot)).unwrap_or_default();
+    let slot = (0..=limits.builders).find(|slot| !taken.contains(slot)).unwrap_or_default();
     Choice::New(BuilderId {
         pool: pool.to_owned(),
         domain: request.domain.clone(),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     fn request(namespace: &str) -> Request {
-        Request { domain: domain(namespace), architecture: "amd64".into(), bundle: None }
+        Request { domain: domain(namespace), architecture: "amd64".into(), bundles: vec![] }
     }
 
     fn builder(namespace: &str, slot: u32, jobs: u32) -> Builder {
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_builder_without_the_ca_or_of_an_older_pool_is_replaced_once_idle() {
         let mut wants = request("a");
-        wants.bundle = Some("ca".into());
+        wants.bundles = vec!["ca".into()];
         assert_eq!(pick("p", &[wants.clone()], &[builder("a", 0, 0)], LIMITS), [Choice::Evict(id("a", 0))]);
         assert_eq!(pick("p", &[wants], &[builder("a", 0, 1)], LIMITS), [Choice::New(id("a", 1))]);
         let old = Builder { current: false, ..builder("a", 0, 0) };
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_slot_on_its_way_out_is_waited_for_unless_it_is_stuck() {
         let leaving = Builder { terminating: true, ..builder("a", 0, 0) };
-        assert_eq!(pick("p", &[request("a")], &[leaving.clone()], LIMITS), [Choice::Wait]);
+        assert_eq!(pick("p", &[request("a")], std::slice::from_ref(&leaving), LIMITS), [Choice::Wait]);
         let stuck = Builder { stuck: true, ..leaving };
         assert_eq!(pick("p", &[request("a")], &[stuck], LIMITS), [Choice::New(id("a", 1))]);
     }

@@ -41,6 +41,8 @@ pub struct Template<'a> {
     pub pull_secrets: &'a [String],
     /// The namespace of builder pods.
     pub namespace: &'a str,
+    /// The certificate that agents trust, in PEM.
+    pub authority: &'a str,
 }
 
 impl Template<'_> {
@@ -73,7 +75,7 @@ impl Template<'_> {
         let mut pod = self.pod(&id, profile, &Bundles::new(), &owner("", ""));
         pod.metadata = ObjectMeta::default();
         let files = files(self.pool, profile, &Bundles::new(), self.cache());
-        let text = serde_json::to_string(&(pod, files)).unwrap_or_default();
+        let text = serde_json::to_string(&(pod, files, self.authority)).unwrap_or_default();
         hex(&Sha256::digest(text)[..8])
     }
 
@@ -395,7 +397,13 @@ mod tests {
     use kiln_crds::image_build::CacheScope;
 
     fn template(pool: &BuilderPoolSpec) -> Template<'_> {
-        Template { pool, image: "registry.example/builder:1", pull_secrets: &[], namespace: "kiln-builders" }
+        Template {
+            pool,
+            image: "registry.example/builder:1",
+            pull_secrets: &[],
+            namespace: "kiln-builders",
+            authority: "",
+        }
     }
 
     fn id() -> BuilderId {

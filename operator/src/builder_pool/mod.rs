@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::BuilderPool;
+use kiln_crds::image_build_run::PlatformPhase;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
@@ -40,22 +41,25 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     let placing = context.placing.lock().await;
     let builders = observe(&context, &pool, now);
     let volumes = volumes(&context, &pool);
-    let decided = plan::plan(&pool.spec, &builders, &volumes, now);
+    let decided = plan::plan(&pool.spec, &builders, &volumes, place::template(&context, &pool).has_volume(), now);
     for (id, fate) in decided.fates {
         match fate {
             Fate::RemovePod => {
                 let uid = builders.iter().find(|builder| builder.id == id).map(|builder| builder.uid.clone());
                 tracing::info!(builder = id.name(), "removing an idle builder");
-                ensure::remove_pod(&context.client, namespace, &id, uid).await?;
+                place::remove_pod(&context, &id, uid, None).await?;
             }
             Fate::RemoveAll => {
                 tracing::info!(builder = id.name(), "removing a builder and its volume");
                 ensure::remove(&context.client, namespace, &id).await?;
+                context.jobs.builder_gone(&id.name());
             }
         }
-        context.jobs.builder_gone(&id.name());
     }
     drop(placing);
+    context
+        .image_builds
+        .retain(|uid| context.stores.image_builds.find(|build| build.metadata.uid.as_deref() == Some(uid)).is_some());
     let profiles: Vec<_> =
         nodes.iter().map(|node| place::profile(&context, &pool, &node.architecture, &nodes)).collect();
     let status = status::status(&pool, &builders, &profiles, now);
@@ -83,6 +87,7 @@ fn observe(context: &Context, pool: &BuilderPool, now: Timestamp) -> Vec<Builder
             Some(Builder {
                 jobs: held.iter().filter(|(_, builder)| *builder == name).count(),
                 last_active: last_active(context, &uid).unwrap_or(created).max(created),
+                wanted: place::ready(pod).is_none() && is_wanted(context, &id),
                 ended: place::has_ended(pod),
                 terminating: pod.metadata.deletion_timestamp.is_some(),
                 orphaned: is_gone(context, &id.domain),
@@ -115,6 +120,21 @@ fn last_active(context: &Context, pod_uid: &str) -> Option<Timestamp> {
         .filter(|platform| platform.builder.as_ref().is_some_and(|builder| builder.uid == pod_uid))
         .filter_map(|platform| Some(platform.finished_at.as_ref()?.0))
         .max()
+}
+
+/// Whether somebody waits for a builder of this one's namespace.
+fn is_wanted(context: &Context, id: &BuilderId) -> bool {
+    context
+        .stores
+        .runs
+        .find(|run| {
+            run.metadata.namespace.as_ref() == Some(&id.domain.namespace)
+                && run.status.as_ref().is_none_or(|status| {
+                    !status.phase.is_final()
+                        && status.platforms.iter().any(|platform| platform.phase == PlatformPhase::Queued)
+                })
+        })
+        .is_some()
 }
 
 /// Whether the namespace or the ImageBuild of a trust domain is gone. One of the same name is another.

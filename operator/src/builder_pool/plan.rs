@@ -8,9 +8,9 @@ use kiln_crds::BuilderPoolSpec;
 use crate::builder::BuilderId;
 
 /// How long a builder stays warm unless the pool says it.
-const IDLE: Duration = Duration::from_secs(30 * 60);
+const IDLE: Duration = Duration::from_mins(30);
 /// How long a volume is kept unless the pool says it.
-const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+const RETENTION: Duration = Duration::from_hours(7 * 24);
 
 /// A builder pod as it stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -25,6 +25,8 @@ pub struct Builder {
     pub jobs: usize,
     /// When it was made, or its last job ended.
     pub last_active: Timestamp,
+    /// Whether it is still coming up, and somebody waits for it.
+    pub wanted: bool,
     /// Whether the pod has ended, as after an eviction.
     pub ended: bool,
     /// Whether it is on its way out.
@@ -62,12 +64,16 @@ pub struct Plan {
     pub look_again: Option<Timestamp>,
 }
 
-/// Decides.
+/// Decides. `has_volume`: whether builders leave something behind that is worth keeping.
 #[must_use]
-pub fn plan(pool: &BuilderPoolSpec, builders: &[Builder], volumes: &[Volume], now: Timestamp) -> Plan {
-    let duration = |named: Option<kube::core::Duration>, default| {
-        named.and_then(|d| Duration::try_from(d).ok()).unwrap_or(default)
-    };
+pub fn plan(
+    pool: &BuilderPoolSpec,
+    builders: &[Builder],
+    volumes: &[Volume],
+    has_volume: bool,
+    now: Timestamp,
+) -> Plan {
+    let duration = |named: Option<kube::core::Duration>, default| named.map_or(default, Duration::from);
     let idle = duration(pool.idle_timeout, IDLE);
     let retention = duration(pool.cache.as_ref().and_then(|cache| cache.retention), RETENTION);
     let mut plan = Plan::default();
@@ -81,10 +87,10 @@ pub fn plan(pool: &BuilderPoolSpec, builders: &[Builder], volumes: &[Volume], no
         let until = builder.last_active.checked_add(idle).ok();
         if builder.orphaned {
             fates.push((builder.id.clone(), Fate::RemoveAll));
-        } else if builder.terminating {
-            // It goes by itself, and its end wakes the pool.
+        } else if builder.terminating || builder.wanted {
+            // The end of the one, and the job of the other, wakes the pool.
         } else if builder.ended || (builder.jobs == 0 && until.is_some_and(|until| until <= now)) {
-            fates.push((builder.id.clone(), Fate::RemovePod));
+            fates.push((builder.id.clone(), if has_volume { Fate::RemovePod } else { Fate::RemoveAll }));
         } else if builder.jobs == 0 {
             later(until);
         }
@@ -123,6 +129,7 @@ mod tests {
             node: None,
             jobs,
             last_active: at(last_active),
+            wanted: false,
             ended: false,
             terminating: false,
             orphaned: false,
@@ -138,7 +145,7 @@ mod tests {
         let ended = Builder { ended: true, ..builder(3, 1, 999) };
         let orphan = Builder { orphaned: true, ..builder(4, 1, 999) };
         let leaving = Builder { terminating: true, ..builder(5, 0, 0) };
-        let plan = plan(&pool, &[busy, idle, fresh, ended, orphan, leaving], &[], at(1000));
+        let plan = plan(&pool, &[busy, idle, fresh, ended, orphan, leaving], &[], true, at(1000));
         assert_eq!(plan.fates, [(id(1), Fate::RemovePod), (id(3), Fate::RemovePod), (id(4), Fate::RemoveAll)]);
         assert_eq!(plan.look_again, Some(at(1050)));
     }
@@ -148,9 +155,9 @@ mod tests {
         let pool = BuilderPoolSpec::default();
         let volume = |slot, orphaned| Volume { id: id(slot), last_used: at(0), orphaned };
         let volumes = [volume(0, false), volume(1, true), volume(2, false)];
-        let soon = plan(&pool, &[builder(0, 1, 0)], &volumes, at(1000));
+        let soon = plan(&pool, &[builder(0, 1, 0)], &volumes, true, at(1000));
         assert_eq!(soon.fates, [(id(1), Fate::RemoveAll)]);
-        let late = plan(&pool, &[builder(0, 1, 0)], &volumes, at(8 * 24 * 3600));
+        let late = plan(&pool, &[builder(0, 1, 0)], &volumes, true, at(8 * 24 * 3600));
         assert_eq!(late.fates, [(id(1), Fate::RemoveAll), (id(2), Fate::RemoveAll)]);
     }
 }

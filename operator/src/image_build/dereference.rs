@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use kiln_crds::image_build_run::SecretVersion;
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildSpec};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
@@ -11,7 +10,7 @@ use kube::runtime::reflector::ObjectRef;
 use crate::builder_pool::select::select;
 use crate::context::Context;
 use crate::git::{self, Resolved};
-use crate::references::{Error, Fault, git_access, pool_bundles, registry_access, secret, secret_value};
+use crate::references::{Error, Fault, git_access, pool_bundles, registry_access, secret_value};
 
 /// The pool that builds it.
 pub fn pool(context: &Context, build: &ImageBuild) -> Result<Arc<BuilderPool>, Fault> {
@@ -34,8 +33,11 @@ pub async fn resolve(context: &Context, build: &ImageBuild, pool: &BuilderPool) 
 /// Checks that every Secret and CA that the build names is there, and that it may push.
 pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool) -> Result<(), Error> {
     let namespace = build.namespace().unwrap_or_default();
-    let ImageBuildSpec { image, pull_secret_refs, secrets, .. } = &build.spec;
+    let ImageBuildSpec { source, image, pull_secret_refs, secrets, .. } = &build.spec;
     let bundles = pool_bundles(context, pool).await?;
+    if let Some(git) = &source.git {
+        git_access(context, &namespace, git, pool, &bundles).await?;
+    }
     let access = registry_access(context, &namespace, image, pull_secret_refs, pool, &bundles).await?;
     for named in secrets {
         let reference = &named.secret_ref;
@@ -44,27 +46,4 @@ pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool) ->
     }
     access.client.check_push(&access.repository).await.map_err(Fault::from)?;
     Ok(())
-}
-
-/// The Secrets that a build names as they are now; one that is missing has no version.
-pub async fn secret_versions(
-    context: &Context,
-    namespace: &str,
-    spec: &ImageBuildSpec,
-) -> Result<Vec<SecretVersion>, Error> {
-    let git = spec.source.git.iter().filter_map(|git| git.secret_ref.as_ref()).map(|reference| &reference.name);
-    let image = spec.image.secret_ref.iter().chain(&spec.pull_secret_refs).map(|reference| &reference.name);
-    let build = spec.secrets.iter().map(|secret| &secret.secret_ref.name);
-    let mut names: Vec<&String> = git.chain(image).chain(build).collect();
-    names.sort();
-    names.dedup();
-    let mut versions = Vec::new();
-    for name in names {
-        versions.push(match secret(&context.client, namespace, name, "").await {
-            Ok(data) => data.version,
-            Err(Error::Fault(_)) => SecretVersion { name: name.clone(), resource_version: String::new() },
-            Err(error) => return Err(error),
-        });
-    }
-    Ok(versions)
 }

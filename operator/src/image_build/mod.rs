@@ -15,12 +15,13 @@ use kiln_crds::{ImageBuild, ImageBuildRun, REBUILD_ANNOTATION};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::input::{input_hash, spec_hash};
 use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, until, write_status};
 use crate::git::Resolved;
+use crate::http_client::FailureClass;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 
@@ -52,6 +53,16 @@ pub struct Memory {
     retry_at: Option<Timestamp>,
     /// The generation of the spec at the last try: a changed spec is tried at once.
     generation: Option<i64>,
+    /// The ref that `resolved` was resolved from.
+    reference: Option<String>,
+}
+
+impl Memory {
+    /// Tries again at once what failed.
+    #[must_use]
+    pub fn without_delay(self) -> Self {
+        Self { retry_at: None, ..self }
+    }
 }
 
 /// Brings an ImageBuild one step on.
@@ -74,7 +85,7 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     let active = newest.as_ref().is_some_and(|run| is_active(run));
     let waits = memory.retry_at.is_some_and(|retry| retry > now);
     if !build.spec.suspend && !waits {
-        match advance(build, newest.as_deref(), active, &runs, &mut memory, context, now).await {
+        match advance(build, newest.as_deref(), active, &mut memory, context, now).await {
             Ok(created) => {
                 memory.fault = None;
                 memory.retry_at = None;
@@ -83,7 +94,7 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
                     // A run that failed on a credential is followed by another once that has changed.
                     memory.failures += 1;
                     memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
-                } else {
+                } else if !retries {
                     memory.failures = 0;
                 }
                 runs.extend(created.map(Arc::new));
@@ -93,7 +104,21 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
                 memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
                 memory.fault = Some(fault);
             }
-            Err(error) => return Err(error),
+            // Told too: an operator that may not read or write something would otherwise be silent.
+            Err(error) if !matches!(&error, Error::Write(error) if is_conflict(error)) => {
+                memory.failures += 1;
+                memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
+                warn!(%error, "the API server did not do what was asked");
+                memory.fault = Some(Fault {
+                    reason: Reason::ApiUnavailable,
+                    message: error.to_string(),
+                    class: FailureClass::Infrastructure,
+                });
+            }
+            Err(error) => {
+                context.image_builds.set(&uid, memory);
+                return Err(error);
+            }
         }
     }
     context.image_builds.set(&uid, memory.clone());
@@ -109,7 +134,7 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     }
     // While a run is active its end wakes this reconcile.
     let look = memory.looked_at.filter(|_| !active).and_then(|looked_at| plan::next_look(build, looked_at));
-    let at = memory.retry_at.into_iter().chain(look).min();
+    let at = memory.retry_at.filter(|retry_at| *retry_at > now).or(look);
     Ok(at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10))))
 }
 
@@ -140,7 +165,11 @@ fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, no
         // What does not count as input may still mend a fault, such as another secretRef; another ref names another commit.
         memory.retry_at = None;
         memory.failures = 0;
-        memory.resolved = None;
+    }
+    let reference = ref_of(&build.spec);
+    if memory.reference != reference {
+        memory.resolved = memory.resolved.filter(|_| memory.generation.is_none());
+        memory.reference = reference;
     }
     memory.generation = build.metadata.generation;
     memory
@@ -151,7 +180,6 @@ async fn advance(
     build: &Arc<ImageBuild>,
     newest: Option<&ImageBuildRun>,
     active: bool,
-    runs: &[Arc<ImageBuildRun>],
     memory: &mut Memory,
     context: &Context,
     now: Timestamp,
@@ -165,28 +193,38 @@ async fn advance(
         memory.looked_at = Some(now);
     }
     let hash = input_hash(&memory.spec_hash, memory.resolved.as_ref().map(|resolved| resolved.commit.as_str()));
-    let known =
-        newest.map(|run| run.spec.input_hash.as_str()).or(build.status.as_ref().and_then(|s| s.input_hash.as_deref()));
+    // A number that is recorded and not there: its run was removed by hand, or is not in the copy yet.
+    let recorded = build.status.as_ref().and_then(|status| status.run.as_deref());
+    let number = plan::recorded_number(&build.name_any(), recorded);
+    let newest = newest.filter(|run| number.is_none_or(|number| number <= run.spec.number));
+    let known = newest
+        .map(|run| run.spec.input_hash.as_str())
+        .or(build.status.as_ref().and_then(|status| status.input_hash.as_deref()));
     if known == Some(hash.as_str()) {
         let Some(failed) = newest.filter(|run| plan::failed_on_credential(run)) else { return Ok(None) };
         let namespace = build.namespace().unwrap_or_default();
-        let versions = dereference::secret_versions(context, &namespace, &build.spec).await?;
+        let versions = references::secret_versions(context, &namespace, &build.spec).await?;
         if !plan::credential_changed(failed, &versions) {
             return Ok(None);
         }
     }
     let platforms = plan::platforms(build.spec.platforms.as_deref(), &context.settings.default_platforms)
         .map_err(references::Error::from)?;
+    plan::served(&platforms, &pool).map_err(references::Error::from)?;
     if let Some((owner, tag)) = plan::tag_owner(build, &context.stores.image_builds.state()) {
         let message = format!(
-            "the ImageBuild {owner} is older and has the tag {tag} of {}: write another tag or repository",
+            "{owner} is older and has the tag {tag} of {}: write another tag or repository",
             build.spec.image.repository
         );
         return Err(references::Error::from(Fault::user(Reason::TagConflict, message)).into());
     }
     dereference::check(context, build, &pool).await?;
-    let recorded = build.status.as_ref().and_then(|status| status.run.as_deref());
-    let number = plan::next_number(&build.name_any(), recorded, runs);
+    // Runs that a former ImageBuild of this name has left have taken their names.
+    let taken = context
+        .stores
+        .runs
+        .state_filter(|run| run.namespace() == build.namespace() && run.spec.image_build.name == build.name_any());
+    let number = plan::next_number(&build.name_any(), recorded, &taken);
     let run = apply::run(build, number, hash, memory.resolved.clone(), platforms);
     let run = apply::create(&context.client, &run).await?;
     info!(run = run.name_any(), commit = run.spec.commit, "run made");

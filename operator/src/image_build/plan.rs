@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{HistorySpec, PlatformSpec};
 use kiln_crds::image_build_run::{RunPhase, SecretVersion};
-use kiln_crds::{ImageBuild, ImageBuildRun, Platform};
+use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun, Platform};
 use kube::ResourceExt;
 
 use crate::reason::{Reason, is_credential};
@@ -15,7 +15,7 @@ use crate::references::Fault;
 use crate::registry::Repository;
 
 /// How often a ref is looked at unless its ImageBuild says it.
-const INTERVAL: Duration = Duration::from_secs(300);
+const INTERVAL: Duration = Duration::from_mins(5);
 
 /// The platforms to build, their names normalised.
 pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result<Vec<PlatformSpec>, Fault> {
@@ -63,17 +63,24 @@ pub fn tag_owner(build: &ImageBuild, others: &[Arc<ImageBuild>]) -> Option<(Stri
     let older = others.iter().filter(|other| {
         other.uid() != build.uid() && other.metadata.deletion_timestamp.is_none() && key(other) < key(build)
     });
-    older.filter(|other| repository(other).as_ref() == Some(&own)).min_by_key(|other| key(other)).and_then(|other| {
+    let clashing = older.filter(|other| repository(other).as_ref() == Some(&own)).filter_map(|other| {
         let tag = tags(other).into_iter().find(|tag| wanted.contains(tag))?;
-        Some((format!("{}/{}", other.namespace().unwrap_or_default(), other.name_any()), tag))
-    })
+        // Other namespaces are nobody else's business.
+        let who = if other.namespace() == build.namespace() {
+            format!("the ImageBuild {}", other.name_any())
+        } else {
+            "an ImageBuild of another namespace".to_owned()
+        };
+        Some((key(other), who, tag))
+    });
+    clashing.min().map(|(_, who, tag)| (who, tag))
 }
 
 /// When the ref is looked at again. `None`: never.
 #[must_use]
 pub fn next_look(build: &ImageBuild, looked_at: Timestamp) -> Option<Timestamp> {
     let git = build.spec.source.git.as_ref()?;
-    let interval = git.interval.map_or(INTERVAL, |interval| Duration::try_from(interval).unwrap_or(INTERVAL));
+    let interval = git.interval.map_or(INTERVAL, Duration::from);
     if interval.is_zero() { None } else { looked_at.checked_add(interval).ok() }
 }
 
@@ -120,8 +127,31 @@ pub fn to_trim(runs: &[Arc<ImageBuildRun>], history: Option<&HistorySpec>) -> Ve
 /// The number of the next run: one more than the last recorded.
 #[must_use]
 pub fn next_number(name: &str, recorded: Option<&str>, runs: &[Arc<ImageBuildRun>]) -> u64 {
-    let recorded = recorded.and_then(|run| run.strip_prefix(name)?.strip_prefix('-')?.parse().ok());
-    runs.iter().map(|run| run.spec.number).chain(recorded).max().unwrap_or(0) + 1
+    runs.iter().map(|run| run.spec.number).chain(recorded_number(name, recorded)).max().unwrap_or(0) + 1
+}
+
+/// The number of the run that the status names.
+#[must_use]
+pub fn recorded_number(name: &str, recorded: Option<&str>) -> Option<u64> {
+    recorded.and_then(|run| run.strip_prefix(name)?.strip_prefix('-')?.parse().ok())
+}
+
+/// Whether the pool builds for the platforms' architectures.
+pub fn served(platforms: &[PlatformSpec], pool: &BuilderPool) -> Result<(), Fault> {
+    let Some(architectures) = &pool.spec.architectures else { return Ok(()) };
+    for spec in platforms {
+        let architecture = spec.name.parse::<Platform>().map(|platform| platform.architecture).unwrap_or_default();
+        if !architectures.contains(&architecture) {
+            let message = format!(
+                "platforms: {} cannot be built by the BuilderPool {}, which builds on {}: name another pool or platform",
+                spec.name,
+                pool.name_any(),
+                architectures.join(", ")
+            );
+            return Err(Fault::user(Reason::PlatformInvalid, message));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -174,7 +204,11 @@ mod tests {
         let new = build("new", 2, "app", &["b"]);
         let other = build("other", 1, "app", &["c"]);
         let all = [old.clone(), new.clone(), other];
-        assert_eq!(tag_owner(&new, &all), Some(("ns/old".into(), "b".into())));
+        assert_eq!(tag_owner(&new, &all), Some(("the ImageBuild old".into(), "b".into())));
+        // The oldest of the repository need not be the one with the tag.
+        let oldest = build("oldest", 0, "app", &["z"]);
+        let all = [oldest, old.clone(), new.clone()];
+        assert_eq!(tag_owner(&new, &all), Some(("the ImageBuild old".into(), "b".into())));
         assert_eq!(tag_owner(&old, &all), None);
     }
 
@@ -207,7 +241,7 @@ mod tests {
     fn zero_means_never_look_again() {
         let mut build = (*build("app", 0, "r.example/app", &[])).clone();
         let at = Timestamp::from_second(1000).unwrap();
-        assert_eq!(next_look(&build, at).map(|t| t.as_second()), Some(1300));
+        assert_eq!(next_look(&build, at).map(Timestamp::as_second), Some(1300));
         if let Some(git) = &mut build.spec.source.git {
             git.interval = serde_json::from_str("\"0s\"").ok();
         }

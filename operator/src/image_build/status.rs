@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuildFailure, ImageBuildStatus, SourceStatus, Summary};
 use kiln_crds::image_build_run::RunPhase;
 use kiln_crds::{ImageBuild, ImageBuildRun};
 use kube::ResourceExt;
 
+use super::plan;
 use crate::condition::{Wanted, date, find};
 use crate::http_client::FailureClass;
 use crate::image_build_run::status::{human_duration, short_commit, short_digest};
@@ -29,10 +31,23 @@ pub struct Observed<'a> {
 pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
     let Observed { build, runs, fault } = observed;
     let former = build.status.clone().unwrap_or_default();
-    let newest = runs.iter().max_by_key(|run| run.spec.number);
+    // A number that is recorded and not there: its run was removed by hand, or is not in the copy yet.
+    let recorded = plan::recorded_number(&build.name_any(), former.run.as_deref());
+    let newest = runs
+        .iter()
+        .max_by_key(|run| run.spec.number)
+        .filter(|run| recorded.is_none_or(|number| number <= run.spec.number));
+    let generation = build.metadata.generation;
+    let conditions = if newest.is_none() && recorded.is_some() && fault.is_none() {
+        // What that run came to is still true.
+        let keep = |condition: &Condition| Condition { observed_generation: generation, ..condition.clone() };
+        former.conditions.iter().map(keep).collect()
+    } else {
+        date(conditions(build, newest, *fault), &former.conditions, generation, now)
+    };
     let mut status = ImageBuildStatus {
-        observed_generation: build.metadata.generation,
-        conditions: date(conditions(build, newest, *fault), &former.conditions, build.metadata.generation, now),
+        observed_generation: generation,
+        conditions,
         image: former.image,
         source: former.source,
         input_hash: newest.map_or(former.input_hash, |run| Some(run.spec.input_hash.clone())),
@@ -41,7 +56,9 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         summary: None,
     };
     // The newest image wins; a run that history has dropped takes nothing with it.
-    for run in runs.iter() {
+    let mut runs = runs.to_vec();
+    runs.sort_by_key(|run| run.spec.number);
+    for run in runs {
         let Some(image) = run.status.as_ref().and_then(|status| status.image.as_ref()) else { continue };
         if status.image.as_ref().is_none_or(|known| known.pushed_at.0 <= image.pushed_at.0) {
             status.image = Some(image.clone());
@@ -84,13 +101,14 @@ fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Op
         };
     };
     let name = run.name_any();
+    let about = |message: &str| if message.is_empty() { name.clone() } else { format!("{name}: {message}") };
     let status = run.status.as_ref();
     let condition = status.and_then(|status| find(&status.conditions, "Succeeded"));
     let reason = condition.map_or(Reason::Pending.as_str(), |condition| condition.reason.as_str());
     let message = condition.map_or("", |condition| condition.message.as_str());
     match status.map(|status| status.phase).unwrap_or_default() {
-        RunPhase::Succeeded => vec![ready(Some(true), reason, format!("{name}: {message}"))],
-        RunPhase::Failed => stalled(ready(Some(false), reason, format!("{name}: {message}"))),
+        RunPhase::Succeeded => vec![ready(Some(true), reason, about(message))],
+        RunPhase::Failed => stalled(ready(Some(false), reason, about(message))),
         // A superseded run has a successor, which is on its way into the store.
         RunPhase::Cancelled if reason == Reason::Superseded.as_str() => {
             reconciling(ready(None, Reason::Pending.as_str(), "a newer run is on its way".to_owned()))
@@ -104,7 +122,7 @@ fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Op
         RunPhase::Building if reason == Reason::Building.as_str() => {
             reconciling(ready(None, reason, format!("{name} is building")))
         }
-        _ => reconciling(ready(None, reason, format!("{name}: {message}"))),
+        _ => reconciling(ready(None, reason, about(message))),
     }
 }
 

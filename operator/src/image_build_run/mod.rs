@@ -14,23 +14,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::BuildFailure;
-use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
+use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase, SecretVersion};
 use kiln_crds::{BuilderPool, ImageBuildRun};
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::dereference::{Inputs, dereference};
 use self::place::{Placed, place};
 use self::plan::{Bounds, Next, Stop, advance, deadline, due, job_id, next};
 use self::status::Waiting;
-use crate::agent::Agent;
+use crate::agent::{Agent, Observation};
+use crate::builder::BuilderId;
 use crate::builder_pool::select::select;
 use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
@@ -40,6 +42,18 @@ use crate::references::{self, Fault};
 
 /// Keeps a run until its jobs are cancelled.
 pub const FINALIZER: &str = "kiln.build/cancel-jobs";
+
+/// How often an agent that seems alive is asked to cancel a job.
+const CANCEL_TRIES: u32 = 6;
+
+/// What is remembered of a run's publishing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Publishing {
+    /// Tries that failed in a row.
+    failures: u32,
+    /// When to try again.
+    retry_at: Option<Timestamp>,
+}
 
 /// Why a reconcile failed; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +96,7 @@ async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Err
     }
     let bounds = Bounds::of(&run.spec.build);
     let mut status = observe(run, &former, bounds, context, now);
+    remove_unreachable(run, &status, context).await?;
     let stop = Stop {
         cancelled: run.spec.cancel || run.metadata.deletion_timestamp.is_some(),
         superseded: !is_newest(context, run),
@@ -121,9 +136,31 @@ fn observe(
 /// The agent that holds a platform's job. `None`: its pod is gone, or is another one by now.
 fn agent_of(platform: &PlatformStatus, context: &Context) -> Option<Agent> {
     let builder = platform.builder.as_ref()?;
-    let key = ObjectRef::new(&builder.pod).within(&context.settings.builders_namespace);
-    let (agent, found) = place::ready(&*context.stores.pods.get(&key)?)?;
-    (found.uid == builder.uid).then_some(agent)
+    let pod = pod_of(platform, context)?;
+    let (agent, found) = place::ready(&pod)?;
+    (found.uid == builder.uid && !place::is_stuck(&pod, Timestamp::now())).then_some(agent)
+}
+
+fn pod_of(platform: &PlatformStatus, context: &Context) -> Option<Arc<Pod>> {
+    let builder = platform.builder.as_ref()?;
+    context.stores.pods.get(&ObjectRef::new(&builder.pod).within(&context.settings.builders_namespace))
+}
+
+/// Removes builders whose agent cannot be reached though their pod seems alive: another attempt begins only when the pod,
+/// and with it the job, is gone.
+async fn remove_unreachable(run: &ImageBuildRun, status: &ImageBuildRunStatus, context: &Context) -> Result<(), Error> {
+    let uid = run.uid().unwrap_or_default();
+    for platform in status.platforms.iter().filter(|platform| platform.phase.is_assigned()) {
+        let job = job_id(&uid, &platform.name, platform.attempt);
+        let Some(Observation::Unreachable(why)) = context.jobs.observation(&job) else { continue };
+        let Some(pod) = pod_of(platform, context).filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
+            continue;
+        };
+        let Some(id) = BuilderId::of(&pod.metadata) else { continue };
+        warn!(builder = id.name(), why, "removing a builder that cannot be reached");
+        place::remove_pod(context, &id, pod.uid(), Some(10)).await?;
+    }
+    Ok(())
 }
 
 /// Finds builders for what is queued, writes the status, then follows the jobs that it names.
@@ -158,6 +195,7 @@ async fn build(
                 return wait_for_mending(run, former, status, &fault, context, now).await;
             }
             Err(references::Error::Fault(fault)) => {
+                status.secrets = secret_versions(context, run).await?;
                 cancel_jobs(run, &mut status, context, now).await?;
                 return end(run, status, RunPhase::Failed, failure_of(&fault), context, now).await;
             }
@@ -178,6 +216,10 @@ async fn build(
                 context.jobs.release(job);
             }
             return Err(error.into());
+        }
+        // Attempts that have ended hold no place any more.
+        for platform in status.platforms.iter().filter(|platform| !platform.phase.is_assigned()) {
+            context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
         }
         tell(run, &former, &status, context).await;
     }
@@ -251,12 +293,20 @@ async fn finish(
     now: Timestamp,
 ) -> Result<Action, Error> {
     let former = run.status.clone().unwrap_or_default();
-    status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-    let mut run = run.clone();
-    if status != former {
-        run = Arc::new(write_status(&context.client, &*run, &status).await?);
-    }
     let uid = run.uid().unwrap_or_default();
+    let mut tried = context.publishing.get(&uid);
+    if let Some(retry_at) = tried.retry_at.filter(|retry_at| *retry_at > now) {
+        return Ok(Action::requeue(until(retry_at, now)));
+    }
+    let mut run = run.clone();
+    // Written once: what a failed try wrote stays until the next one has ended.
+    if former.phase != RunPhase::Publishing {
+        status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
+        run = Arc::new(write_status(&context.client, &*run, &status).await?);
+        for platform in &status.platforms {
+            context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
+        }
+    }
     match try_publish(&run, &mut status, context).await {
         Ok(Some(image)) => {
             context.publishing.remove(&uid);
@@ -277,9 +327,14 @@ async fn finish(
             };
             end(&run, status, RunPhase::Cancelled, failure, context, now).await
         }
-        Err(references::Error::Fault(fault)) if fault.class == FailureClass::Infrastructure => {
-            let failures = context.publishing.get(&uid) + 1;
-            context.publishing.set(&uid, failures);
+        Err(references::Error::Fault(fault))
+            if fault.class == FailureClass::Infrastructure
+                || matches!(fault.reason, Reason::PoolNotFound | Reason::PoolNotAllowed) =>
+        {
+            tried.failures += 1;
+            let delay = backoff(tried.failures);
+            tried.retry_at = now.checked_add(delay).ok();
+            context.publishing.set(&uid, tried);
             let since = finished_building(&status).unwrap_or(now);
             if now.duration_since(since).as_secs() > 3600 {
                 return end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await;
@@ -290,9 +345,12 @@ async fn finish(
             if status != former {
                 write_status(&context.client, &*run, &status).await?;
             }
-            Ok(Action::requeue(backoff(failures)))
+            Ok(Action::requeue(delay))
         }
         Err(references::Error::Fault(fault)) => {
+            if fault.class == FailureClass::Credential {
+                status.secrets = secret_versions(context, &run).await?;
+            }
             end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await
         }
         Err(error) => Err(error.into()),
@@ -316,6 +374,10 @@ async fn try_publish(
     Ok(result?)
 }
 
+async fn secret_versions(context: &Context, run: &ImageBuildRun) -> Result<Vec<SecretVersion>, references::Error> {
+    references::secret_versions(context, &run.namespace().unwrap_or_default(), &run.spec.build).await
+}
+
 fn failure_of(fault: &Fault) -> BuildFailure {
     BuildFailure { reason: fault.reason.to_string(), message: fault.message.clone(), ..BuildFailure::default() }
 }
@@ -331,10 +393,21 @@ async fn cancel_jobs(
     for platform in &mut status.platforms {
         if platform.phase.is_assigned() {
             let job = job_id(&uid, &platform.name, platform.attempt);
-            if let Some(agent) = agent_of(platform, context) {
-                let cancelled = context.jobs.cancel(&agent, &job).await;
-                cancelled.map_err(|source| Error::Cancel { job, builder: agent.builder, source: Box::new(source) })?;
+            // Nobody may send it after it was cancelled.
+            context.jobs.release(&job);
+            if let Some(agent) = agent_of(platform, context)
+                && let Err(source) = context.jobs.cancel(&agent, &job).await
+            {
+                let leaving = pod_of(platform, context).is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());
+                let failures = context.cancelling.get(&job) + 1;
+                // The agent ends the job by itself at its timeout; a run must not wait for a lost node until then.
+                if !leaving && failures < CANCEL_TRIES {
+                    context.cancelling.set(&job, failures);
+                    return Err(Error::Cancel { job, builder: agent.builder, source: Box::new(source) });
+                }
+                warn!(job, builder = agent.builder, %source, "a job could not be cancelled; its builder is left alone");
             }
+            context.cancelling.remove(&job);
         }
         if !platform.phase.is_final() {
             platform.phase = PlatformPhase::Cancelled;
@@ -355,11 +428,12 @@ async fn end(
 ) -> Result<Action, Error> {
     let former = run.status.clone().unwrap_or_default();
     context.publishing.remove(&run.uid().unwrap_or_default());
-    context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &failure.reason);
     status.phase = phase;
+    let reason = failure.reason.clone();
     status.failure = Some(failure);
     status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
     let written = write_status(&context.client, &**run, &status).await?;
+    context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason);
     tell(run, &former, &status, context).await;
     conclude(&Arc::new(written), &status, context).await
 }

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::image_build::BuildFailure;
 use kiln_crds::image_build_run::{BuilderRef, PlatformPhase, PlatformStatus};
-use kiln_crds::{BuilderPool, ImageBuildRun, Platform};
+use kiln_crds::{BuilderPool, ImageBuildRun, Platform, SecurityProfile};
 use kube::ResourceExt;
 
 use super::dereference::Inputs;
@@ -31,6 +32,12 @@ use crate::references::{self, ca_bundle};
 
 /// How long after its deletion a pod on a healthy node is gone at the latest, beyond its grace period.
 const STUCK: SignedDuration = SignedDuration::from_secs(60);
+
+/// How long a build waits for a node unless the pool says it.
+const SCHEDULING_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// When to look again though no watch may tell.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
 
 /// What came of looking for builders.
 #[derive(Debug, Default)]
@@ -74,8 +81,9 @@ pub async fn place(
                         platform.started_at = Some(MicroTime(now));
                         platform.finished_at = None;
                         let job = job_id(&run.uid().unwrap_or_default(), &platform.name, platform.attempt);
-                        context.jobs.reserve(&job, &agent.builder);
-                        placed.reserved.push(job);
+                        if context.jobs.reserve(&job, &agent.builder) {
+                            placed.reserved.push(job);
+                        }
                         continue;
                     }
                     None => not_ready(&pod, platform, pool, run, &nodes, now, &mut placed),
@@ -90,26 +98,74 @@ pub async fn place(
             }
             Choice::Evict(id) => {
                 let uid = pod(context, id).and_then(|pod| pod.uid());
-                ensure::remove_pod(&context.client, template.namespace, id, uid).await?;
-                context.jobs.builder_gone(&id.name());
+                if let Err(error) = remove_pod(context, id, uid, None).await {
+                    give_back(context, &placed);
+                    return Err(error.into());
+                }
                 coming()
             }
-            Choice::Wait => Waiting {
-                reason: Reason::WaitingForCapacity,
-                message: format!(
-                    "{}: every builder that this namespace may have in the BuilderPool {} is at work",
-                    platform.name,
-                    pool.name_any()
-                ),
-            },
+            Choice::Wait => {
+                // Capacity wakes the run; a slot whose pod hangs on a lost node is given up by time alone.
+                placed.look_again = now.checked_add(LOOK_AGAIN).ok();
+                Waiting {
+                    reason: Reason::WaitingForCapacity,
+                    message: format!(
+                        "{}: every builder that this namespace may have in the BuilderPool {} is at work",
+                        platform.name,
+                        pool.name_any()
+                    ),
+                }
+            }
         };
         placed.waiting.get_or_insert(waiting);
     }
     if !to_make.is_empty() {
-        make(context, run, pool, template, inputs, &nodes, to_make).await?;
+        match make(context, run, pool, template, inputs, &nodes, to_make).await {
+            Ok(None) => {}
+            Ok(Some(failure)) => placed.failure = Some(failure),
+            // The other platforms go on. It is tried again, and the user is told why it waits.
+            Err(super::Error::Builder(error)) => {
+                placed.look_again = now.checked_add(LOOK_AGAIN).ok();
+                placed.waiting = Some(Waiting { reason: Reason::BuilderRejected, message: error.to_string() });
+            }
+            Err(error) => {
+                give_back(context, &placed);
+                return Err(error);
+            }
+        }
     }
     drop(placing);
     Ok(placed)
+}
+
+fn give_back(context: &Context, placed: &Placed) {
+    for job in &placed.reserved {
+        context.jobs.release(job);
+    }
+}
+
+/// Removes a builder's pod, and gives it no job from now on, though the copy of the pods does not show it yet.
+pub async fn remove_pod(
+    context: &Context,
+    id: &BuilderId,
+    uid: Option<String>,
+    grace: Option<u32>,
+) -> Result<(), ensure::Error> {
+    context
+        .removed_pods
+        .retain(|removed| context.stores.pods.find(|pod| pod.metadata.uid.as_deref() == Some(removed)).is_some());
+    if let Some(uid) = &uid {
+        context.removed_pods.set(uid, true);
+    }
+    ensure::remove_pod(&context.client, &context.settings.builders_namespace, id, uid, grace).await?;
+    context.jobs.builder_gone(&id.name());
+    Ok(())
+}
+
+/// Whether a pod should have been gone long since, as on a lost node.
+#[must_use]
+pub fn is_stuck(pod: &Pod, now: Timestamp) -> bool {
+    pod.metadata.deletion_timestamp.as_ref().is_some_and(|deleted| now.duration_since(deleted.0) > STUCK)
 }
 
 /// What the pool's builders are made from.
@@ -120,6 +176,7 @@ pub fn template<'a>(context: &'a Context, pool: &'a BuilderPool) -> Template<'a>
         image: &context.settings.builder_image,
         pull_secrets: &context.settings.builder_pull_secrets,
         namespace: &context.settings.builders_namespace,
+        authority: context.authority.certificate(),
     }
 }
 
@@ -151,7 +208,8 @@ fn queue(
     });
     runs.push(Arc::new(run.clone()));
     runs.sort_by_key(|run| (run.creation_timestamp().map(|time| time.0), run.namespace(), run.name_any()));
-    let bundle = inputs.registry.ca.as_deref().map(bundle_hash);
+    let bundles: Vec<String> =
+        inputs.pool_bundles.iter().chain(&inputs.registry.ca).map(|pem| bundle_hash(pem)).collect();
     let mut own = Vec::new();
     let mut requests = Vec::new();
     for other in runs {
@@ -168,7 +226,7 @@ fn queue(
             if is_own {
                 own.push((index, requests.len()));
             }
-            requests.push(Request { domain, architecture, bundle: if is_own { bundle.clone() } else { None } });
+            requests.push(Request { domain, architecture, bundles: if is_own { bundles.clone() } else { Vec::new() } });
         }
     }
     (own, requests)
@@ -205,14 +263,14 @@ pub fn builders(
             let current = annotation(TEMPLATE_HASH) == template.hash(profile(context, pool, &id.architecture, nodes));
             let name = pod.name_any();
             let jobs = held.iter().filter(|(_, builder)| *builder == name).count();
-            let deleted = pod.metadata.deletion_timestamp.as_ref();
+            let removed = pod.metadata.uid.as_deref().is_some_and(|uid| context.removed_pods.get(uid));
             Some(Builder {
                 jobs: u32::try_from(jobs).unwrap_or(u32::MAX),
                 bundles,
                 current,
                 // A pod that has ended, as after an eviction, stands in the way of its successor until it is removed.
-                terminating: deleted.is_some(),
-                stuck: deleted.is_some_and(|deleted| now.duration_since(deleted.0) > STUCK),
+                terminating: removed || pod.metadata.deletion_timestamp.is_some(),
+                stuck: is_stuck(pod, now),
                 id,
             })
         })
@@ -295,18 +353,29 @@ fn not_ready(
             None => coming(),
         },
     };
-    let since = platform.finished_at.as_ref().map(|time| time.0).or_else(|| Some(run.creation_timestamp()?.0));
-    let timeout = pool.spec.scheduling_timeout.and_then(|timeout| std::time::Duration::try_from(timeout).ok());
-    let timeout = timeout.unwrap_or(std::time::Duration::from_secs(600));
+    // Its own builder's wait: time in the queue before that does not count.
+    let times = [
+        platform.finished_at.as_ref().map(|time| time.0),
+        run.creation_timestamp().map(|time| time.0),
+        pod.creation_timestamp().map(|time| time.0),
+    ];
+    let since = times.into_iter().flatten().max();
+    let timeout = pool.spec.scheduling_timeout.map_or(SCHEDULING_TIMEOUT, Duration::from);
     if let Some(deadline) = since.and_then(|since| since.checked_add(timeout).ok()) {
         if deadline <= now {
             placed.failure.get_or_insert(BuildFailure {
                 platform: Some(platform.name.clone()),
                 reason: Reason::BuilderUnschedulable.to_string(),
                 message: format!(
-                    "{}: waited {}s, the BuilderPool's schedulingTimeout; add such a node, or build another platform",
+                    "{}: waited {}s, the BuilderPool's schedulingTimeout; {}",
                     waiting.message,
-                    timeout.as_secs()
+                    timeout.as_secs(),
+                    if waiting.reason == Reason::WaitingForNode {
+                        "add such a node, or build another platform".to_owned()
+                    } else {
+                        let namespace = pod.namespace().unwrap_or_default();
+                        format!("kubectl -n {namespace} describe pod {} tells more", pod.name_any())
+                    }
                 ),
                 ..BuildFailure::default()
             });
@@ -324,9 +393,10 @@ fn trouble(pod: &Pod) -> Option<String> {
     containers
         .filter_map(|container| container.state.as_ref()?.waiting.as_ref())
         .find(|waiting| !matches!(waiting.reason.as_deref(), None | Some("ContainerCreating" | "PodInitializing")))
-        .map(|waiting| {
-            let reason = waiting.reason.as_deref().unwrap_or_default();
-            format!("{reason}: {}", waiting.message.as_deref().unwrap_or_default())
+        // Without the kubelet's message: it counts, and would change the status at each try.
+        .map(|waiting| match waiting.reason.as_deref().unwrap_or_default() {
+            "ErrImagePull" | "ImagePullBackOff" => "its image cannot be pulled (ImagePullBackOff)".to_owned(),
+            reason => reason.to_owned(),
         })
 }
 
@@ -338,7 +408,7 @@ async fn make(
     inputs: &Inputs,
     nodes: &[NodeFacts],
     ids: Vec<BuilderId>,
-) -> Result<(), super::Error> {
+) -> Result<Option<BuildFailure>, super::Error> {
     let bundles = bundles(context, run, inputs).await?;
     let make_one = |id: BuilderId| {
         let bundles = &bundles;
@@ -349,11 +419,20 @@ async fn make(
                 // From now on Auto means Rootless, whose trust domains are others: this builder is not made again.
                 context.api_drops_host_users.store(true, Ordering::Relaxed);
             }
-            Ok::<_, super::Error>(())
+            Ok::<_, super::Error>(made)
         }
     };
-    futures::future::try_join_all(ids.into_iter().map(make_one)).await?;
-    Ok(())
+    let made = futures::future::try_join_all(ids.into_iter().map(make_one)).await?;
+    let is_explicit = pool.spec.security_profile == Some(SecurityProfile::UserNamespace);
+    Ok((is_explicit && made.contains(&Made::WithoutUserNamespace)).then(|| BuildFailure {
+        reason: Reason::SecurityProfileUnsupported.to_string(),
+        message: format!(
+            "the BuilderPool {} asks for the security profile UserNamespace, which this cluster's API server does not \
+             know: upgrade to Kubernetes 1.33, or set securityProfile to Auto or Rootless",
+            pool.name_any()
+        ),
+        ..BuildFailure::default()
+    }))
 }
 
 /// What a new builder trusts: the pool's CAs, this run's, and those that the namespace's other ImageBuilds name, so that

@@ -12,7 +12,7 @@ use crate::agent::Observation;
 use crate::reason::Reason;
 
 /// How long a run may take unless its ImageBuild says it.
-const TIMEOUT: Duration = Duration::from_secs(3600);
+const TIMEOUT: Duration = Duration::from_hours(1);
 /// How often a platform is tried again unless its ImageBuild says it.
 const RETRIES: u32 = 3;
 
@@ -29,10 +29,7 @@ impl Bounds {
     /// The bounds that an ImageBuild sets, its silence filled in.
     #[must_use]
     pub fn of(spec: &ImageBuildSpec) -> Self {
-        Self {
-            retries: spec.retries.unwrap_or(RETRIES),
-            timeout: spec.timeout.and_then(|timeout| Duration::try_from(timeout).ok()).unwrap_or(TIMEOUT),
-        }
+        Self { retries: spec.retries.unwrap_or(RETRIES), timeout: spec.timeout.map_or(TIMEOUT, Duration::from) }
     }
 }
 
@@ -83,13 +80,21 @@ pub fn advance(
             _ => PlatformStatus { failure: Some(in_status(failure, &platform.name)), ..ended(PlatformPhase::Failed) },
         },
         Some(Observation::Unknown) => lost(format!("the builder {pod} was started again and lost the build")),
-        Some(Observation::Refused) => lost(format!("the builder {pod} takes no more builds")),
-        Some(Observation::Unreachable(why)) => lost(format!("the builder {pod} could not be reached: {why}")),
-        Some(Observation::Running(_) | Observation::Connecting) | None if !builder_alive => {
+        // Nothing has begun, so nothing has failed.
+        Some(Observation::Refused) => PlatformStatus {
+            phase: PlatformPhase::Queued,
+            builder: None,
+            finished_at: Some(MicroTime(now)),
+            ..platform.clone()
+        },
+        Some(Observation::Running(_) | Observation::Connecting | Observation::Unreachable(_)) | None
+            if !builder_alive =>
+        {
             lost(format!("the builder {pod} went away while it worked"))
         }
         Some(Observation::Running(phase)) => PlatformStatus { phase: *phase, ..platform.clone() },
-        Some(Observation::Connecting) | None => platform.clone(),
+        // It may still work: its pod is removed first, and only then does another attempt begin.
+        Some(Observation::Connecting | Observation::Unreachable(_)) | None => platform.clone(),
     }
 }
 
@@ -230,6 +235,9 @@ mod tests {
             (Building, 1, Some(failed(Class::Infrastructure)), true, Queued),
             (Building, 3, Some(failed(Class::Infrastructure)), true, Failed),
             (Building, 1, Some(Observation::Unknown), true, Queued),
+            (Building, 1, Some(Observation::Unreachable("gone".into())), true, Building),
+            (Building, 1, Some(Observation::Unreachable("gone".into())), false, Queued),
+            (Starting, 9, Some(Observation::Refused), true, Queued),
             (Building, 1, Some(Observation::Running(Building)), false, Queued),
             (Building, 3, Some(Observation::Unknown), true, Failed),
             (Succeeded, 1, Some(Observation::Unknown), false, Succeeded),
