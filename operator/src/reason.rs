@@ -40,10 +40,6 @@ reasons! {
     Suspended,
     /// A run was made.
     RunCreated,
-    /// A run is on its way, and nothing is wrong.
-    Progressing,
-    /// Nothing is on its way.
-    Idle,
     /// A user stopped the run.
     Cancelled,
     /// A newer run took its place.

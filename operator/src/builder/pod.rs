@@ -183,24 +183,17 @@ impl Template<'_> {
         let unconfined = || Some(SeccompProfile { type_: "Unconfined".to_owned(), ..SeccompProfile::default() });
         let app_armor =
             Some(k8s_openapi::api::core::v1::AppArmorProfile { type_: "Unconfined".to_owned(), ..Default::default() });
-        let security_context = match profile {
-            Profile::UserNamespace => SecurityContext {
-                read_only_root_filesystem: Some(true),
-                proc_mount: Some("Unmasked".to_owned()),
-                capabilities: Some(Capabilities {
-                    add: Some(vec!["SETUID".to_owned(), "SETGID".to_owned()]),
-                    drop: Some(vec!["ALL".to_owned()]),
-                }),
-                seccomp_profile: unconfined(),
-                app_armor_profile: app_armor,
-                ..SecurityContext::default()
-            },
-            Profile::Rootless => SecurityContext {
-                read_only_root_filesystem: Some(true),
-                seccomp_profile: unconfined(),
-                app_armor_profile: app_armor,
-                ..SecurityContext::default()
-            },
+        let security_context = SecurityContext {
+            read_only_root_filesystem: Some(true),
+            proc_mount: (profile == Profile::UserNamespace).then(|| "Unmasked".to_owned()),
+            // What newuidmap and newgidmap need, whose file capabilities go no further than the bounding set.
+            capabilities: Some(Capabilities {
+                add: Some(vec!["SETUID".to_owned(), "SETGID".to_owned()]),
+                drop: Some(vec!["ALL".to_owned()]),
+            }),
+            seccomp_profile: unconfined(),
+            app_armor_profile: app_armor,
+            ..SecurityContext::default()
         };
         let mut mounts = vec![
             mount("socket", "/run/buildkit"),

@@ -87,7 +87,7 @@ fn observe(context: &Context, pool: &BuilderPool, now: Timestamp) -> Vec<Builder
             Some(Builder {
                 jobs: held.iter().filter(|(_, builder)| *builder == name).count(),
                 last_active: last_active(context, &uid).unwrap_or(created).max(created),
-                wanted: place::ready(pod).is_none() && is_wanted(context, &id),
+                wanted: is_wanted(context, &id),
                 ended: place::has_ended(pod),
                 terminating: pod.metadata.deletion_timestamp.is_some(),
                 orphaned: is_gone(context, &id.domain),

@@ -12,6 +12,10 @@ const IDLE: Duration = Duration::from_mins(30);
 /// How long a volume is kept unless the pool says it.
 const RETENTION: Duration = Duration::from_hours(7 * 24);
 
+/// How long a builder that has no node is kept though nobody waits for it: time enough for the status of the run that
+/// made it to be written.
+const UNWANTED: Duration = Duration::from_secs(10);
+
 /// A builder pod as it stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Builder {
@@ -25,7 +29,7 @@ pub struct Builder {
     pub jobs: usize,
     /// When it was made, or its last job ended.
     pub last_active: Timestamp,
-    /// Whether it is still coming up, and somebody waits for it.
+    /// Whether somebody of its namespace waits for a builder.
     pub wanted: bool,
     /// Whether the pod has ended, as after an eviction.
     pub ended: bool,
@@ -84,7 +88,9 @@ pub fn plan(
     };
     let mut fates = Vec::new();
     for builder in builders {
-        let until = builder.last_active.checked_add(idle).ok();
+        // A pod without a node would have an autoscaler bring one for nobody.
+        let kept = if builder.node.is_none() { idle.min(UNWANTED) } else { idle };
+        let until = builder.last_active.checked_add(kept).ok();
         if builder.orphaned {
             fates.push((builder.id.clone(), Fate::RemoveAll));
         } else if builder.terminating || builder.wanted {
@@ -126,7 +132,7 @@ mod tests {
         Builder {
             id: id(slot),
             uid: String::new(),
-            node: None,
+            node: Some("n".into()),
             jobs,
             last_active: at(last_active),
             wanted: false,
@@ -145,8 +151,11 @@ mod tests {
         let ended = Builder { ended: true, ..builder(3, 1, 999) };
         let orphan = Builder { orphaned: true, ..builder(4, 1, 999) };
         let leaving = Builder { terminating: true, ..builder(5, 0, 0) };
-        let plan = plan(&pool, &[busy, idle, fresh, ended, orphan, leaving], &[], true, at(1000));
-        assert_eq!(plan.fates, [(id(1), Fate::RemovePod), (id(3), Fate::RemovePod), (id(4), Fate::RemoveAll)]);
+        let unwanted = Builder { node: None, ..builder(6, 0, 980) };
+        let wanted = Builder { node: None, wanted: true, ..builder(7, 0, 900) };
+        let plan = plan(&pool, &[busy, idle, fresh, ended, orphan, leaving, unwanted, wanted], &[], true, at(1000));
+        let gone = [(1, Fate::RemovePod), (3, Fate::RemovePod), (4, Fate::RemoveAll), (6, Fate::RemovePod)];
+        assert_eq!(plan.fates, gone.map(|(slot, fate)| (id(slot), fate)));
         assert_eq!(plan.look_again, Some(at(1050)));
     }
 
