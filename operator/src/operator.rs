@@ -26,7 +26,7 @@ use crate::leader::Elector;
 use crate::metrics::Metrics;
 use crate::registry::RegistryClients;
 use crate::server::{Health, serve};
-use crate::watches::{Synced, drive, stream, wakes, watch};
+use crate::watches::{Synced, drive, stream, tell, wakes, watch};
 use crate::{builder_pool, image_build, image_build_run};
 
 /// Why the operator stopped.
@@ -174,13 +174,7 @@ async fn control(
         }),
         drive(changed_claims, |_| wake.all_pools(&stores.pools)),
         drive(changed_nodes, |_: Node| {
-            // Nodes change with every heartbeat; what matters of them hardly ever.
-            let facts = context.nodes();
-            if known_nodes != facts {
-                known_nodes = facts;
-                wake.all_pools(&stores.pools);
-                wake.queued_runs(&stores.runs);
-            }
+            wake.nodes_changed(&mut known_nodes, &context);
         }),
         drive(changed_namespaces, |namespace: Namespace| {
             if namespace.metadata.deletion_timestamp.is_some() {
@@ -188,22 +182,14 @@ async fn control(
             }
         }),
     );
-    let run_wake = wake.clone();
-    let run_context = context.clone();
-    let changed_runs = changed_runs.inspect(move |change| {
-        if let Ok(run) = change {
-            run_wake.run_changed(run, &run_context.stores.runs, &run_context.stores.pools);
-        }
-    });
-    let changed_runs = changed_runs.boxed();
-    let pool_wake = wake.clone();
-    let pool_context = context.clone();
-    let changed_pools = changed_pools.inspect(move |change| {
-        if change.is_ok() {
-            pool_wake.pool_changed(&pool_context);
-        }
-    });
-    let changed_pools = changed_pools.boxed();
+    let changed_runs = {
+        let (wake, context) = (wake.clone(), context.clone());
+        tell(changed_runs, move |run| wake.run_changed(run, &context.stores.runs, &context.stores.pools))
+    };
+    let changed_pools = {
+        let (wake, context) = (wake.clone(), context.clone());
+        tell(changed_pools, move |_| wake.pool_changed(&context))
+    };
     let controllers = async {
         futures::future::join3(
             reconcile_all(

@@ -18,6 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::warn;
 
 use crate::builder::identity::POOL;
+use crate::builder::node::NodeFacts;
 use crate::condition::find;
 use crate::context::Context;
 use crate::reason::Reason;
@@ -149,6 +150,16 @@ impl Wake {
         }
     }
 
+    /// A node changed. That happens with every heartbeat; what matters of nodes hardly ever does.
+    pub fn nodes_changed(&self, known: &mut Vec<NodeFacts>, context: &Context) {
+        let facts = context.nodes();
+        if *known != facts {
+            *known = facts;
+            self.all_pools(&context.stores.pools);
+            self.queued_runs(&context.stores.runs);
+        }
+    }
+
     /// Every pool: what they report may have changed.
     pub fn all_pools(&self, pools: &Store<BuilderPool>) {
         for pool in pools.state() {
@@ -171,6 +182,11 @@ fn is_queued(run: &Arc<ImageBuildRun>) -> bool {
             !status.phase.is_final() && status.platforms.iter().any(|platform| platform.phase == PlatformPhase::Queued)
         }
     }
+}
+
+/// The same changes, each told to somebody else first.
+pub fn tell<K: Send + 'static>(changes: Changes<K>, on_change: impl Fn(&K) + Send + 'static) -> Changes<K> {
+    changes.inspect_ok(on_change).boxed()
 }
 
 /// Drives a watch that feeds no controller of its own.

@@ -72,6 +72,7 @@ impl Jobs {
     }
 
     /// Keeps a place on a builder for a job whose status is about to be written. `false`: it has one already.
+    #[must_use]
     pub fn reserve(&self, job: &str, builder: &str) -> bool {
         self.with(|entries| {
             let is_new = !entries.contains_key(job);

@@ -8,6 +8,7 @@ pub mod config;
 pub mod ensure;
 pub mod identity;
 pub mod node;
+pub mod observe;
 pub mod pick;
 pub mod pod;
 pub mod profile;

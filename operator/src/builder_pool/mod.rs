@@ -13,13 +13,13 @@ use kiln_crds::BuilderPool;
 use kiln_crds::image_build_run::PlatformPhase;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
 
 use self::plan::{Builder, Fate, Volume};
-use crate::builder::ensure;
 use crate::builder::pod::LAST_USED;
 use crate::builder::{BuilderId, TrustDomain};
+use crate::builder::{ensure, observe};
 use crate::context::{Context, is_conflict, until, write_status};
-use crate::image_build_run::place;
 
 /// Why a reconcile failed; it is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -39,15 +39,15 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     let nodes = context.nodes();
     // Nobody is given a builder that is being removed.
     let placing = context.placing.lock().await;
-    let builders = observe(&context, &pool, now);
+    let builders = builders(&context, &pool, now);
     let volumes = volumes(&context, &pool);
-    let decided = plan::plan(&pool.spec, &builders, &volumes, place::template(&context, &pool).has_volume(), now);
+    let decided = plan::plan(&pool.spec, &builders, &volumes, observe::template(&context, &pool).has_volume(), now);
     for (id, fate) in decided.fates {
         match fate {
             Fate::RemovePod => {
                 let uid = builders.iter().find(|builder| builder.id == id).map(|builder| builder.uid.clone());
                 tracing::info!(builder = id.name(), "removing an idle builder");
-                place::remove_pod(&context, &id, uid, None).await?;
+                observe::remove_pod(&context, &id, uid, None).await?;
             }
             Fate::RemoveAll => {
                 tracing::info!(builder = id.name(), "removing a builder and its volume");
@@ -61,7 +61,7 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
         .image_builds
         .retain(|uid| context.stores.image_builds.find(|build| build.metadata.uid.as_deref() == Some(uid)).is_some());
     let profiles: Vec<_> =
-        nodes.iter().map(|node| place::profile(&context, &pool, &node.architecture, &nodes)).collect();
+        nodes.iter().map(|node| observe::profile(&context, &pool, &node.architecture, &nodes)).collect();
     let status = status::status(&pool, &builders, &profiles, now);
     if pool.status.as_ref() != Some(&status) {
         match write_status(&context.client, &*pool, &status).await {
@@ -72,8 +72,8 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     Ok(decided.look_again.map_or_else(Action::await_change, |at| Action::requeue(until(at, now))))
 }
 
-fn observe(context: &Context, pool: &BuilderPool, now: Timestamp) -> Vec<Builder> {
-    let held = place::held(context);
+fn builders(context: &Context, pool: &BuilderPool, now: Timestamp) -> Vec<Builder> {
+    let held = observe::held(context);
     let mut builders: Vec<Builder> = context
         .stores
         .pods
@@ -88,7 +88,7 @@ fn observe(context: &Context, pool: &BuilderPool, now: Timestamp) -> Vec<Builder
                 jobs: held.iter().filter(|(_, builder)| *builder == name).count(),
                 last_active: last_active(context, &uid).unwrap_or(created).max(created),
                 wanted: is_wanted(context, &id),
-                ended: place::has_ended(pod),
+                ended: observe::has_ended(pod),
                 terminating: pod.metadata.deletion_timestamp.is_some(),
                 orphaned: is_gone(context, &id.domain),
                 node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
@@ -139,7 +139,7 @@ fn is_wanted(context: &Context, id: &BuilderId) -> bool {
 
 /// Whether the namespace or the ImageBuild of a trust domain is gone. One of the same name is another.
 fn is_gone(context: &Context, domain: &TrustDomain) -> bool {
-    let namespace = context.stores.namespaces.get(&kube::runtime::reflector::ObjectRef::new(&domain.namespace));
+    let namespace = context.stores.namespaces.get(&ObjectRef::new(&domain.namespace));
     let namespace_gone = namespace.is_none_or(|found| found.uid().as_deref() != Some(domain.namespace_uid.as_str()));
     let build_gone = domain
         .image_build_uid

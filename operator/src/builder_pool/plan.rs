@@ -18,6 +18,7 @@ const UNWANTED: Duration = Duration::from_secs(10);
 
 /// A builder pod as it stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[allow(clippy::struct_excessive_bools, reason = "four facts that can be true together")]
 pub struct Builder {
     /// Which one it is.
     pub id: BuilderId,

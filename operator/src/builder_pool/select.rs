@@ -1,4 +1,4 @@
-//! Which pool builds for a namespace; pure.
+//! Which pool builds for a namespace; pure but for [`pool`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,10 +7,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kiln_crds::BuilderPool;
 use kube::ResourceExt;
 use kube::core::{Selector, SelectorExt};
+use kube::runtime::reflector::ObjectRef;
 
 use crate::builder::pick::Limits;
+use crate::context::Context;
 use crate::reason::Reason;
 use crate::references::Fault;
+
+/// The pool that builds for a namespace, by the copies of the cluster's objects.
+pub fn pool(context: &Context, namespace: &str, named: Option<&str>) -> Result<Arc<BuilderPool>, Fault> {
+    let labels = context.stores.namespaces.get(&ObjectRef::new(namespace));
+    let labels = labels.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default();
+    select(&context.stores.pools.state(), named, namespace, &labels)
+}
 
 /// The pool that an ImageBuild names, if it serves the namespace; else the default pool that does, the first by name.
 pub fn select(

@@ -1,24 +1,12 @@
 //! Reads what an ImageBuild names, resolves its ref to a commit, and checks the right to push: all that can go wrong before
 //! a run exists.
 
-use std::sync::Arc;
-
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildSpec};
 use kube::ResourceExt;
-use kube::runtime::reflector::ObjectRef;
 
-use crate::builder_pool::select::select;
 use crate::context::Context;
 use crate::git::{self, Resolved};
 use crate::references::{Error, Fault, git_access, pool_bundles, registry_access, secret_value};
-
-/// The pool that builds it.
-pub fn pool(context: &Context, build: &ImageBuild) -> Result<Arc<BuilderPool>, Fault> {
-    let namespace = build.namespace().unwrap_or_default();
-    let labels = context.stores.namespaces.get(&ObjectRef::new(&namespace));
-    let labels = labels.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default();
-    select(&context.stores.pools.state(), build.spec.pool.as_deref(), &namespace, &labels)
-}
 
 /// The commit that the ref names now. `None`: the source is inline.
 pub async fn resolve(context: &Context, build: &ImageBuild, pool: &BuilderPool) -> Result<Option<Resolved>, Error> {

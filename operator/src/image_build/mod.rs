@@ -18,6 +18,7 @@ use kube::runtime::events::EventType;
 use tracing::{info, warn};
 
 use self::input::{input_hash, spec_hash};
+use crate::builder_pool::select::pool;
 use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, until, write_status};
 use crate::git::Resolved;
@@ -184,7 +185,8 @@ async fn advance(
     context: &Context,
     now: Timestamp,
 ) -> Result<Option<ImageBuildRun>, Error> {
-    let pool = dereference::pool(context, build).map_err(references::Error::from)?;
+    let namespace = build.namespace().unwrap_or_default();
+    let pool = pool(context, &namespace, build.spec.pool.as_deref()).map_err(references::Error::from)?;
     let due = memory.looked_at.and_then(|looked_at| plan::next_look(build, looked_at)).is_some_and(|at| at <= now);
     let git = build.spec.source.git.is_some();
     // A new commit does not stop a build that runs; it is looked for when that has ended.
@@ -202,7 +204,6 @@ async fn advance(
         .or(build.status.as_ref().and_then(|status| status.input_hash.as_deref()));
     if known == Some(hash.as_str()) {
         let Some(failed) = newest.filter(|run| plan::failed_on_credential(run)) else { return Ok(None) };
-        let namespace = build.namespace().unwrap_or_default();
         let versions = references::secret_versions(context, &namespace, &build.spec).await?;
         if !plan::credential_changed(failed, &versions) {
             return Ok(None);

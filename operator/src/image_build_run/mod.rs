@@ -4,6 +4,7 @@
 //! and builder are in the status before a job is sent, so that a new operator asks the same agent.
 
 pub mod dereference;
+pub mod end;
 pub mod place;
 pub mod plan;
 pub mod publish;
@@ -17,34 +18,29 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::BuildFailure;
-use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase, SecretVersion};
+use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
 use kiln_crds::{BuilderPool, ImageBuildRun};
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use tracing::{info, warn};
 
 use self::dereference::{Inputs, dereference};
+use self::end::{cancel_jobs, conclude, end, failure_of, finish, secret_versions};
 use self::place::{Placed, place};
 use self::plan::{Bounds, Next, Stop, advance, deadline, due, job_id, next};
 use self::status::Waiting;
 use crate::agent::{Agent, Observation};
-use crate::builder::BuilderId;
-use crate::builder_pool::select::select;
+use crate::builder::{BuilderId, observe};
+use crate::builder_pool::select;
 use crate::condition::find;
-use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
+use crate::context::{Context, is_conflict, until, write_status};
 use crate::http_client::FailureClass;
-use crate::reason::Reason;
 use crate::references::{self, Fault};
 
 /// Keeps a run until its jobs are cancelled.
 pub const FINALIZER: &str = "kiln.build/cancel-jobs";
-
-/// How often an agent that seems alive is asked to cancel a job.
-const CANCEL_TRIES: u32 = 6;
 
 /// What is remembered of a run's publishing.
 #[derive(Clone, Copy, Debug, Default)]
@@ -137,8 +133,8 @@ fn observe(
 fn agent_of(platform: &PlatformStatus, context: &Context) -> Option<Agent> {
     let builder = platform.builder.as_ref()?;
     let pod = pod_of(platform, context)?;
-    let (agent, found) = place::ready(&pod)?;
-    (found.uid == builder.uid && !place::is_stuck(&pod, Timestamp::now())).then_some(agent)
+    let (agent, found) = observe::ready(&pod)?;
+    (found.uid == builder.uid && !observe::is_stuck(&pod, Timestamp::now())).then_some(agent)
 }
 
 fn pod_of(platform: &PlatformStatus, context: &Context) -> Option<Arc<Pod>> {
@@ -158,7 +154,7 @@ async fn remove_unreachable(run: &ImageBuildRun, status: &ImageBuildRunStatus, c
         };
         let Some(id) = BuilderId::of(&pod.metadata) else { continue };
         warn!(builder = id.name(), why, "removing a builder that cannot be reached");
-        place::remove_pod(context, &id, pod.uid(), Some(10)).await?;
+        observe::remove_pod(context, &id, pod.uid(), Some(10)).await?;
     }
     Ok(())
 }
@@ -285,182 +281,6 @@ fn requeue(status: &ImageBuildRunStatus, bounds: Bounds, look_again: Option<Time
     at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10)))
 }
 
-/// Every platform is built: pushes the index, then the tags, then says so.
-async fn finish(
-    run: &Arc<ImageBuildRun>,
-    mut status: ImageBuildRunStatus,
-    context: &Context,
-    now: Timestamp,
-) -> Result<Action, Error> {
-    let former = run.status.clone().unwrap_or_default();
-    let uid = run.uid().unwrap_or_default();
-    let mut tried = context.publishing.get(&uid);
-    if let Some(retry_at) = tried.retry_at.filter(|retry_at| *retry_at > now) {
-        return Ok(Action::requeue(until(retry_at, now)));
-    }
-    let mut run = run.clone();
-    // Written once: what a failed try wrote stays until the next one has ended.
-    if former.phase != RunPhase::Publishing {
-        status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-        run = Arc::new(write_status(&context.client, &*run, &status).await?);
-        for platform in &status.platforms {
-            context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
-        }
-    }
-    match try_publish(&run, &mut status, context).await {
-        Ok(Some(image)) => {
-            context.publishing.remove(&uid);
-            status.image = Some(image);
-            status.phase = RunPhase::Succeeded;
-            let now = Timestamp::now();
-            status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-            let written = Arc::new(write_status(&context.client, &*run, &status).await?);
-            context.metrics.ended("Succeeded", Reason::Succeeded.as_str());
-            conclude(&written, &status, context).await
-        }
-        Ok(None) if !context.leader.is_leader() => Ok(Action::await_change()),
-        Ok(None) => {
-            let failure = BuildFailure {
-                reason: Reason::Superseded.to_string(),
-                message: "a newer run took its place".to_owned(),
-                ..BuildFailure::default()
-            };
-            end(&run, status, RunPhase::Cancelled, failure, context, now).await
-        }
-        Err(references::Error::Fault(fault))
-            if fault.class == FailureClass::Infrastructure
-                || matches!(fault.reason, Reason::PoolNotFound | Reason::PoolNotAllowed) =>
-        {
-            tried.failures += 1;
-            let delay = backoff(tried.failures);
-            tried.retry_at = now.checked_add(delay).ok();
-            context.publishing.set(&uid, tried);
-            let since = finished_building(&status).unwrap_or(now);
-            if now.duration_since(since).as_secs() > 3600 {
-                return end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await;
-            }
-            let former = status.clone();
-            let waiting = Waiting { reason: fault.reason, message: fault.message };
-            status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
-            if status != former {
-                write_status(&context.client, &*run, &status).await?;
-            }
-            Ok(Action::requeue(delay))
-        }
-        Err(references::Error::Fault(fault)) => {
-            if fault.class == FailureClass::Credential {
-                status.secrets = secret_versions(context, &run).await?;
-            }
-            end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Publishes with credentials read afresh; where they are refused, they are read once more before it counts.
-async fn try_publish(
-    run: &ImageBuildRun,
-    status: &mut ImageBuildRunStatus,
-    context: &Context,
-) -> Result<Option<kiln_crds::image_build::BuiltImage>, references::Error> {
-    let pool = pool(context, run)?;
-    let mut inputs = dereference(context, run, &pool).await?;
-    let mut result = publish::publish(context, run, status, &inputs).await;
-    if result.as_ref().is_err_and(|fault| fault.class == FailureClass::Credential) {
-        inputs = dereference(context, run, &pool).await?;
-        result = publish::publish(context, run, status, &inputs).await;
-    }
-    status.secrets = inputs.versions;
-    Ok(result?)
-}
-
-async fn secret_versions(context: &Context, run: &ImageBuildRun) -> Result<Vec<SecretVersion>, references::Error> {
-    references::secret_versions(context, &run.namespace().unwrap_or_default(), &run.spec.build).await
-}
-
-fn failure_of(fault: &Fault) -> BuildFailure {
-    BuildFailure { reason: fault.reason.to_string(), message: fault.message.clone(), ..BuildFailure::default() }
-}
-
-/// Has the agents stop what still runs.
-async fn cancel_jobs(
-    run: &ImageBuildRun,
-    status: &mut ImageBuildRunStatus,
-    context: &Context,
-    now: Timestamp,
-) -> Result<(), Error> {
-    let uid = run.uid().unwrap_or_default();
-    for platform in &mut status.platforms {
-        if platform.phase.is_assigned() {
-            let job = job_id(&uid, &platform.name, platform.attempt);
-            // Nobody may send it after it was cancelled.
-            context.jobs.release(&job);
-            if let Some(agent) = agent_of(platform, context)
-                && let Err(source) = context.jobs.cancel(&agent, &job).await
-            {
-                let leaving = pod_of(platform, context).is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());
-                let failures = context.cancelling.get(&job) + 1;
-                // The agent ends the job by itself at its timeout; a run must not wait for a lost node until then.
-                if !leaving && failures < CANCEL_TRIES {
-                    context.cancelling.set(&job, failures);
-                    return Err(Error::Cancel { job, builder: agent.builder, source: Box::new(source) });
-                }
-                warn!(job, builder = agent.builder, %source, "a job could not be cancelled; its builder is left alone");
-            }
-            context.cancelling.remove(&job);
-        }
-        if !platform.phase.is_final() {
-            platform.phase = PlatformPhase::Cancelled;
-            platform.finished_at = Some(MicroTime(now));
-        }
-    }
-    Ok(())
-}
-
-/// Ends the run without an image.
-async fn end(
-    run: &Arc<ImageBuildRun>,
-    mut status: ImageBuildRunStatus,
-    phase: RunPhase,
-    failure: BuildFailure,
-    context: &Context,
-    now: Timestamp,
-) -> Result<Action, Error> {
-    let former = run.status.clone().unwrap_or_default();
-    context.publishing.remove(&run.uid().unwrap_or_default());
-    status.phase = phase;
-    let reason = failure.reason.clone();
-    status.failure = Some(failure);
-    status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-    let written = write_status(&context.client, &**run, &status).await?;
-    context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason);
-    tell(run, &former, &status, context).await;
-    conclude(&Arc::new(written), &status, context).await
-}
-
-/// Gives the places back, lets the agents forget, and lets go of the run.
-async fn conclude(run: &Arc<ImageBuildRun>, status: &ImageBuildRunStatus, context: &Context) -> Result<Action, Error> {
-    let uid = run.uid().unwrap_or_default();
-    for platform in &status.platforms {
-        for attempt in 1..=platform.attempt {
-            let job = job_id(&uid, &platform.name, attempt);
-            context.jobs.release(&job);
-            if let Some(agent) = agent_of(platform, context).filter(|_| run.finalizers().iter().any(|f| f == FINALIZER))
-            {
-                context.jobs.forget(agent, job);
-            }
-        }
-    }
-    if run.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-        let finalizers: Vec<&String> = run.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
-        let patch =
-            serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": run.resource_version()}});
-        let api = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
-        api.patch_metadata(&run.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
-    }
-    Ok(Action::await_change())
-}
-
 /// An Event where the run's condition got another reason worth telling.
 async fn tell(run: &ImageBuildRun, former: &ImageBuildRunStatus, status: &ImageBuildRunStatus, context: &Context) {
     let Some(condition) = find(&status.conditions, "Succeeded") else { return };
@@ -478,10 +298,7 @@ async fn tell(run: &ImageBuildRun, former: &ImageBuildRunStatus, status: &ImageB
 
 /// The pool that builds a run.
 pub fn pool(context: &Context, run: &ImageBuildRun) -> Result<Arc<BuilderPool>, Fault> {
-    let namespace = run.namespace().unwrap_or_default();
-    let labels = context.stores.namespaces.get(&ObjectRef::new(&namespace));
-    let labels = labels.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default();
-    select(&context.stores.pools.state(), run.spec.build.pool.as_deref(), &namespace, &labels)
+    select::pool(context, &run.namespace().unwrap_or_default(), run.spec.build.pool.as_deref())
 }
 
 /// Whether the run's ImageBuild has no newer one.
@@ -492,9 +309,4 @@ pub fn is_newest(context: &Context, run: &ImageBuildRun) -> bool {
         .runs
         .find(|other| other.spec.image_build.uid == run.spec.image_build.uid && other.spec.number > run.spec.number)
         .is_none()
-}
-
-/// When the last platform was built.
-fn finished_building(status: &ImageBuildRunStatus) -> Option<Timestamp> {
-    status.platforms.iter().filter_map(|platform| Some(platform.finished_at.as_ref()?.0)).max()
 }

@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::ImageBuildRunSpec;
+use kiln_crds::image_build::BuildFailure;
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, RunPhase, RunSummary};
 
 use crate::condition::{Wanted, date};
@@ -54,7 +55,7 @@ fn condition(status: &ImageBuildRunStatus, waiting: Option<&Waiting>) -> Wanted 
             (Some(true), Reason::Succeeded.to_string(), format!("pushed {image}"))
         }
         (RunPhase::Failed | RunPhase::Cancelled, Some(failure), _) => {
-            (Some(false), failure.reason.clone(), failure.message.clone())
+            (Some(false), failure.reason.clone(), with_platform(failure))
         }
         (RunPhase::Failed | RunPhase::Cancelled, None, _) => {
             (Some(false), Reason::Cancelled.to_string(), String::new())
@@ -65,6 +66,14 @@ fn condition(status: &ImageBuildRunStatus, waiting: Option<&Waiting>) -> Wanted 
         (RunPhase::Publishing, ..) => (None, Reason::Publishing.to_string(), "pushing index and tags".to_owned()),
     };
     Wanted { kind: "Succeeded", status: ok, reason, message }
+}
+
+/// The message, with the platform where it does not name it itself.
+fn with_platform(failure: &BuildFailure) -> String {
+    match &failure.platform {
+        Some(platform) if !failure.message.starts_with(platform.as_str()) => format!("{platform}: {}", failure.message),
+        _ => failure.message.clone(),
+    }
 }
 
 /// Such as `linux/amd64: Building, linux/arm64: Pushing`.
