@@ -160,7 +160,7 @@ pub async fn remove_pod(
 
 /// Removes everything that belongs to the builder, its volume too.
 pub async fn remove(client: &Client, namespace: &str, id: &BuilderId) -> Result<(), Error> {
-    let params = DeleteParams::default();
+    let params = DeleteParams::default().grace_period(crate::builder_pool::IDLE_GRACE);
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     missing_is_done(pods.delete(&id.name(), &params).await.map(drop), "deleting", "Pod", id)?;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);

@@ -21,6 +21,10 @@ use crate::builder::{BuilderId, TrustDomain};
 use crate::builder::{ensure, observe};
 use crate::context::{Context, is_conflict, until, write_status};
 
+/// Seconds that a builder without a job gets to end. Not its own, which are for builds that run: a signal that arrives
+/// while its containers start is lost.
+pub const IDLE_GRACE: u32 = 10;
+
 /// Why a reconcile failed; it is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -47,7 +51,7 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
             Fate::RemovePod => {
                 let uid = builders.iter().find(|builder| builder.id == id).map(|builder| builder.uid.clone());
                 tracing::info!(builder = id.name(), "removing an idle builder");
-                observe::remove_pod(&context, &id, uid, None).await?;
+                observe::remove_pod(&context, &id, uid, Some(IDLE_GRACE)).await?;
             }
             Fate::RemoveAll => {
                 tracing::info!(builder = id.name(), "removing a builder and its volume");

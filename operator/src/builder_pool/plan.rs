@@ -92,10 +92,12 @@ pub fn plan(
         // A pod without a node would have an autoscaler bring one for nobody.
         let kept = if builder.node.is_none() { idle.min(UNWANTED) } else { idle };
         let until = builder.last_active.checked_add(kept).ok();
-        if builder.orphaned {
+        if builder.terminating {
+            // It goes by itself, and its end wakes the pool; what it leaves is the volume's fate.
+        } else if builder.orphaned {
             fates.push((builder.id.clone(), Fate::RemoveAll));
-        } else if builder.terminating || builder.wanted {
-            // The end of the one, and the job of the other, wakes the pool.
+        } else if builder.wanted {
+            // The end of the job that it is for wakes the pool.
         } else if builder.ended || (builder.jobs == 0 && until.is_some_and(|until| until <= now)) {
             fates.push((builder.id.clone(), if has_volume { Fate::RemovePod } else { Fate::RemoveAll }));
         } else if builder.jobs == 0 {

@@ -80,13 +80,19 @@ pub async fn reconcile(build: Arc<ImageBuild>, context: Arc<Context>) -> Result<
 async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Error> {
     let now = Timestamp::now();
     let uid = build.uid().unwrap_or_default();
-    let mut runs = context.stores.runs.state_filter(|run| run.spec.image_build.uid == uid);
+    // One look at the copy for the whole reconcile: it changes meanwhile. Runs that a former ImageBuild of this name has
+    // left have taken their names.
+    let named = context
+        .stores
+        .runs
+        .state_filter(|run| run.namespace() == build.namespace() && run.spec.image_build.name == build.name_any());
+    let mut runs: Vec<_> = named.iter().filter(|run| run.spec.image_build.uid == uid).cloned().collect();
     let mut memory = recall(build, &runs, context, now);
     let newest = runs.iter().max_by_key(|run| run.spec.number).cloned();
     let active = newest.as_ref().is_some_and(|run| is_active(run));
     let waits = memory.retry_at.is_some_and(|retry| retry > now);
     if !build.spec.suspend && !waits {
-        match advance(build, newest.as_deref(), active, &mut memory, context, now).await {
+        match advance(build, newest.as_deref(), active, &named, &mut memory, context, now).await {
             Ok(created) => {
                 memory.fault = None;
                 memory.retry_at = None;
@@ -181,6 +187,7 @@ async fn advance(
     build: &Arc<ImageBuild>,
     newest: Option<&ImageBuildRun>,
     active: bool,
+    named: &[Arc<ImageBuildRun>],
     memory: &mut Memory,
     context: &Context,
     now: Timestamp,
@@ -220,12 +227,7 @@ async fn advance(
         return Err(references::Error::from(Fault::user(Reason::TagConflict, message)).into());
     }
     dereference::check(context, build, &pool).await?;
-    // Runs that a former ImageBuild of this name has left have taken their names.
-    let taken = context
-        .stores
-        .runs
-        .state_filter(|run| run.namespace() == build.namespace() && run.spec.image_build.name == build.name_any());
-    let number = plan::next_number(&build.name_any(), recorded, &taken);
+    let number = plan::next_number(&build.name_any(), recorded, named);
     let run = apply::run(build, number, hash, memory.resolved.clone(), platforms);
     let run = apply::create(&context.client, &run).await?;
     info!(run = run.name_any(), commit = run.spec.commit, "run made");

@@ -62,10 +62,13 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         let Some(image) = run.status.as_ref().and_then(|status| status.image.as_ref()) else { continue };
         if status.image.as_ref().is_none_or(|known| known.pushed_at.0 <= image.pushed_at.0) {
             status.image = Some(image.clone());
-            status.source = Some(SourceStatus {
-                url: run.spec.build.source.git.as_ref().map(|git| git.url.clone()),
-                commit: run.spec.commit.clone(),
-            });
+            status.source = run
+                .spec
+                .build
+                .source
+                .git
+                .as_ref()
+                .map(|git| SourceStatus { url: Some(git.url.clone()), commit: run.spec.commit.clone() });
         }
     }
     status.summary = Some(summary(&status, newest, former.summary.as_ref()));

@@ -23,6 +23,7 @@ use crate::builder::pick::{Choice, Request, pick};
 use crate::builder::pod::Template;
 use crate::builder::profile::Profile;
 use crate::builder::{BuilderId, TrustDomain};
+use crate::builder_pool::IDLE_GRACE;
 use crate::builder_pool::select::limits;
 use crate::context::Context;
 use crate::reason::Reason;
@@ -93,7 +94,7 @@ pub async fn place(
             }
             Choice::Evict(id) => {
                 let uid = pod(context, id).and_then(|pod| pod.uid());
-                if let Err(error) = remove_pod(context, id, uid, None).await {
+                if let Err(error) = remove_pod(context, id, uid, Some(IDLE_GRACE)).await {
                     give_back(context, &placed);
                     return Err(error.into());
                 }

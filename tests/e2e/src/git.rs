@@ -1,0 +1,125 @@
+//! Git repositories on the test Git server, written through the git command.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::Tenant;
+
+/// A bare repository on the Git server. It goes with the value.
+pub struct Repository {
+    directory: PathBuf,
+    /// Its https URL.
+    pub url: String,
+}
+
+/// A commit to be made.
+pub struct Commit<'a> {
+    /// The branch it goes onto; made where it is not there.
+    pub branch: &'a str,
+    /// Files that it writes, by path; the others stay. One that begins with `#!` is executable.
+    pub files: &'a [(&'a str, &'a str)],
+    /// Submodules that it sets, by path, each to a commit.
+    pub submodules: &'a [(&'a str, &'a str)],
+    /// Paths that it removes.
+    pub removed: &'a [&'a str],
+    /// The committer's date, in seconds since 1970.
+    pub date: i64,
+}
+
+impl Default for Commit<'_> {
+    fn default() -> Self {
+        Self { branch: "main", files: &[], submodules: &[], removed: &[], date: 1_700_000_000 }
+    }
+}
+
+impl Repository {
+    /// A repository that everybody may read.
+    #[must_use]
+    pub fn public(tenant: &Tenant, name: &str) -> Self {
+        Self::new(tenant, &format!("{}-{name}", tenant.namespace))
+    }
+
+    /// A repository that needs the Git server's password.
+    #[must_use]
+    pub fn private(tenant: &Tenant, name: &str) -> Self {
+        Self::new(tenant, &format!("private/{}-{name}", tenant.namespace))
+    }
+
+    fn new(tenant: &Tenant, path: &str) -> Self {
+        let root = &tenant.cluster.git_root;
+        assert!(
+            root.is_dir(),
+            "{} is not there; run: make cluster (or set KILN_GIT_ROOT to the directory that KILN_GIT serves)",
+            root.display()
+        );
+        let directory = root.join(format!("{path}.git"));
+        let status = Command::new("git")
+            .args(["init", "--quiet", "--bare", "--initial-branch=main"])
+            .arg(&directory)
+            .status()
+            .expect("git can be started");
+        assert!(status.success(), "git init {}", directory.display());
+        Self { url: format!("{}/{path}.git", tenant.cluster.git), directory }
+    }
+
+    /// Makes a commit of these files on the branch `main`; its id.
+    #[allow(clippy::must_use_candidate, reason = "many tests need no id")]
+    pub fn write(&self, files: &[(&str, &str)]) -> String {
+        self.commit(&Commit { files, ..Commit::default() })
+    }
+
+    /// Makes a commit; its id.
+    #[allow(clippy::must_use_candidate, reason = "many tests need no id")]
+    pub fn commit(&self, commit: &Commit<'_>) -> String {
+        let Commit { branch, files, submodules, removed, date } = commit;
+        // A stream of git-fast-import: no working tree is needed, and each date is as given.
+        let mut stream =
+            format!("commit refs/heads/{branch}\ncommitter Kiln <kiln@example.com> {date} +0000\ndata 4\ntest\n");
+        if self.resolve(&format!("refs/heads/{branch}")).is_some() {
+            writeln!(stream, "from refs/heads/{branch}^0").unwrap();
+        }
+        for path in *removed {
+            writeln!(stream, "D {path}").unwrap();
+        }
+        for (path, content) in *files {
+            let mode = if content.starts_with("#!") { "100755" } else { "100644" };
+            writeln!(stream, "M {mode} inline {path}\ndata {}\n{content}", content.len()).unwrap();
+        }
+        for (path, commit) in *submodules {
+            writeln!(stream, "M 160000 {commit} {path}").unwrap();
+        }
+        let mut import =
+            self.git(&["fast-import", "--quiet", "--force"]).stdin(Stdio::piped()).spawn().expect("git can be started");
+        import.stdin.take().expect("stdin is a pipe").write_all(stream.as_bytes()).expect("git fast-import reads");
+        assert!(import.wait().expect("git ends").success(), "git fast-import into {}", self.directory.display());
+        self.resolve(&format!("refs/heads/{branch}")).expect("the branch is there after a commit")
+    }
+
+    /// Sets a tag to a commit.
+    pub fn tag(&self, name: &str, commit: &str) {
+        let status =
+            self.git(&["tag", "--force", name, commit]).stdout(Stdio::null()).status().expect("git can be started");
+        assert!(status.success(), "git tag {name} {commit}");
+    }
+
+    fn resolve(&self, revision: &str) -> Option<String> {
+        let output = self.git(&["rev-parse", "--quiet", "--verify", revision]).output().expect("git can be started");
+        output.status.success().then(|| String::from_utf8(output.stdout).expect("an id is ASCII").trim().to_owned())
+    }
+
+    fn git(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("git");
+        command.arg("--git-dir").arg(&self.directory).args(arguments);
+        command
+    }
+}
+
+impl Drop for Repository {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            eprintln!("{} stays: {error}", self.directory.display());
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What the end-to-end tests of Kiln share: a tenant namespace, Git repositories, a look into the registry, and waiting.
+//!
+//! The tests need a real cluster with Kiln installed, and the addresses in `.cluster/env`; see [`cluster::Cluster`].
+//! Here a panic is a test's failure, so its message says what was expected and what there was instead.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "this code runs in tests only")]
+#![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
+
+pub mod build;
+pub mod builder;
+pub mod cluster;
+pub mod diagnosis;
+pub mod elf;
+pub mod git;
+pub mod pod;
+pub mod pool;
+pub mod registry;
+pub mod tenant;
+pub mod wait;
+
+pub use build::Build;
+pub use cluster::Cluster;
+pub use git::Repository;
+pub use tenant::Tenant;

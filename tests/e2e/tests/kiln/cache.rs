@@ -1,0 +1,97 @@
+//! Layers and cache mounts live on the builder's volume: a second build finds them, also when the pod is another one.
+
+use kiln_crds::ImageBuild;
+use kiln_e2e::registry::Registry;
+use kiln_e2e::tenant::{image_of, run_of};
+use kiln_e2e::{Build, Repository, Tenant};
+use kube::ResourceExt;
+
+/// The first step's content is random, so it is the same in two images only where its layer was kept; the last one
+/// runs at each new content of `input`, and adds a line to a file in a cache mount.
+const DOCKERFILE: &str = "FROM busybox
+RUN cat /proc/sys/kernel/random/uuid > /kept
+COPY input /input
+RUN --mount=type=cache,target=/cache echo line >> /cache/lines && cp /cache/lines /lines
+";
+
+#[tokio::test]
+async fn layers_and_cache_mounts_outlive_builds_and_builders() {
+    Tenant::run("cache", async |tenant| {
+        let repository = Repository::public(tenant, "app");
+        repository.write(&[("Dockerfile", DOCKERFILE), ("input", "1")]);
+        let first = tenant.build(&Build::git(tenant, "app", &repository)).await;
+        let builders = uids(tenant).await;
+
+        repository.write(&[("input", "2")]);
+        let second = tenant.rebuild("app", "2").await;
+        assert_eq!(uids(tenant).await, builders, "the same warm builders");
+
+        let volumes = volumes(tenant).await;
+        tenant.delete_builders().await;
+        repository.write(&[("input", "3")]);
+        let third = tenant.rebuild("app", "3").await;
+        let later = uids(tenant).await;
+        assert!(
+            later.len() == builders.len() && later.iter().all(|uid| !builders.contains(uid)),
+            "other builders: {later:?}"
+        );
+        assert_eq!(self::volumes(tenant).await, volumes, "the same volumes");
+
+        let [first, second, third] =
+            [contents(tenant, &first).await, contents(tenant, &second).await, contents(tenant, &third).await];
+        assert_eq!(first.len(), 2, "both platforms");
+        for (number, ((one, two), three)) in first.iter().zip(&second).zip(&third).enumerate() {
+            assert_eq!(
+                (&one.kept, &one.kept),
+                (&two.kept, &three.kept),
+                "the first step's layer was kept on platform {number}"
+            );
+            assert_eq!(
+                [one.lines, two.lines, three.lines],
+                [1, 2, 3],
+                "the cache mount kept its content on platform {number}"
+            );
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_cache_runs_every_step_afresh() {
+    Tenant::run("no-cache", async |tenant| {
+        let files = [("Dockerfile", DOCKERFILE), ("input", "same")];
+        let first = tenant.build(&Build::inline(tenant, "app", &files).amd64()).await;
+        tenant.edit("app", |build| build.spec.no_cache = true).await;
+        let second = tenant.built_after("app", &run_of(&first)).await;
+        let [first, second] = [contents(tenant, &first).await, contents(tenant, &second).await];
+        assert_ne!(first[0].kept, second[0].kept);
+        assert_eq!([first[0].lines, second[0].lines], [1, 1], "cache mounts begin empty too, as under docker build");
+    })
+    .await;
+}
+
+struct Contents {
+    kept: String,
+    lines: usize,
+}
+
+async fn contents(tenant: &Tenant, built: &ImageBuild) -> Vec<Contents> {
+    let image = image_of(built);
+    let images = Registry::new(&tenant.cluster).images(&image.repository, &image.digest).await;
+    images
+        .iter()
+        .map(|image| Contents { kept: image.text("kept"), lines: image.text("lines").lines().count() })
+        .collect()
+}
+
+async fn uids(tenant: &Tenant) -> Vec<String> {
+    let mut uids: Vec<_> = tenant.builders().await.iter().filter_map(ResourceExt::uid).collect();
+    uids.sort();
+    uids
+}
+
+async fn volumes(tenant: &Tenant) -> Vec<String> {
+    let mut uids: Vec<_> = tenant.volumes().await.iter().filter_map(ResourceExt::uid).collect();
+    uids.sort();
+    uids
+}

@@ -1,0 +1,49 @@
+//! Private repositories and registries: credentials and CAs of each form.
+
+use kiln_crds::{CaRef, CaRefKind, SecretRef};
+use kiln_e2e::build::git;
+use kiln_e2e::registry::Registry;
+use kiln_e2e::tenant::image_of;
+use kiln_e2e::{Build, Repository, Tenant};
+
+#[tokio::test]
+async fn a_private_repository_and_a_private_base_image() {
+    Tenant::run("private", async |tenant| {
+        let repository = Repository::private(tenant, "app");
+        let from = format!("FROM {}/docker.io/library/busybox\nCOPY file /file\n", tenant.cluster.registry);
+        repository.write(&[("Dockerfile", &from), ("file", "private")]);
+        let image = image_of(&tenant.build(&Build::private_git(tenant, "app", &repository)).await);
+        for image in Registry::new(&tenant.cluster).images(&image.repository, &image.digest).await {
+            assert_eq!(image.text("file"), "private");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_registry_credential_as_username_and_password_and_a_ca_in_a_secret() {
+    Tenant::run("private-forms", async |tenant| {
+        let cluster = &tenant.cluster;
+        tenant
+            .secret(
+                "login",
+                "kubernetes.io/basic-auth",
+                &[("username", &cluster.registry_user), ("password", &cluster.registry_password)],
+            )
+            .await;
+        tenant.secret("trust", "Opaque", &[("bundle.pem", &cluster.registry_ca)]).await;
+        let trust =
+            CaRef { kind: Some(CaRefKind::Secret), name: "trust".to_owned(), key: Some("bundle.pem".to_owned()) };
+        // A pool that trusts no CA of its own: what the ImageBuild names is enough, for Git, push and base images.
+        let pool = tenant.pool("no-ca", |spec| spec.ca_refs.clear()).await;
+        let repository = Repository::public(tenant, "app");
+        repository.write(&[("Dockerfile", "FROM busybox\n")]);
+        let build = Build::git(tenant, "app", &repository).amd64().pool(&pool).with(|spec| {
+            spec.image.secret_ref = Some(SecretRef { name: "login".to_owned() });
+            spec.image.ca_ref = Some(trust.clone());
+            git(spec).ca_ref = Some(trust);
+        });
+        tenant.build(&build).await;
+    })
+    .await;
+}
