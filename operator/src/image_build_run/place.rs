@@ -74,7 +74,8 @@ pub async fn place(
                         platform.phase = PlatformPhase::Starting;
                         platform.attempt += 1;
                         platform.builder = Some(builder);
-                        platform.started_at = Some(MicroTime(now));
+                        // Not `now`, from before the wait for the lock: the job that had this place may have ended since.
+                        platform.started_at = Some(MicroTime(Timestamp::now()));
                         platform.finished_at = None;
                         let job = job_id(&run.uid().unwrap_or_default(), &platform.name, platform.attempt);
                         if context.jobs.reserve(&job, &agent.builder) {

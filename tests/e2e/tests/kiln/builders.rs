@@ -73,7 +73,6 @@ async fn builds_above_the_limit_of_a_builder_wait() {
         platforms.sort_by_key(|platform| platform.started_at.clone().map(|time| time.0));
         let [first, second] = &platforms;
         assert_eq!(first.builder, second.builder, "there is one builder only");
-        // The times are of whole seconds.
         assert!(
             first.finished_at.as_ref().unwrap().0 <= second.started_at.as_ref().unwrap().0,
             "one after the other: {platforms:#?}"
