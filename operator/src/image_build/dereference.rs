@@ -6,30 +6,42 @@ use kube::ResourceExt;
 
 use crate::context::Context;
 use crate::git::{self, Resolved};
-use crate::references::{Error, Fault, git_access, pool_bundles, registry_access, secret_value};
+use crate::references::{Error, Fault, GitAccess, git_access, pool_bundles, registry_access, secret_value};
 
-/// The commit that the ref names now. `None`: the source is inline.
-pub async fn resolve(context: &Context, build: &ImageBuild, pool: &BuilderPool) -> Result<Option<Resolved>, Error> {
-    let Some(source) = &build.spec.source.git else { return Ok(None) };
-    let namespace = build.namespace().unwrap_or_default();
-    let bundles = pool_bundles(context, pool).await?;
-    let access = git_access(context, &namespace, source, pool, &bundles).await?;
-    let resolved = git::resolve(&access.http, &access.url, source.reference.as_deref(), access.auth.as_ref()).await;
-    Ok(Some(resolved.map_err(Fault::from)?))
+/// What is needed both to resolve the ref and to check the build: read once.
+pub struct Named {
+    /// The pool's CA bundles, in PEM.
+    pool_bundles: Vec<String>,
+    /// How the Git server is reached. `None`: the source is inline.
+    git: Option<GitAccess>,
 }
 
-/// Checks that every Secret and CA that the build names is there, and that it may push.
-pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool) -> Result<(), Error> {
+/// Reads it.
+pub async fn dereference(context: &Context, build: &ImageBuild, pool: &BuilderPool) -> Result<Named, Error> {
     let namespace = build.namespace().unwrap_or_default();
-    let ImageBuildSpec { source, image, pull_secret_refs, secrets, .. } = &build.spec;
-    let bundles = pool_bundles(context, pool).await?;
-    if let Some(git) = &source.git {
-        git_access(context, &namespace, git, pool, &bundles).await?;
-    }
-    let access = registry_access(context, &namespace, image, pull_secret_refs, pool, &bundles).await?;
-    for named in secrets {
-        let reference = &named.secret_ref;
-        let field = format!("secrets[{}].secretRef", named.id);
+    let pool_bundles = pool_bundles(context, pool).await?;
+    let git = match &build.spec.source.git {
+        Some(git) => Some(git_access(context, &namespace, git, pool, &pool_bundles).await?),
+        None => None,
+    };
+    Ok(Named { pool_bundles, git })
+}
+
+/// The commit that the ref names now. `None`: the source is inline.
+pub async fn resolve(build: &ImageBuild, named: &Named) -> Result<Option<Resolved>, Fault> {
+    let (Some(source), Some(access)) = (&build.spec.source.git, &named.git) else { return Ok(None) };
+    let reference = source.reference.as_deref();
+    Ok(Some(git::resolve(&access.http, &access.url, reference, access.auth.as_ref()).await?))
+}
+
+/// Checks that every other Secret and CA that the build names is there, and that it may push.
+pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool, named: &Named) -> Result<(), Error> {
+    let namespace = build.namespace().unwrap_or_default();
+    let ImageBuildSpec { image, pull_secret_refs, secrets, .. } = &build.spec;
+    let access = registry_access(context, &namespace, image, pull_secret_refs, pool, &named.pool_bundles).await?;
+    for secret in secrets {
+        let reference = &secret.secret_ref;
+        let field = format!("secrets[{}].secretRef", secret.id);
         secret_value(&context.client, &namespace, &reference.name, &reference.key, &field).await?;
     }
     access.client.check_push(&access.repository).await.map_err(Fault::from)?;

@@ -17,6 +17,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use tracing::{info, warn};
 
+use self::dereference::{check, dereference, resolve};
 use self::input::{input_hash, spec_hash};
 use crate::builder_pool::select::pool;
 use crate::condition::find;
@@ -196,10 +197,13 @@ async fn advance(
     let pool = pool(context, &namespace, build.spec.pool.as_deref()).map_err(references::Error::from)?;
     let due = memory.looked_at.and_then(|looked_at| plan::next_look(build, looked_at)).is_some_and(|at| at <= now);
     let git = build.spec.source.git.is_some();
+    let mut access = None;
     // A new commit does not stop a build that runs; it is looked for when that has ended.
     if git && (memory.resolved.is_none() || (due && !active)) {
-        memory.resolved = dereference::resolve(context, build, &pool).await?;
+        let read = dereference(context, build, &pool).await?;
+        memory.resolved = resolve(build, &read).await.map_err(references::Error::from)?;
         memory.looked_at = Some(now);
+        access = Some(read);
     }
     let hash = input_hash(&memory.spec_hash, memory.resolved.as_ref().map(|resolved| resolved.commit.as_str()));
     // A number that is recorded and not there: its run was removed by hand, or is not in the copy yet.
@@ -226,7 +230,11 @@ async fn advance(
         );
         return Err(references::Error::from(Fault::user(Reason::TagConflict, message)).into());
     }
-    dereference::check(context, build, &pool).await?;
+    let access = match access {
+        Some(access) => access,
+        None => dereference(context, build, &pool).await?,
+    };
+    check(context, build, &pool, &access).await?;
     let number = plan::next_number(&build.name_any(), recorded, named);
     let run = apply::run(build, number, hash, memory.resolved.clone(), platforms);
     let run = apply::create(&context.client, &run).await?;
