@@ -175,7 +175,9 @@ impl Wake {
     }
 }
 
-fn is_queued(run: &Arc<ImageBuildRun>) -> bool {
+/// Whether a platform of the run waits for a builder.
+#[must_use]
+pub fn is_queued(run: &ImageBuildRun) -> bool {
     match &run.status {
         None => true,
         Some(status) => {

@@ -77,6 +77,8 @@ pub fn builders(
     now: Timestamp,
 ) -> Vec<Builder> {
     let held = held(context);
+    // Once for each profile: it is a hash of all that a pod is made from.
+    let hashes = [Profile::UserNamespace, Profile::Rootless].map(|profile| (profile, template.hash(profile)));
     context
         .stores
         .pods
@@ -86,7 +88,8 @@ pub fn builders(
             let id = BuilderId::of(&pod.metadata).filter(|id| id.pool == pool.name_any())?;
             let annotation = |key: &str| pod.annotations().get(key).map(String::as_str).unwrap_or_default();
             let bundles = annotation(BUNDLES).split(',').filter(|hash| !hash.is_empty()).map(str::to_owned).collect();
-            let current = annotation(TEMPLATE_HASH) == template.hash(profile(context, pool, &id.architecture, nodes));
+            let profile = profile(context, pool, &id.architecture, nodes);
+            let current = hashes.iter().any(|(of, hash)| *of == profile && annotation(TEMPLATE_HASH) == hash);
             let name = pod.name_any();
             let jobs = held.iter().filter(|(_, builder)| *builder == name).count();
             let removed = pod.metadata.uid.as_deref().is_some_and(|uid| context.removed_pods.get(uid));
@@ -94,7 +97,6 @@ pub fn builders(
                 jobs: u32::try_from(jobs).unwrap_or(u32::MAX),
                 bundles,
                 current,
-                // A pod that has ended, as after an eviction, stands in the way of its successor until it is removed.
                 terminating: removed || pod.metadata.deletion_timestamp.is_some(),
                 stuck: is_stuck(pod, now),
                 id,
@@ -118,10 +120,10 @@ pub fn held(context: &Context) -> HashSet<(String, String)> {
     held
 }
 
-/// A builder's pod.
+/// The pod of the builder of this name.
 #[must_use]
-pub fn pod(context: &Context, id: &BuilderId) -> Option<Arc<Pod>> {
-    let key = ObjectRef::new(&id.name()).within(&context.settings.builders_namespace);
+pub fn pod(context: &Context, builder: &str) -> Option<Arc<Pod>> {
+    let key = ObjectRef::new(builder).within(&context.settings.builders_namespace);
     context.stores.pods.get(&key)
 }
 

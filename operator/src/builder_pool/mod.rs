@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::BuilderPool;
-use kiln_crds::image_build_run::PlatformPhase;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
@@ -20,6 +19,7 @@ use crate::builder::pod::LAST_USED;
 use crate::builder::{BuilderId, TrustDomain};
 use crate::builder::{ensure, observe};
 use crate::context::{Context, is_conflict, until, write_status};
+use crate::watches::is_queued;
 
 /// Seconds that a builder without a job gets to end. Not its own, which are for builds that run: a signal that arrives
 /// while its containers start is lost.
@@ -131,13 +131,7 @@ fn is_wanted(context: &Context, id: &BuilderId) -> bool {
     context
         .stores
         .runs
-        .find(|run| {
-            run.metadata.namespace.as_ref() == Some(&id.domain.namespace)
-                && run.status.as_ref().is_none_or(|status| {
-                    !status.phase.is_final()
-                        && status.platforms.iter().any(|platform| platform.phase == PlatformPhase::Queued)
-                })
-        })
+        .find(|run| run.metadata.namespace.as_ref() == Some(&id.domain.namespace) && is_queued(run))
         .is_some()
 }
 

@@ -138,8 +138,7 @@ fn agent_of(platform: &PlatformStatus, context: &Context) -> Option<Agent> {
 }
 
 fn pod_of(platform: &PlatformStatus, context: &Context) -> Option<Arc<Pod>> {
-    let builder = platform.builder.as_ref()?;
-    context.stores.pods.get(&ObjectRef::new(&builder.pod).within(&context.settings.builders_namespace))
+    observe::pod(context, &platform.builder.as_ref()?.pod)
 }
 
 /// Removes builders whose agent cannot be reached though their pod seems alive: another attempt begins only when the pod,

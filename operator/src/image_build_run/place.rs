@@ -68,7 +68,7 @@ pub async fn place(
     for (index, position) in own {
         let platform = &mut platforms[index];
         let waiting = match &choices[position] {
-            Choice::Existing(id) => match pod(context, id) {
+            Choice::Existing(id) => match pod(context, &id.name()) {
                 Some(pod) => match ready(&pod) {
                     Some((agent, builder)) => {
                         platform.phase = PlatformPhase::Starting;
@@ -94,7 +94,7 @@ pub async fn place(
                 coming()
             }
             Choice::Evict(id) => {
-                let uid = pod(context, id).and_then(|pod| pod.uid());
+                let uid = pod(context, &id.name()).and_then(|pod| pod.uid());
                 if let Err(error) = remove_pod(context, id, uid, Some(IDLE_GRACE)).await {
                     give_back(context, &placed);
                     return Err(error.into());

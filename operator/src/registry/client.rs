@@ -239,20 +239,6 @@ impl Client {
             _ => Err(self.refused(&attempt, response).await),
         }
     }
-
-    /// Takes a blob from another repository of the same registry, without sending it. False where the registry
-    /// does not do that.
-    pub async fn mount_blob(&self, to: &Repository, from: &Repository, digest: &Digest) -> Result<bool, Error> {
-        let attempt = self.attempt(to, &format!("mount the blob {digest} from {} in", from.path));
-        match self.begin_upload(&attempt, to, Some((from, digest))).await? {
-            Upload::Mounted => Ok(true),
-            Upload::Nowhere => Ok(false),
-            Upload::Session(url) => {
-                self.cancel_upload(&attempt, to, url).await;
-                Ok(false)
-            }
-        }
-    }
 }
 
 fn length(headers: &HeaderMap) -> Option<u64> {
