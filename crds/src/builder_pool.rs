@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Affinity, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,10 @@ use crate::reference::CaRef;
     printcolumn(name = "Default", type_ = "boolean", json_path = ".spec.default"),
     printcolumn(name = "Profile", type_ = "string", json_path = ".status.securityProfile"),
     printcolumn(name = "Builders", type_ = "integer", json_path = ".status.builderCount"),
+    printcolumn(name = "Jobs", type_ = "integer", json_path = ".status.jobCount"),
+    printcolumn(name = "Cache", type_ = "string", json_path = ".status.summary.cache"),
+    printcolumn(name = "Platforms", type_ = "string", json_path = ".status.summary.platforms"),
+    printcolumn(name = "Nodes", type_ = "string", json_path = ".status.summary.nodes", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name is too long: use at most 40 characters, for the names of its builders are longer"),
 )]
@@ -118,6 +122,14 @@ pub struct PoolLimits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub builders_per_namespace: Option<u32>,
+    /// Cache volumes that one namespace may have in all. Omitted: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub volumes_per_namespace: Option<u32>,
+    /// What the cache volumes of one namespace may ask for together, such as `200Gi`. Omitted: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("type(self) == int ? self > 0 : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))").message("limits.storagePerNamespace is a quantity such as 200Gi, more than 0"))]
+    pub storage_per_namespace: Option<Quantity>,
 }
 
 /// The cache volumes of a pool.
@@ -214,11 +226,35 @@ pub struct BuilderPoolStatus {
     /// How many builders there are.
     #[serde(default)]
     pub builder_count: u32,
+    /// How many builds they run.
+    #[serde(default)]
+    pub job_count: u32,
     /// The builders.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub builders: Vec<BuilderStatus>,
+    /// What `kubectl get` prints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<PoolSummary>,
+}
+
+/// What `kubectl get builderpools` prints.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolSummary {
+    /// The platforms that this pool's nodes run natively, such as `linux/amd64,linux/arm64`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub platforms: Option<String>,
+    /// How much of the caches is used, such as `1.2Gi of 40Gi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub cache: Option<String>,
+    /// The nodes with builders, and how many each has, such as `node-a: 2, node-b: 1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub nodes: Option<String>,
 }
 
 /// One builder pod.
@@ -238,6 +274,30 @@ pub struct BuilderStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub node: Option<String>,
+    /// Whether it runs in a user namespace, or rootless without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_profile: Option<SecurityProfile>,
     /// How many builds it runs.
     pub jobs: u32,
+    /// The version of its BuildKit, such as `v0.33.1`. Empty, like what follows, until it has answered for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub buildkit: Option<String>,
+    /// The platforms that its node runs by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 64)))]
+    pub platforms: Vec<String>,
+    /// The platforms that its node runs by emulation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 64)))]
+    pub emulated_platforms: Vec<String>,
+    /// How much its cache held when its last build had ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_used: Option<Quantity>,
+    /// How much its cache may hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_limit: Option<Quantity>,
+    /// When its last build ended, or it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_active_at: Option<Time>,
 }

@@ -405,6 +405,10 @@ pub struct BuildFailure {
     /// The line of the Dockerfile, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<u32>,
+    /// That line of the Dockerfile and two before and after it, each with its number; `>` marks those of the step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 256)))]
+    pub excerpt: Vec<String>,
     /// The exit code of the step's command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,

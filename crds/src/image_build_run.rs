@@ -76,9 +76,15 @@ pub struct ImageBuildRunStatus {
     /// Where the run stands.
     #[serde(default)]
     pub phase: RunPhase,
+    /// When Kiln first saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued_at: Option<MicroTime>,
     /// When its first job was given to a builder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
+    /// When every platform was built, and the push of index and tags began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publishing_at: Option<MicroTime>,
     /// When it succeeded, failed or was cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<MicroTime>,
@@ -153,6 +159,15 @@ pub struct PlatformStatus {
     /// When this attempt was given to its builder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,
+    /// When the builder began to fetch the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetching_at: Option<MicroTime>,
+    /// When the builder began with the Dockerfile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub building_at: Option<MicroTime>,
+    /// When the builder began to push layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pushing_at: Option<MicroTime>,
     /// When this attempt ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<MicroTime>,
@@ -167,9 +182,36 @@ pub struct PlatformStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub media_type: Option<String>,
+    /// The Dockerfile's steps in the order in which they began, and other work of the builder that took a second or more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    pub steps: Vec<StepStatus>,
+    /// The first step of the Dockerfile that was not in the cache: those behind it were run for its sake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub first_cache_miss: Option<String>,
     /// What it waits for, or why the last attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<BuildFailure>,
+}
+
+/// One step of a build.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StepStatus {
+    /// Such as `[build 2/4] RUN make`.
+    #[schemars(length(max = 256))]
+    pub name: String,
+    /// How long it took, such as `3.2`. Absent while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub seconds: Option<String>,
+    /// Whether its result was in the cache.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cached: bool,
+    /// Whether it failed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
 }
 
 /// Where one platform stands.

@@ -45,7 +45,9 @@ pub fn status(pool: &BuilderPool, builders: &[Builder], profiles: &[Profile], no
                 architecture: builder.id.architecture.clone(),
                 node: builder.node.clone(),
                 jobs: u32::try_from(builder.jobs).unwrap_or(u32::MAX),
+                ..BuilderStatus::default()
             })
             .collect(),
+        ..BuilderPoolStatus::default()
     }
 }

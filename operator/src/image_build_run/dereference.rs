@@ -104,6 +104,8 @@ impl Inputs {
             repository: self.registry.repository.to_string(),
             timeout_seconds: u32::try_from(super::plan::Bounds::of(build).timeout.as_secs()).unwrap_or(u32::MAX),
             allow_frontends: pool.spec.allow.as_ref().and_then(|allow| allow.frontends).unwrap_or(false),
+            allow_private_addresses: pool.spec.allow.as_ref().and_then(|allow| allow.private_addresses).unwrap_or(true),
+            traceparent: String::new(),
         }
     }
 

@@ -122,6 +122,7 @@ fn in_status(failure: &Failure, platform: &str) -> BuildFailure {
         step: some(&failure.step),
         dockerfile: some(&failure.dockerfile),
         line: (failure.line > 0).then_some(failure.line),
+        excerpt: failure.excerpt.iter().take(16).map(|line| cut(line, 256)).collect(),
         exit_code: failure.exit_code,
         log_tail: failure.log_tail.iter().skip(skip).map(|line| cut(line, 1024)).collect(),
     }

@@ -140,6 +140,7 @@ impl Recorder {
             line,
             exit_code,
             log_tail: log_tail.iter().map(|line| self.masker.line(line)).collect(),
+            excerpt: Vec::new(),
         }
     }
 

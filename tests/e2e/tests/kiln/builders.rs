@@ -62,7 +62,7 @@ async fn builds_above_the_limit_of_a_builder_wait() {
         let pool = tenant
             .pool("queue", |spec| {
                 spec.max_jobs_per_builder = Some(1);
-                spec.limits = Some(PoolLimits { builders_per_namespace: Some(1) });
+                spec.limits = Some(PoolLimits { builders_per_namespace: Some(1), ..PoolLimits::default() });
             })
             .await;
         for name in ["one", "two"] {
