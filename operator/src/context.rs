@@ -93,11 +93,11 @@ impl Context {
         self.stores.nodes.state().iter().filter_map(|node| NodeFacts::of(node)).collect()
     }
 
-    /// Writes an Event on an object. A failure is logged: an Event is news, not state.
+    /// Writes an Event on an object; not waited for, so that no build is. A failure is logged: an Event is news, not state.
     ///
     /// Not kube's Recorder: it counts Events of one reason as one, with the first one's text. Kiln writes an Event only
     /// where something has changed, and its text is what matters.
-    pub async fn event<K>(&self, object: &K, kind: EventType, reason: &str, message: &str)
+    pub fn event<K>(&self, object: &K, kind: EventType, reason: &str, message: &str)
     where
         K: kube::Resource<DynamicType = ()>,
     {
@@ -123,10 +123,12 @@ impl Context {
             reporting_instance: Some(self.settings.identity.clone()),
             ..Event::default()
         };
-        let created = namespaced::<Event>(&self.client, &namespace).create(&PostParams::default(), &event).await;
-        if let Err(error) = created {
-            warn!(%error, reason, "an Event could not be written");
-        }
+        let events = namespaced::<Event>(&self.client, &namespace);
+        tokio::spawn(async move {
+            if let Err(error) = events.create(&PostParams::default(), &event).await {
+                warn!(%error, reason = event.reason, "an Event could not be written");
+            }
+        });
     }
 }
 

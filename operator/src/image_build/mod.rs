@@ -83,10 +83,10 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     let uid = build.uid().unwrap_or_default();
     // One look at the copy for the whole reconcile: it changes meanwhile. Runs that a former ImageBuild of this name has
     // left have taken their names.
-    let named = context
-        .stores
-        .runs
-        .state_filter(|run| run.namespace() == build.namespace() && run.spec.image_build.name == build.name_any());
+    let (namespace, name) = (build.metadata.namespace.as_deref(), build.metadata.name.as_deref());
+    let named = context.stores.runs.state_filter(|run| {
+        run.metadata.namespace.as_deref() == namespace && Some(run.spec.image_build.name.as_str()) == name
+    });
     let mut runs: Vec<_> = named.iter().filter(|run| run.spec.image_build.uid == uid).cloned().collect();
     let mut memory = recall(build, &runs, context, now);
     let newest = runs.iter().max_by_key(|run| run.spec.number).cloned();
@@ -135,7 +135,7 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     let status = status::status(&observed, now);
     if build.status.as_ref() != Some(&status) {
         write_status(&context.client, &**build, &status).await?;
-        tell(build, &status, context).await;
+        tell(build, &status, context);
     }
     if build.spec.suspend {
         return Ok(Action::await_change());
@@ -240,9 +240,12 @@ async fn advance(
     let run = apply::create(&context.client, &run).await?;
     info!(run = run.name_any(), commit = run.spec.commit, "run made");
     let source = run.spec.commit.as_deref().map_or_else(String::new, |commit| format!(" of commit {commit}"));
-    context
-        .event(&**build, EventType::Normal, Reason::RunCreated.as_str(), &format!("made {}{source}", run.name_any()))
-        .await;
+    context.event(
+        &**build,
+        EventType::Normal,
+        Reason::RunCreated.as_str(),
+        &format!("made {}{source}", run.name_any()),
+    );
     Ok(Some(run))
 }
 
@@ -261,15 +264,15 @@ async fn tidy(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context
 }
 
 /// An Event where Ready got another reason worth telling.
-async fn tell(build: &ImageBuild, status: &ImageBuildStatus, context: &Context) {
+fn tell(build: &ImageBuild, status: &ImageBuildStatus, context: &Context) {
     let Some(ready) = find(&status.conditions, "Ready") else { return };
     let former = build.status.as_ref().and_then(|former| find(&former.conditions, "Ready"));
     if former.is_some_and(|former| former.reason == ready.reason && former.message == ready.message) {
         return;
     }
     match ready.status.as_str() {
-        "True" => context.event(build, EventType::Normal, &ready.reason, &ready.message).await,
-        "False" => context.event(build, EventType::Warning, &ready.reason, &ready.message).await,
+        "True" => context.event(build, EventType::Normal, &ready.reason, &ready.message),
+        "False" => context.event(build, EventType::Warning, &ready.reason, &ready.message),
         _ => {}
     }
 }

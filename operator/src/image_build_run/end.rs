@@ -172,7 +172,7 @@ pub(super) async fn end(
     status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
     let written = write_status(&context.client, &**run, &status).await?;
     context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason);
-    tell(run, &former, &status, context).await;
+    tell(run, &former, &status, context);
     conclude(&Arc::new(written), &status, context).await
 }
 

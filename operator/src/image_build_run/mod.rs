@@ -216,7 +216,7 @@ async fn build(
         for platform in status.platforms.iter().filter(|platform| !platform.phase.is_assigned()) {
             context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
         }
-        tell(run, &former, &status, context).await;
+        tell(run, &former, &status, context);
     }
     follow(run, &pool, &status, inputs.as_ref(), context);
     Ok(requeue(&status, bounds, placed.look_again, now))
@@ -281,7 +281,7 @@ fn requeue(status: &ImageBuildRunStatus, bounds: Bounds, look_again: Option<Time
 }
 
 /// An Event where the run's condition got another reason worth telling.
-async fn tell(run: &ImageBuildRun, former: &ImageBuildRunStatus, status: &ImageBuildRunStatus, context: &Context) {
+fn tell(run: &ImageBuildRun, former: &ImageBuildRunStatus, status: &ImageBuildRunStatus, context: &Context) {
     let Some(condition) = find(&status.conditions, "Succeeded") else { return };
     if find(&former.conditions, "Succeeded").is_some_and(|former| former.reason == condition.reason) {
         return;
@@ -292,7 +292,7 @@ async fn tell(run: &ImageBuildRun, former: &ImageBuildRunStatus, status: &ImageB
         _ if status.phase == RunPhase::Failed => EventType::Warning,
         _ => return,
     };
-    context.event(run, kind, &condition.reason, &condition.message).await;
+    context.event(run, kind, &condition.reason, &condition.message);
 }
 
 /// The pool that builds a run.
