@@ -1,4 +1,5 @@
 //! BuilderPool: where and how builders run, and who may use them.
+#![allow(clippy::struct_field_names, reason = "the limits' names say whose they are; the derived schema repeats them")]
 
 use std::collections::BTreeMap;
 
@@ -165,7 +166,8 @@ pub struct BuilderTemplate {
     /// Affinity of builder pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// Requests and limits of the buildkitd container, in which the RUN steps run.
+    /// Requests and limits of the buildkitd container, in which the RUN steps run. Omitted: requests of 250m and `512Mi`,
+    /// and a limit of `8Gi` of memory; a step that needs more fails with the reason `OutOfMemory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
     /// Priority class of builder pods.

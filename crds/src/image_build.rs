@@ -185,9 +185,12 @@ pub struct GitSource {
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct InlineSource {
-    /// Content by path, such as `Dockerfile` or `src/app.sh`.
+    /// Content by path, such as `Dockerfile` or `src/app.sh`; together at most 1000000 characters.
     #[schemars(schema_with = "bounds::files")]
-    #[x_kube(validation = Rule::new("self.all(k, k.size() <= 256 && k.matches('^[^/\\\\x00-\\\\x1f][^\\\\x00-\\\\x1f]*$') && !k.endsWith('/') && !k.split('/').exists(s, s == '..' || s == '.' || s == ''))").message("a path in inline.files is relative, such as Dockerfile or src/app.sh: write it without a leading /, without .. and with at most 256 characters"))]
+    #[x_kube(
+        validation = Rule::new("self.all(k, k.size() <= 256 && k.matches('^[^/\\\\x00-\\\\x1f][^\\\\x00-\\\\x1f]*$') && !k.endsWith('/') && !k.split('/').exists(s, s == '..' || s == '.' || s == ''))").message("a path in inline.files is relative, such as Dockerfile or src/app.sh: write it without a leading /, without .. and with at most 256 characters"),
+        validation = Rule::new("self.map(k, self[k].size()).sum() <= 1000000").message("inline.files hold more than 1000000 characters together: put them into a Git repository"),
+    )]
     pub files: BTreeMap<String, String>,
 }
 

@@ -202,7 +202,10 @@ pub struct StepStatus {
     /// Such as `[build 2/4] RUN make`.
     #[schemars(length(max = 256))]
     pub name: String,
-    /// How long it took, such as `3.2`. Absent while it runs.
+    /// When it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<MicroTime>,
+    /// How long it took in seconds, such as `3.2` or `0.04`. Absent while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub seconds: Option<String>,

@@ -3,7 +3,12 @@
 use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
-use tokio::{net::UnixStream, process::Command, sync::OnceCell, time::Instant};
+use tokio::{
+    net::UnixStream,
+    process::Command,
+    sync::{Mutex, OnceCell},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::process::{self, ProcessError};
@@ -25,6 +30,14 @@ const PASSED_ON: [&str; 9] = [
     "SSL_CERT_FILE",
 ];
 
+/// The most that is kept of what `buildctl` writes to its standard error.
+const LONGEST_ERROR: usize = 16 << 10;
+/// Says which spans the SDK of OpenTelemetry keeps.
+pub const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
+/// How long the usage of the cache holds, and how long it may take to tell.
+const USAGE_HOLDS: Duration = Duration::from_secs(1);
+const USAGE_PATIENCE: Duration = Duration::from_millis(800);
+
 /// Why buildkitd could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildkitError {
@@ -38,8 +51,10 @@ pub enum BuildkitError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// `buildctl` failed.
-    #[error("buildctl debug workers failed: {stderr}")]
+    #[error("{command} failed: {stderr}")]
     Failed {
+        /// What was asked.
+        command: String,
         /// What it wrote.
         stderr: String,
     },
@@ -48,6 +63,9 @@ pub enum BuildkitError {
     Answer(#[source] serde_json::Error),
 }
 
+/// How much of the cache is used, and when it was so.
+type Usage = Option<(Instant, u64)>;
+
 /// What buildkitd says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct About {
@@ -55,6 +73,8 @@ pub struct About {
     pub version: String,
     /// OCI platform strings that it can build, the native one first.
     pub platforms: Vec<String>,
+    /// The most bytes that its cache may hold before it drops something. 0: unknown.
+    pub cache_size: u64,
 }
 
 /// A buildkitd and what is known of it.
@@ -63,6 +83,7 @@ pub struct Buildkit {
     address: String,
     trust: PathBuf,
     about: OnceCell<About>,
+    usage: Mutex<Usage>,
 }
 
 /// A command with nothing of the agent's environment but the way to the network.
@@ -77,7 +98,7 @@ impl Buildkit {
     /// The one that listens at `address` (`unix://PATH`); `trust` is a directory of further CAs.
     #[must_use]
     pub fn new(address: &str, trust: PathBuf) -> Self {
-        Self { address: address.to_owned(), trust, about: OnceCell::new() }
+        Self { address: address.to_owned(), trust, about: OnceCell::new(), usage: Mutex::default() }
     }
 
     /// `buildctl`, to be given a command.
@@ -88,6 +109,8 @@ impl Buildkit {
             // Go reads this directory beside the system's bundle.
             command.env("SSL_CERT_DIR", &self.trust);
         }
+        // Without a trace that it belongs to, it would begin one of its own.
+        command.env(SAMPLER, "always_off");
         command.args(["--addr", &self.address]);
         command
     }
@@ -119,15 +142,57 @@ impl Buildkit {
     }
 
     async fn workers(&self) -> Result<Vec<u8>, BuildkitError> {
+        self.ask(&["debug", "workers", "--format", "{{json .}}"]).await
+    }
+
+    /// How many bytes the cache holds. None: it does not tell in time.
+    pub async fn cache_used(&self) -> Option<u64> {
+        // Those who ask at the same time get the same answer.
+        let mut usage = tokio::time::timeout(USAGE_PATIENCE, self.usage.lock()).await.ok()?;
+        if let Some((_, used)) = usage.filter(|(asked, _)| asked.elapsed() < USAGE_HOLDS) {
+            return Some(used);
+        }
+        let sizes = self.ask(&["du", "--format", "{{range .}}{{.Size}} {{end}}"]);
+        // A large cache that is busy may take longer: what was true a while ago still says more than nothing.
+        let Ok(Ok(sizes)) = tokio::time::timeout(USAGE_PATIENCE, sizes).await else {
+            return usage.map(|(_, used)| used);
+        };
+        let used = sum(&sizes);
+        *usage = Some((Instant::now(), used));
+        Some(used)
+    }
+
+    /// Has buildkitd drop at once what it would drop in a minute: what a failed step wrote, and what is above the cache's
+    /// limit. On a full volume the next build would fail too.
+    pub async fn make_room(&self) -> Result<(), BuildkitError> {
+        let limit = self.about().await?.cache_size;
+        // Where no limit is known, a filter that nothing matches.
+        let keep =
+            if limit > 0 { format!("--keep-storage={}", limit / 1_000_000) } else { "--filter=id==none".to_owned() };
+        self.ask(&["prune", &keep]).await.map(drop)
+    }
+
+    async fn ask(&self, question: &[&str]) -> Result<Vec<u8>, BuildkitError> {
         let mut stderr = String::new();
         let mut command = self.buildctl();
-        command.args(["debug", "workers", "--format", "{{json .}}"]);
+        command.args(question);
         let finished = process::run(&mut command, None, &CancellationToken::new(), |line| {
-            stderr.push_str(&String::from_utf8_lossy(line));
+            if stderr.len() < LONGEST_ERROR {
+                stderr.push_str(&String::from_utf8_lossy(line));
+            }
         })
         .await?;
-        if finished.status.success() { Ok(finished.stdout) } else { Err(BuildkitError::Failed { stderr }) }
+        if finished.status.success() {
+            return Ok(finished.stdout);
+        }
+        Err(BuildkitError::Failed { command: format!("buildctl {}", question.join(" ")), stderr })
     }
+}
+
+/// The sum of the sizes in bytes that `buildctl du` gives; those that BuildKit does not know are below 0.
+fn sum(sizes: &[u8]) -> u64 {
+    let sizes = String::from_utf8_lossy(sizes);
+    sizes.split_whitespace().filter_map(|size| size.parse::<u64>().ok()).fold(0, u64::saturating_add)
 }
 
 /// Reads the answer of `buildctl debug workers`.
@@ -137,6 +202,14 @@ fn about(workers: &[u8]) -> Result<About, BuildkitError> {
     struct Worker {
         platforms: Vec<Platform>,
         buildkit_version: Version,
+        #[serde(rename = "gcPolicy", default)]
+        policies: Option<Vec<Policy>>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Policy {
+        #[serde(default)]
+        max_used_space: u64,
     }
     #[derive(Deserialize)]
     struct Version {
@@ -151,6 +224,9 @@ fn about(workers: &[u8]) -> Result<About, BuildkitError> {
     }
     let workers: Vec<Worker> = serde_json::from_slice(workers).map_err(BuildkitError::Answer)?;
     let version = workers.first().map(|worker| worker.buildkit_version.version.clone()).unwrap_or_default();
+    // The policy for everything comes last, and those before it are narrower.
+    let policies = workers.first().and_then(|worker| worker.policies.as_deref()).unwrap_or_default();
+    let cache_size = policies.last().map_or(0, |policy| policy.max_used_space);
     let mut platforms = Vec::new();
     for Platform { os, architecture, variant } in workers.into_iter().flat_map(|worker| worker.platforms) {
         let variant = if variant.is_empty() { variant } else { format!("/{variant}") };
@@ -159,7 +235,7 @@ fn about(workers: &[u8]) -> Result<About, BuildkitError> {
             platforms.push(platform);
         }
     }
-    Ok(About { version, platforms })
+    Ok(About { version, platforms, cache_size })
 }
 
 #[cfg(test)]
@@ -167,9 +243,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn adds_the_sizes_up() {
+        assert_eq!(sum(b"1 20 -1 300 \n"), 321);
+        assert_eq!(sum(b"\n"), 0);
+    }
+
+    #[tokio::test]
+    async fn no_usage_where_there_is_no_buildkitd() {
+        let buildkit = Buildkit::new("unix:///nowhere/buildkitd.sock", PathBuf::from("/nowhere"));
+        assert_eq!(buildkit.cache_used().await, None);
+    }
+
+    #[test]
     fn reads_what_buildkitd_is() {
         let about = about(include_bytes!("testdata/workers.json")).unwrap();
-        assert_eq!(about.version, "v0.33.1");
+        assert_eq!((about.version.as_str(), about.cache_size), ("v0.33.1", 100_000_000_000));
         assert_eq!(
             about.platforms,
             ["linux/amd64", "linux/amd64/v2", "linux/amd64/v3", "linux/amd64/v4", "linux/arm64", "linux/386"]

@@ -35,7 +35,7 @@ pub struct Config {
     /// Directory with further CA certificates (PEM), trusted when a registry's token server is asked. May be absent.
     #[arg(long, env = "KILN_TRUST_DIR", default_value = "/etc/kiln/buildkitd/trust")]
     pub trust_dir: PathBuf,
-    /// The cache volume's size in bytes, where its file system does not tell. 0: it does.
+    /// The most bytes that the cache may hold. 0: what buildkitd's own configuration says.
     #[arg(long, env = "KILN_CACHE_SIZE", default_value_t = 0)]
     pub cache_size: u64,
     /// How the log is written.

@@ -6,6 +6,8 @@ use kiln_agent_proto::{Event, Log, event::Kind};
 
 /// The most lines of output that one job keeps in memory.
 const MOST_LINES: usize = 10_000;
+/// The most bytes of output that one job keeps in memory.
+const MOST_BYTES: usize = 4 << 20;
 
 /// The events of one job, ascending by sequence number.
 ///
@@ -16,6 +18,7 @@ pub struct Events {
     kept: VecDeque<Event>,
     last: u64,
     lines: usize,
+    bytes: usize,
     most_lines: usize,
     dropped: u64,
 }
@@ -28,7 +31,7 @@ impl Default for Events {
 
 impl Events {
     fn with_limit(most_lines: usize) -> Self {
-        Self { kept: VecDeque::new(), last: 0, lines: 0, most_lines, dropped: 0 }
+        Self { kept: VecDeque::new(), last: 0, lines: 0, bytes: 0, most_lines, dropped: 0 }
     }
 
     /// The events of a job that ended under an earlier agent: its outcome alone.
@@ -41,11 +44,12 @@ impl Events {
 
     /// Adds an event with the next sequence number, and gives it back.
     pub fn push(&mut self, time: prost_types::Timestamp, kind: Kind) -> &Event {
-        if matches!(kind, Kind::Log(_)) {
-            if self.lines >= self.most_lines {
+        if let Kind::Log(log) = &kind {
+            if self.lines >= self.most_lines || self.bytes + log.line.len() > MOST_BYTES && self.lines > 1 {
                 self.drop_lines();
             }
             self.lines += 1;
+            self.bytes += log.line.len();
         }
         self.last += 1;
         self.kept.push_back(Event { sequence: self.last, time: Some(time), kind: Some(kind) });
@@ -76,12 +80,16 @@ impl Events {
             }
             spare -= 1;
             self.dropped += 1;
+            if let Some(Kind::Log(log)) = &event.kind {
+                self.bytes -= log.line.len();
+            }
             if spare == 0 {
                 // An earlier marker is among those dropped: it counted as a line.
                 let line = format!(
                     "({} earlier lines of output are not kept here; the builder's log of this job has them)",
                     self.dropped
                 );
+                self.bytes += line.len();
                 event.kind = Some(Kind::Log(Log { step_id: String::new(), line }));
                 kept.push_back(event);
             } else {
@@ -122,6 +130,20 @@ mod tests {
         assert_eq!(sequences(0, 2), [1, 2]);
         assert_eq!(sequences(6, 100), [0_u64; 0]);
         assert_eq!(events.outcome().map(|event| event.sequence), Some(6));
+    }
+
+    #[test]
+    fn long_lines_are_bounded_together() {
+        let mut events = Events::default();
+        for _ in 0..5000 {
+            events.push(prost_types::Timestamp::default(), line(&"x".repeat(4096)));
+        }
+        let kept = events.after(0, usize::MAX);
+        let bytes: usize =
+            kept.iter().map(|event| if let Some(Kind::Log(log)) = &event.kind { log.line.len() } else { 0 }).sum();
+        assert_eq!(bytes, events.bytes);
+        assert!((MOST_BYTES / 4..=MOST_BYTES).contains(&bytes), "{bytes}");
+        assert_eq!(kept.last().map(|event| event.sequence), Some(5000));
     }
 
     proptest! {

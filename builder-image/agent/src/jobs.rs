@@ -27,6 +27,13 @@ use crate::{
 const RETENTION: Duration = Duration::from_hours(7 * 24);
 /// The most logs that stay on the volume.
 const MOST_LOGS: usize = 500;
+/// The most bytes that the logs on the volume take together.
+const MOST_LOG_BYTES: u64 = 512 << 20;
+/// How long buildkitd may take to make room on a full volume.
+const MAKING_ROOM: Duration = Duration::from_mins(1);
+/// Bytes on the volume that the agent holds and gives away when it is full: whoever deletes a file must first write to
+/// a database.
+const BALLAST: u64 = 8 << 20;
 /// The most ended jobs that wait to be fetched.
 const MOST_ENDED: usize = 256;
 
@@ -150,6 +157,7 @@ impl Registry {
         }
         let logs = config.state_dir.join("logs");
         trim_logs(&logs).map_err(fail("trim", &logs))?;
+        lay_ballast(&config.state_dir);
         let jobs = ended_jobs(&logs).map_err(fail("read", &logs))?;
         Ok(Arc::new(Self {
             buildkit: Buildkit::new(&config.buildkit_addr, config.trust_dir.clone()),
@@ -295,6 +303,9 @@ impl Registry {
         };
         // No credential outlives its job.
         let _ = tokio::fs::remove_dir_all(&credentials).await;
+        if outcome.as_ref().is_err_and(|failure| failure.reason == Reason::NoSpaceLeft) {
+            self.make_room().await;
+        }
         let kind = recorder.outcome(outcome);
         self.end(&id, &job, kind);
         let (logs, running) = (self.config.state_dir.join("logs"), self.running.clone());
@@ -306,6 +317,17 @@ impl Registry {
             running.send_modify(|running| *running -= 1);
         })
         .await;
+    }
+
+    /// Has room made on a full volume, before anybody hears that it is full and tries again.
+    async fn make_room(&self) {
+        let _ = fs::remove_file(self.config.state_dir.join("ballast"));
+        match tokio::time::timeout(MAKING_ROOM, self.buildkit.make_room()).await {
+            Ok(Ok(())) => tracing::info!("made room on the full volume"),
+            Ok(Err(error)) => tracing::warn!(error = crate::chain(&error), "no room can be made on the full volume"),
+            Err(_) => tracing::warn!("making room on the full volume takes long"),
+        }
+        lay_ballast(&self.config.state_dir);
     }
 
     /// Records a job's outcome: first on the volume, for a restarted agent, then for those who wait.
@@ -329,6 +351,17 @@ impl Registry {
 
     fn file(&self, id: &str, extension: &str) -> PathBuf {
         self.config.state_dir.join("logs").join(format!("{id}.{extension}"))
+    }
+}
+
+/// Takes the room that [`Registry::make_room`] gives away, where there is that much.
+fn lay_ballast(directory: &Path) {
+    let path = directory.join("ballast");
+    let laid = fs::File::create(&path)
+        .and_then(|file| Ok(rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, BALLAST)?));
+    if let Err(error) = laid {
+        tracing::warn!(%error, "no ballast on the volume");
+        let _ = fs::remove_file(path);
     }
 }
 
@@ -362,12 +395,19 @@ fn trim_logs(logs: &Path) -> io::Result<()> {
     let mut files = Vec::new();
     for entry in fs::read_dir(logs)? {
         let entry = entry?;
-        let modified = entry.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        files.push((modified, entry.path()));
+        let metadata = entry.metadata();
+        let modified = metadata.as_ref().ok().and_then(|metadata| metadata.modified().ok());
+        let length = metadata.map_or(0, |metadata| metadata.len());
+        files.push((modified.unwrap_or(SystemTime::UNIX_EPOCH), entry.path(), length));
     }
     files.sort_by(|a, b| b.cmp(a));
-    for (number, (modified, path)) in files.iter().enumerate() {
-        if number >= MOST_LOGS || modified.elapsed().is_ok_and(|age| age > RETENTION) {
+    let mut bytes = 0_u64;
+    for (number, (modified, path, length)) in files.iter().enumerate() {
+        bytes = bytes.saturating_add(*length);
+        // An outcome is small, and somebody may still fetch it.
+        let too_many = number >= MOST_LOGS
+            || bytes > MOST_LOG_BYTES && path.extension().is_some_and(|extension| extension == "log");
+        if too_many || modified.elapsed().is_ok_and(|age| age > RETENTION) {
             let _ = fs::remove_file(path);
         }
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, kill_process_group, prlimit, waitpgid};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::Command,
@@ -15,6 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a program has to end by itself after SIGTERM, before SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
+/// The longest line of its standard error that is handed on; the rest of a longer one is dropped.
+const LONGEST_LINE: usize = 8 << 20;
+/// The most that is taken of its standard output: the listing of half a million files.
+const MOST_OUTPUT: u64 = 64 << 20;
+/// The largest file that it may write: a Git server decides how much it sends.
+const LARGEST_FILE: u64 = 8 << 30;
 
 /// What a program left behind.
 #[derive(Debug)]
@@ -44,6 +50,12 @@ pub enum ProcessError {
         /// The system's error.
         source: io::Error,
     },
+    /// It wrote more than any answer has.
+    #[error("{program} gave more than {} MiB", MOST_OUTPUT >> 20)]
+    TooMuch {
+        /// The program's name.
+        program: String,
+    },
     /// It was told to stop.
     #[error("stopped")]
     Stopped,
@@ -70,6 +82,10 @@ pub async fn run(
         .spawn()
         .map_err(|source| ProcessError::Start { program: program.clone(), source })?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    if group.is_some() {
+        // What it starts later inherits this. Failing means a limit below that one, which does as well.
+        let _ = prlimit(group, Resource::Fsize, Rlimit { current: Some(LARGEST_FILE), maximum: Some(LARGEST_FILE) });
+    }
     let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
 
     let feed = async {
@@ -80,17 +96,32 @@ pub async fn run(
     };
     let collect = async {
         let mut stdout = Vec::new();
-        if let Some(mut output) = output {
-            output.read_to_end(&mut stdout).await?;
+        if let Some(output) = output {
+            // Closed behind the limit, which ends the program.
+            output.take(MOST_OUTPUT + 1).read_to_end(&mut stdout).await?;
         }
         Ok::<_, io::Error>(stdout)
     };
     let listen = async {
         if let Some(errors) = errors {
             let (mut errors, mut line) = (BufReader::new(errors), Vec::new());
-            while errors.read_until(b'\n', &mut line).await? > 0 {
+            loop {
+                let bytes = errors.fill_buf().await?;
+                if bytes.is_empty() {
+                    break;
+                }
+                let end = bytes.iter().position(|byte| *byte == b'\n');
+                let part = &bytes[..end.unwrap_or(bytes.len())];
+                line.extend_from_slice(&part[..part.len().min(LONGEST_LINE - line.len())]);
+                let taken = part.len() + usize::from(end.is_some());
+                errors.consume(taken);
+                if end.is_some() {
+                    on_line(line.trim_ascii_end());
+                    line.clear();
+                }
+            }
+            if !line.is_empty() {
                 on_line(line.trim_ascii_end());
-                line.clear();
             }
         }
         Ok::<_, io::Error>(())
@@ -105,7 +136,10 @@ pub async fn run(
         () = stop.cancelled() => None,
     };
     if let Some(finished) = finished {
-        return finished.map_err(|source| ProcessError::Read { program, source });
+        return match finished {
+            Ok(finished) if finished.stdout.len() as u64 > MOST_OUTPUT => Err(ProcessError::TooMuch { program }),
+            finished => finished.map_err(|source| ProcessError::Read { program, source }),
+        };
     }
     if let Some(group) = group {
         let _ = kill_process_group(group, Signal::TERM);
@@ -145,6 +179,29 @@ mod tests {
         .unwrap();
         assert_eq!((finished.status.code(), finished.stdout.as_slice()), (Some(3), b"in".as_slice()));
         assert_eq!(lines, ["one", "two"]);
+    }
+
+    #[tokio::test]
+    async fn output_is_bounded() {
+        let never = CancellationToken::new();
+        let endless = run(&mut shell("exec cat /dev/zero"), None, &never, |_| {}).await;
+        assert!(matches!(endless, Err(ProcessError::TooMuch { .. })), "{endless:?}");
+
+        let mut lines = Vec::new();
+        let script = "head -c 20000000 /dev/zero | tr '\\0' x >&2; echo >&2; echo next >&2";
+        run(&mut shell(script), None, &never, |line| lines.push(line.len())).await.unwrap();
+        assert_eq!(lines, [LONGEST_LINE, 4]);
+    }
+
+    #[tokio::test]
+    async fn files_are_bounded() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        // Sparse: it takes no room. The sleep stands for the time until a program writes.
+        let script = format!("sleep 0.2; dd if=/dev/zero of={} bs=1 count=1 seek={LARGEST_FILE}", file.display());
+        let finished = run(&mut shell(&script), None, &CancellationToken::new(), |_| {}).await.unwrap();
+        assert!(!finished.status.success());
+        assert_eq!(file.metadata().unwrap().len(), LARGEST_FILE, "not a byte beyond");
     }
 
     #[tokio::test]

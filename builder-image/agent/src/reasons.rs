@@ -6,6 +6,8 @@ use std::fmt;
 
 use kiln_agent_proto::failure::Class;
 
+use crate::job::excerpt::Excerpt;
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident: $class:ident,)*) => {
         /// Why a job failed.
@@ -53,6 +55,8 @@ reasons! {
     GitCertificateUntrusted: User,
     /// The Git server's address, or one it redirects to, is one that builds may not reach.
     GitAddressForbidden: User,
+    /// What the Git server sends, or what the commit holds, is more than a builder takes.
+    GitRepositoryTooLarge: User,
     /// Git failed in a way that none of the others names.
     GitFailed: Infrastructure,
     /// A RUN step ended with a status other than 0.
@@ -124,6 +128,8 @@ pub struct JobFailure {
     pub exit_code: Option<i32>,
     /// The last lines of the step's output.
     pub log_tail: Vec<String>,
+    /// The lines of the Dockerfile around the one that failed.
+    pub excerpt: Box<Excerpt>,
 }
 
 impl JobFailure {
@@ -138,6 +144,7 @@ impl JobFailure {
             line: 0,
             exit_code: None,
             log_tail: Vec::new(),
+            excerpt: Box::default(),
         }
     }
 

@@ -46,19 +46,15 @@ impl Agent for Service {
     async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
         let about =
             self.registry.buildkit().about().await.map_err(|error| Status::unavailable(crate::chain(&error)))?;
-        let config = self.registry.config();
-        let volume = rustix::fs::statvfs(&config.state_dir).map_err(|error| {
-            Status::internal(format!("cannot tell the usage of {}: {error}", config.state_dir.display()))
-        })?;
-        let size =
-            if config.cache_size > 0 { config.cache_size } else { volume.f_blocks.saturating_mul(volume.f_frsize) };
+        let used = self.registry.buildkit().cache_used().await;
+        let configured = self.registry.config().cache_size;
         Ok(Response::new(DescribeResponse {
             buildkit_version: about.version.clone(),
             platforms: about.platforms.clone(),
             running_jobs: self.registry.running(),
             draining: self.registry.draining(),
-            cache_used_bytes: volume.f_blocks.saturating_sub(volume.f_bfree).saturating_mul(volume.f_frsize),
-            cache_size_bytes: size,
+            cache_used_bytes: used.unwrap_or(0),
+            cache_size_bytes: if configured > 0 { configured } else { about.cache_size },
         }))
     }
 

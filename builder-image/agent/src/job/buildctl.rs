@@ -8,12 +8,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Recorder, Source, credentials,
+    excerpt::{Excerpt, read_dockerfile},
     failure::{Circumstances, explain},
     process_failure,
     progress::{Progress, Update},
 };
 use crate::{
-    buildkit::Buildkit,
+    buildkit::{Buildkit, SAMPLER},
     process,
     reasons::{JobFailure, Reason},
 };
@@ -45,6 +46,10 @@ impl Build<'_> {
             .env("DOCKER_CONFIG", self.memory.join("docker"))
             .env("HOME", self.memory.join("home"))
             .current_dir(self.memory);
+        if is_traceparent(&self.spec.traceparent) {
+            // buildctl hands its spans to buildkitd, which sends them on with its own, all below this one.
+            command.env_remove(SAMPLER).env("TRACEPARENT", &self.spec.traceparent);
+        }
         let mut progress = Progress::new(recorder.masker());
         let ended = process::run(&mut command, None, stop, |line| {
             for update in progress.line(line) {
@@ -63,24 +68,36 @@ impl Build<'_> {
         })?;
         if !finished.status.success() {
             let dockerfile = self.dockerfile.to_string_lossy();
+            let content = read_dockerfile(&self.source.context, self.dockerfile);
             let build = Circumstances {
                 dockerfile: &dockerfile,
                 platform: &self.spec.platform,
                 repository: &self.spec.repository,
                 volume_full: is_full(&self.source.context),
+                content: content.as_deref(),
             };
             return Err(explain(progress.text(), progress.failed_step().as_ref(), build));
         }
         // BuildKit puts the build's platform on the image whatever the base was: the wrong programs under the right
         // name. Its linter notices.
-        if let Some(warning) =
-            progress.warnings().iter().find_map(|warning| warning.strip_prefix("InvalidBaseImagePlatform: "))
-        {
+        let wrong_base = progress
+            .warnings()
+            .iter()
+            .find_map(|warning| Some((warning.text.strip_prefix("InvalidBaseImagePlatform: ")?, warning.line)));
+        if let Some((warning, line)) = wrong_base {
             let message = format!(
                 "{warning}: its registry gave the base image of another platform; choose a base image that has {}",
                 self.spec.platform
             );
-            return Err(JobFailure::new(Reason::BaseImagePlatform, message));
+            let dockerfile = self.dockerfile.to_string_lossy().into_owned();
+            let content = read_dockerfile(&self.source.context, self.dockerfile).unwrap_or_default();
+            let excerpt = Box::new(Excerpt::of_line(&dockerfile, line, &content));
+            return Err(JobFailure {
+                dockerfile,
+                line,
+                excerpt,
+                ..JobFailure::new(Reason::BaseImagePlatform, message)
+            });
         }
         let metadata =
             fs::read(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
@@ -124,6 +141,7 @@ impl Build<'_> {
             ));
         }
         arguments.push(format!("--output={}", self.output()?));
+        arguments.iter().try_for_each(|argument| check_argument(argument))?;
         Ok(arguments)
     }
 
@@ -168,6 +186,23 @@ fn check_key(kind: &str, key: &str) -> Result<(), JobFailure> {
     Ok(())
 }
 
+/// Refuses what execve(2) does: an argument with a NUL in it, or one of 128 KiB and more.
+fn check_argument(argument: &str) -> Result<(), JobFailure> {
+    const LONGEST: usize = 128 << 10;
+    let begin = || argument.split(['=', ',']).take(2).collect::<Vec<_>>().join("=");
+    if argument.contains('\0') {
+        return Err(JobFailure::new(Reason::InvalidJob, format!("a value for {} holds a NUL character", begin())));
+    }
+    if argument.len() >= LONGEST {
+        let message = format!(
+            "what is to be written for {} is longer than {LONGEST} bytes; annotations may not be longer together",
+            begin()
+        );
+        return Err(JobFailure::new(Reason::InvalidJob, message));
+    }
+    Ok(())
+}
+
 /// `key=value` fields as one line of CSV (RFC 4180), which `buildctl` expects.
 fn csv(fields: &[(String, String)]) -> String {
     let fields: Vec<String> = fields
@@ -196,6 +231,14 @@ fn result(metadata: &[u8]) -> Result<JobResult, serde_json::Error> {
     }
     let Descriptor { media_type, digest, size } = serde_json::from_slice::<Metadata>(metadata)?.descriptor;
     Ok(JobResult { digest, size, media_type })
+}
+
+/// Whether `text` is a traceparent: version, trace, parent and flags in lower-case hexadecimal digits.
+/// <https://www.w3.org/TR/trace-context/#traceparent-header>
+fn is_traceparent(text: &str) -> bool {
+    let lengths = [2, 32, 16, 2];
+    let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    text.split('-').map(str::len).eq(lengths) && text.split('-').all(is_hex)
 }
 
 /// Whether the file system that holds `path` has less than a hundredth of its room left.
@@ -246,6 +289,31 @@ mod tests {
             allow_frontends: true,
             ..Spec::default()
         }));
+    }
+
+    #[test]
+    fn traceparents() {
+        assert!(is_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        for bad in ["", "00", "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", "x=y\0"] {
+            assert!(!is_traceparent(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_no_program_can_be_given() {
+        let source = Source { context: PathBuf::from("/work/job/source"), name: String::new() };
+        let long = "x".repeat(8192);
+        let names: Vec<String> = (0..32).map(|number| format!("k{number}")).collect();
+        let annotations: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), long.as_str())).collect();
+        for spec in [
+            Spec { build_args: map(&[("A", "a\0b")]), ..Spec::default() },
+            Spec { target: "\0".to_owned(), ..Spec::default() },
+            Spec { annotations: map(&annotations), ..Spec::default() },
+        ] {
+            let build =
+                Build { spec: &spec, source: &source, dockerfile: Path::new("Dockerfile"), memory: Path::new("/m") };
+            assert_eq!(build.arguments(Path::new("/m/metadata.json")).unwrap_err().reason, Reason::InvalidJob);
+        }
     }
 
     #[test]

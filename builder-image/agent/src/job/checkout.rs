@@ -2,11 +2,11 @@
 //! commit and content.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     ffi::OsStr,
     fs, io,
     os::unix::ffi::OsStrExt as _,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use super::{
@@ -22,6 +22,10 @@ use crate::{
 
 /// How deep submodules may lie in one another.
 const DEEPEST: usize = 8;
+/// The most submodules of one source.
+const MOST_SUBMODULES: usize = 500;
+/// The most bytes that a commit's files may have together. A pack of a few megabytes can hold any number of them.
+const LARGEST_TREE: u64 = 16 << 30;
 
 /// An entry of a commit's tree.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,6 +34,8 @@ struct Entry {
     submodule: bool,
     id: String,
     path: PathBuf,
+    /// A file's length.
+    size: u64,
 }
 
 /// A submodule to be put into a directory.
@@ -54,11 +60,18 @@ impl GitJob<'_> {
         let name = format!("{place}commit {} of {}", &commit.id[..12], remote.url);
         let mut waiting = self.check_out_one(commit, remote, directory, path, submodules).await?;
         let context = directory.join(path);
+        let mut seen = 0;
         for _ in 0..DEEPEST {
             if !submodules || waiting.is_empty() {
                 return Ok(Source { context, name });
             }
             let mut deeper = Vec::new();
+            seen += waiting.len();
+            if seen > MOST_SUBMODULES {
+                let message =
+                    format!("{name} has more than {MOST_SUBMODULES} submodules; build from a smaller repository");
+                return Err(JobFailure::new(Reason::GitRepositoryTooLarge, message));
+            }
             for submodule in waiting {
                 let commit = self.commit(submodule.remote.clone(), &submodule.commit, "").await?;
                 deeper.extend(
@@ -103,7 +116,7 @@ impl GitJob<'_> {
         wanted: bool,
     ) -> Result<Vec<Submodule>, JobFailure> {
         let below = if path.as_os_str().is_empty() { None } else { Some(format!("{}/", path.display())) };
-        let mut list = vec!["ls-tree", "-r", "-z", "--full-tree", &commit.id];
+        let mut list = vec!["ls-tree", "-r", "-l", "-z", "--full-tree", &commit.id];
         if let Some(below) = &below {
             list.extend(["--", below]);
         }
@@ -119,6 +132,10 @@ impl GitJob<'_> {
             );
             return Err(JobFailure::new(Reason::ContextNotFound, message));
         }
+
+        check(&entries).map_err(|(reason, why)| {
+            JobFailure::new(reason, format!("commit {} of {} {why}", commit.id, remote.url))
+        })?;
 
         fs::create_dir_all(directory).map_err(|error| JobFailure::agent("make the source's directory", &error))?;
         let mut index = directory.as_os_str().to_owned();
@@ -197,20 +214,47 @@ impl GitJob<'_> {
     }
 }
 
-/// Reads the output of `git ls-tree -r -z`.
+/// Reads the output of `git ls-tree -r -l -z`.
 fn entries(listing: &[u8]) -> Option<Vec<Entry>> {
     let mut entries = Vec::new();
     for line in listing.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
         let tab = line.iter().position(|byte| *byte == b'\t')?;
         let mut fields = std::str::from_utf8(&line[..tab]).ok()?.split(' ');
         let (_mode, kind, id) = (fields.next()?, fields.next()?, fields.next()?);
+        // Padded; a hyphen for what is no blob.
+        let size = fields.find(|field| !field.is_empty())?.parse().unwrap_or(0);
         entries.push(Entry {
             submodule: kind == "commit",
             id: id.to_owned(),
             path: PathBuf::from(OsStr::from_bytes(&line[tab + 1..])),
+            size,
         });
     }
     Some(entries)
+}
+
+/// Refuses what no `git add` makes: paths that leave the tree, and files below a file or link, which would be written to
+/// where the link leads. And more than a builder takes.
+fn check(entries: &[Entry]) -> Result<(), (Reason, String)> {
+    let leaves: HashSet<&Path> = entries.iter().map(|entry| entry.path.as_path()).collect();
+    for Entry { path, .. } in entries {
+        let is_name = |component: Component<'_>| match component {
+            Component::Normal(name) => !name.eq_ignore_ascii_case(".git"),
+            _ => false,
+        };
+        if !path.components().all(is_name) || path.ancestors().skip(1).any(|parent| leaves.contains(parent)) {
+            return Err((
+                Reason::InvalidJob,
+                format!("has the path {:?}, which cannot be checked out safely", path.display()),
+            ));
+        }
+    }
+    let bytes = entries.iter().fold(0_u64, |bytes, entry| bytes.saturating_add(entry.size));
+    if bytes > LARGEST_TREE {
+        let (bytes, most) = (bytes >> 30, LARGEST_TREE >> 30);
+        return Err((Reason::GitRepositoryTooLarge, format!("holds files of {bytes} GiB; a builder takes {most} GiB")));
+    }
+    Ok(())
 }
 
 /// Reads the output of `git config -z --list` of a `.gitmodules`: URLs by path, paths that leave the tree left out.
@@ -319,8 +363,8 @@ mod tests {
         let (repository, _) = repositories.at(url.as_str(), &first);
         git(root.path(), &["clone", "--quiet", "--bare", "tree", repository.to_str().unwrap()]);
         let stop = CancellationToken::new();
-        let job = GitJob { repositories: &repositories, stop: &stop, memory: &memory };
-        let remote = Remote::new(url, "", "", None);
+        let job = GitJob { repositories: &repositories, stop: &stop, memory: &memory, allow_private: true };
+        let remote = Remote::new(url, "", "", None, true);
         let check_out = async |id: &str, path: &str| {
             let commit = job.commit(remote.clone(), id, "").await.unwrap();
             job.check_out(commit, &remote, &root.path().join(format!("{id}{path}")), Path::new(path), false).await
@@ -350,14 +394,34 @@ mod tests {
     #[test]
     fn reads_a_listing() {
         let id = "a".repeat(40);
-        let listing = format!("100644 blob {id}\ta b\0120000 blob {id}\tlink\0160000 commit {id}\tsub/m\0");
-        let entry = |path: &str, submodule| Entry { submodule, id: id.clone(), path: PathBuf::from(path) };
+        let listing = format!(
+            "100644 blob {id}      12\ta b\0120000 blob {id} 1234567\tlink\0160000 commit {id}       -\tsub/m\0"
+        );
+        let entry = |path: &str, submodule, size| Entry { submodule, id: id.clone(), path: PathBuf::from(path), size };
         assert_eq!(
             entries(listing.as_bytes()),
-            Some(vec![entry("a b", false), entry("link", false), entry("sub/m", true)])
+            Some(vec![entry("a b", false, 12), entry("link", false, 1_234_567), entry("sub/m", true, 0)])
         );
         assert_eq!(entries(b"garbage\0"), None);
         assert_eq!(entries(b""), Some(Vec::new()));
+    }
+
+    #[test]
+    fn trees_that_no_git_makes() {
+        let tree = |paths: &[&str], size| {
+            let entries: Vec<Entry> = paths
+                .iter()
+                .map(|path| Entry { submodule: false, id: String::new(), path: PathBuf::from(path), size })
+                .collect();
+            check(&entries).map_err(|(reason, _)| reason)
+        };
+        assert_eq!(tree(&["a", "b/c", "b/.gitignore", ".github/x"], 1), Ok(()));
+        // A link `a` and a file below it, among them.
+        for bad in [&["a", "a/b"][..], &["a/b/c", "a"], &["../a"], &["/a"], &["a/.GIT/config"], &["a/../b"]] {
+            assert_eq!(tree(bad, 1), Err(Reason::InvalidJob), "{bad:?}");
+        }
+        assert_eq!(tree(&["a", "b"], LARGEST_TREE / 2 + 1), Err(Reason::GitRepositoryTooLarge));
+        assert_eq!(tree(&["a", "b"], u64::MAX), Err(Reason::GitRepositoryTooLarge));
     }
 
     #[test]

@@ -3,8 +3,11 @@
 //! BuildKit gives no codes: Dockerfile, line and cause stand in that text alone. So this holds for the version in the
 //! builder image, and is tested with texts captured from it.
 
-use super::progress::FailedStep;
+use super::{excerpt, excerpt::Excerpt, mask::shorten, progress::FailedStep};
 use crate::reasons::{JobFailure, Reason};
+
+/// The longest name of a step within a message, in bytes.
+const LONGEST_NAME: usize = 160;
 
 /// What is known of the build beside its text.
 #[derive(Debug, Clone, Copy)]
@@ -17,21 +20,29 @@ pub struct Circumstances<'a> {
     pub repository: &'a str,
     /// Whether the cache volume has no room left.
     pub volume_full: bool,
+    /// The Dockerfile's content, where it can be read.
+    pub content: Option<&'a str>,
 }
 
 /// Explains the failure that `text` tells of, in which `step` failed.
 #[must_use]
 pub fn explain(text: &str, step: Option<&FailedStep>, build: Circumstances<'_>) -> JobFailure {
     let cause = cause(text);
-    let place = excerpt(text);
+    let place = excerpt::find(text);
     let exit_code = exit_code(&cause);
     let (reason, message) = classify(&cause, exit_code, step, place.is_some(), build);
-    let (dockerfile, line) =
-        place.map_or_else(|| (String::new(), line_in(&cause).unwrap_or(0)), |(file, line)| (file.to_owned(), line));
+    let (dockerfile, line) = place
+        .as_ref()
+        .map_or_else(|| (String::new(), line_in(&cause).unwrap_or(0)), |place| (place.file.clone(), place.line));
     let at = match (dockerfile.as_str(), line) {
         (_, 0) => String::new(),
         ("", line) => format!(" (line {line} of {})", build.dockerfile),
         (file, line) => format!(" (line {line} of {file})"),
+    };
+    let content = build.content.unwrap_or_default();
+    let excerpt = match place {
+        Some(place) => place.widened(content),
+        None => Excerpt::of_line(build.dockerfile, line, content),
     };
     JobFailure {
         reason,
@@ -41,6 +52,7 @@ pub fn explain(text: &str, step: Option<&FailedStep>, build: Circumstances<'_>) 
         line,
         exit_code,
         log_tail: step.map(|step| step.tail.clone()).unwrap_or_default(),
+        excerpt: Box::new(excerpt),
     }
 }
 
@@ -119,7 +131,8 @@ fn classify(
 
 /// A program of a RUN step that ended with a status other than 0.
 fn step_failure(code: i32, step: Option<&FailedStep>, build: Circumstances<'_>) -> (Reason, String) {
-    let name = step.map_or("a step", |step| step.name.as_str());
+    // The whole of it is told beside the message, whose end says most.
+    let name = shorten(step.map_or("a step", |step| step.name.as_str()).to_owned(), LONGEST_NAME);
     let output_has = |signs: &[&str]| {
         step.is_some_and(|step| step.tail.iter().any(|line| signs.iter().any(|sign| line.contains(sign))))
     };
@@ -287,18 +300,6 @@ fn cause(text: &str) -> String {
     if error.is_empty() { "buildctl ended without a word".to_owned() } else { error.to_owned() }
 }
 
-/// Dockerfile and line of the first excerpt: `PATH:LINE`, a rule, lines of which the guilty ones bear `>>>`.
-fn excerpt(text: &str) -> Option<(&str, u32)> {
-    let mut lines = text.lines().peekable();
-    while let Some(line) = lines.next() {
-        let ruled = lines.peek().is_some_and(|next| next.len() >= 10 && next.bytes().all(|byte| byte == b'-'));
-        if let (true, Some((file, number))) = (ruled, line.rsplit_once(':')) {
-            return Some((file, number.parse().ok()?));
-        }
-    }
-    None
-}
-
 /// A parse error without its line, which is told apart.
 fn without_line(cause: &str) -> &str {
     cause
@@ -344,6 +345,7 @@ mod tests {
         platform: "linux/amd64",
         repository: "registry.example/team/app",
         volume_full: false,
+        content: None,
     };
 
     fn explain_captured(captured: &str) -> JobFailure {

@@ -90,6 +90,8 @@ pub struct GitJob<'a> {
     pub stop: &'a CancellationToken,
     /// The job's directory in memory.
     pub memory: &'a Path,
+    /// Whether servers may have private addresses.
+    pub allow_private: bool,
 }
 
 /// What a run of `git` came to.
@@ -123,7 +125,7 @@ impl GitJob<'_> {
                     .map_err(|error| JobFailure::agent("write the Git server's CA", &error))?,
             )
         };
-        let remote = Remote::new(url, &source.username, &source.password, bundle);
+        let remote = Remote::new(url, &source.username, &source.password, bundle, self.allow_private);
         let commit = self.commit(remote.clone(), &source.commit, &source.r#ref).await?;
         self.check_out(commit, &remote, directory, &path, source.submodules).await
     }
@@ -131,7 +133,11 @@ impl GitJob<'_> {
     /// Makes sure that the commit is in the remote's bare repository.
     pub async fn commit(&self, remote: Remote, id: &str, name: &str) -> Result<Commit, JobFailure> {
         let (repository, lock) = self.repositories.at(remote.url.as_str(), id);
-        let reading = Arc::clone(&lock).read_owned().await;
+        // Another job may be fetching, from a server that takes its time.
+        let reading = tokio::select! {
+            reading = Arc::clone(&lock).read_owned() => reading,
+            () = self.stop.cancelled() => return Err(process_failure(process::ProcessError::Stopped)),
+        };
         if let Some(second) = self.commit_second(&repository, id).await? {
             touch(&repository);
             return Ok(Commit { repository, id: id.to_owned(), second, _reading: reading });
@@ -386,6 +392,10 @@ fn failure(problem: Problem, remote: &Remote, id: &str, name: &str, stderr: &str
             (Reason::GitUnavailable, format!("{host} cannot be reached or is in trouble: {detail}"))
         }
         Problem::NoSpace => (Reason::NoSpaceLeft, format!("the builder's cache volume is full: {detail}")),
+        Problem::TooLarge => (
+            Reason::GitRepositoryTooLarge,
+            format!("{url} sends more than a builder takes for one commit; build from a smaller repository"),
+        ),
         Problem::Other => (Reason::GitFailed, format!("fetching {url} failed: {detail}")),
     };
     JobFailure::new(reason, message)

@@ -13,6 +13,8 @@ const MASK: &str = "***";
 const SHORTEST_VALUE: usize = 4;
 /// A line of a longer value says less by itself: lines such as `}` or `name: x` are left alone.
 const SHORTEST_LINE: usize = 8;
+/// `base64` begins a new line after so many characters.
+const WRAPPED: usize = 76;
 /// The longest line, in bytes.
 pub const LONGEST_LINE: usize = 4096;
 
@@ -24,22 +26,33 @@ pub struct Masker {
 }
 
 impl Masker {
-    /// Masks each of `secrets`, each of its lines and its base64 forms.
+    /// Masks each of `secrets` as it is, each of its lines, and its base64 forms: with and without padding, for URLs, with
+    /// the line end that `echo` adds, and in lines of 76 characters as `base64` writes them.
+    ///
+    /// That is all that is promised: a step that prints a value in parts, reversed or otherwise encoded shows it. Whoever
+    /// writes a Dockerfile may read the secrets that its build is given; masking keeps them out of logs by mistake.
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut values = Vec::new();
         for secret in secrets {
             let trimmed = secret.trim_ascii();
-            for form in [secret, trimmed] {
+            for form in [secret, trimmed, &[trimmed, b"\n"].concat()] {
                 if form.len() >= SHORTEST_VALUE {
+                    let standard = STANDARD.encode(form);
+                    if standard.len() > WRAPPED {
+                        let lines = standard.as_bytes().chunks(WRAPPED).map(String::from_utf8_lossy);
+                        values.extend(lines.filter(|line| line.len() >= SHORTEST_LINE).map(Cow::into_owned));
+                    }
                     values.extend([
-                        STANDARD.encode(form),
+                        standard,
                         STANDARD_NO_PAD.encode(form),
                         URL_SAFE.encode(form),
                         URL_SAFE_NO_PAD.encode(form),
                     ]);
                 }
             }
-            let Ok(text) = std::str::from_utf8(trimmed) else { continue };
+            // As the text will be that is looked through.
+            let text = plain(&String::from_utf8_lossy(trimmed));
+            let text = text.trim();
             if text.len() >= SHORTEST_VALUE && !text.contains('\n') {
                 values.push(text.to_owned());
             }
@@ -163,6 +176,25 @@ mod tests {
         ];
         for (line, expected) in cases {
             assert_eq!(masker.line(line), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn masks_what_echo_and_base64_make_of_a_value() {
+        let long = "0123456789".repeat(12);
+        let masker =
+            Masker::new([b"hunter22".as_slice(), long.as_bytes(), b"\xff\xfebinary-value", b"tab\tand\x01bell"]);
+        let echoed = STANDARD.encode("hunter22\n");
+        let wrapped = STANDARD.encode(format!("{long}\n"));
+        for line in [
+            &*echoed,
+            &wrapped[..WRAPPED],
+            &wrapped[WRAPPED..2 * WRAPPED],
+            &wrapped[2 * WRAPPED..],
+            "\u{fffd}\u{fffd}binary-value",
+            "tab\tand\u{1}bell",
+        ] {
+            assert_eq!(masker.line(line).trim_end_matches('='), MASK, "{line:?}");
         }
     }
 

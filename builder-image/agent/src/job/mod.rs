@@ -20,9 +20,11 @@ use crate::{
 };
 use mask::{Masker, shorten};
 
+pub mod address;
 pub mod buildctl;
 pub mod checkout;
 pub mod credentials;
+pub mod excerpt;
 pub mod failure;
 pub mod git;
 pub mod inline;
@@ -31,6 +33,8 @@ pub mod mtime;
 pub mod progress;
 pub mod remote;
 
+/// The most that is written to a job's log on the volume, in bytes.
+const LONGEST_LOG: u64 = 16 << 20;
 /// The longest message of a failure, in bytes: it goes into an object's status.
 const LONGEST_MESSAGE: usize = 2048;
 
@@ -47,9 +51,37 @@ pub struct Source {
 pub struct Recorder {
     job: Arc<Job>,
     masker: Masker,
-    log: Mutex<Option<BufWriter<File>>>,
+    log: Mutex<Option<LogFile>>,
     /// Begins each line of the log.
     prefix: String,
+}
+
+/// The log on the volume, of bounded length.
+struct LogFile {
+    file: BufWriter<File>,
+    left: u64,
+}
+
+impl LogFile {
+    /// The log is a convenience: a full volume shows in the build itself, so errors are not told.
+    fn line(&mut self, line: &str) {
+        if self.left == 0 {
+            return;
+        }
+        let length = line.len() as u64 + 1;
+        if length <= self.left {
+            let _ = writeln!(self.file, "{line}");
+            self.left -= length;
+        } else {
+            let _ = writeln!(self.file, "(the job wrote more than {} MiB: the rest is not kept)", LONGEST_LOG >> 20);
+            self.left = 0;
+        }
+    }
+
+    /// The last line, whatever came before it.
+    fn end(&mut self, line: &str) {
+        let _ = writeln!(self.file, "{line}").and_then(|()| self.file.flush());
+    }
 }
 
 impl Recorder {
@@ -62,7 +94,7 @@ impl Recorder {
         Self {
             job,
             masker: Masker::new(credentials::secret_values(spec).iter().map(Vec::as_slice)),
-            log: Mutex::new(file.map(BufWriter::new)),
+            log: Mutex::new(file.map(|file| LogFile { file: BufWriter::new(file), left: LONGEST_LOG })),
             prefix: format!("{} {}", spec.run, spec.platform),
         }
     }
@@ -108,27 +140,25 @@ impl Recorder {
     /// The job's last event, written to the logs; the caller publishes it.
     #[must_use]
     pub fn outcome(&self, outcome: Result<JobResult, JobFailure>) -> Kind {
-        let kind = match outcome {
+        let (kind, line) = match outcome {
             Ok(result) => {
                 tracing::info!(digest = result.digest, "job succeeded");
-                self.log(&format!("succeeded {}", result.digest));
-                Kind::Result(result)
+                let line = format!("succeeded {}", result.digest);
+                (Kind::Result(result), line)
             }
             Err(failure) => {
                 let failure = self.failure(failure);
                 tracing::info!(reason = failure.reason, why = failure.message, "job failed");
-                self.log(&format!("failed {}: {}", failure.reason, failure.message));
-                Kind::Failure(failure)
+                let line = format!("failed {}: {}", failure.reason, failure.message);
+                (Kind::Failure(failure), line)
             }
         };
-        if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            let _ = log.flush();
-        }
+        self.with_log(|log| log.end(&self.stamped(&line)));
         kind
     }
 
     fn failure(&self, failure: JobFailure) -> Failure {
-        let JobFailure { reason, message, step, dockerfile, line, exit_code, log_tail } = failure;
+        let JobFailure { reason, message, step, dockerfile, line, exit_code, log_tail, excerpt } = failure;
         // One line, whatever an error brought along.
         let message = self.masker.text(&message).split_whitespace().collect::<Vec<_>>().join(" ");
         Failure {
@@ -140,14 +170,21 @@ impl Recorder {
             line,
             exit_code,
             log_tail: log_tail.iter().map(|line| self.masker.line(line)).collect(),
-            excerpt: Vec::new(),
+            excerpt: excerpt.render(|text| self.masker.line(text)),
         }
     }
 
     fn log(&self, text: &str) {
+        self.with_log(|log| log.line(&self.stamped(text)));
+    }
+
+    fn stamped(&self, text: &str) -> String {
+        format!("{} {} {text}", prost_types::Timestamp::from(SystemTime::now()), self.prefix)
+    }
+
+    fn with_log(&self, write: impl FnOnce(&mut LogFile)) {
         if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            // The log is a convenience: a full volume shows in the build itself.
-            let _ = writeln!(log, "{} {} {text}", prost_types::Timestamp::from(SystemTime::now()), self.prefix);
+            write(log);
         }
     }
 }
@@ -170,7 +207,12 @@ pub async fn run(
     recorder.phase(Phase::Fetching);
     let source = match spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
         Some(source::Kind::Git(git)) => {
-            let job = git::GitJob { repositories: registry.repositories(), stop, memory };
+            let job = git::GitJob {
+                repositories: registry.repositories(),
+                stop,
+                memory,
+                allow_private: spec.allow_private_addresses,
+            };
             job.fetch(git, &work.join("source")).await?
         }
         Some(source::Kind::Inline(inline)) => inline::write(inline, &work.join("source"))?,
@@ -195,6 +237,11 @@ fn buildkit_failure(error: BuildkitError) -> JobFailure {
 fn process_failure(error: ProcessError) -> JobFailure {
     match error {
         ProcessError::Stopped => JobFailure::new(Reason::Cancelled, "the build was stopped"),
+        // Only Git's answers depend on what somebody put into a repository.
+        error @ ProcessError::TooMuch { .. } => JobFailure::new(
+            Reason::GitRepositoryTooLarge,
+            format!("{error}: the commit has more files than a builder takes; build from a smaller repository"),
+        ),
         error => JobFailure::agent("run a program", &error),
     }
 }
@@ -232,9 +279,9 @@ fn dockerfiles_near(context: &Path, dockerfile: &Path) -> Vec<String> {
     };
     let mut directories = vec![context.to_owned()];
     directories.extend(list(context).into_iter().filter(|path| path.is_dir() && !path.is_symlink()));
-    if let Some(parent) = dockerfile.parent() {
-        directories.push(context.join(parent));
-    }
+    // A link may lead out of the context.
+    let named = dockerfile.parent().and_then(|parent| context.join(parent).canonicalize().ok());
+    directories.extend(named.filter(|named| context.canonicalize().is_ok_and(|context| named.starts_with(context))));
     let mut found: Vec<String> = directories
         .iter()
         .flat_map(|directory| list(directory))

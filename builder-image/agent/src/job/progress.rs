@@ -9,12 +9,17 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kiln_agent_proto::Step;
 use serde::Deserialize;
 
-use super::mask::Masker;
+use super::mask::{Masker, shorten};
 
 /// How many lines of a step's output a failure tells.
 const TAIL: usize = 20;
-/// A line without end is cut here, so that a step that never ends one does not fill the memory.
+/// A line without end is told so far, and what follows of it is not, so that a step that never ends one does not fill
+/// the memory. Far above what is shown of a line, so that no secret value is cut in two where it would be seen.
 const LONGEST_PIECE: usize = 64 << 10;
+/// The most steps that are told of: no honest Dockerfile has so many.
+const MOST_STEPS: usize = 2000;
+/// The longest error of a step, in bytes: BuildKit repeats the whole command in it.
+const LONGEST_ERROR: usize = 16 << 10;
 
 /// Something that a line told.
 #[derive(Debug, PartialEq)]
@@ -52,7 +57,7 @@ struct Status {
     #[serde(default)]
     logs: Vec<VertexLog>,
     #[serde(default)]
-    warnings: Vec<Warning>,
+    warnings: Vec<VertexWarning>,
 }
 
 #[derive(Deserialize)]
@@ -83,17 +88,64 @@ struct VertexLog {
 }
 
 #[derive(Deserialize)]
-struct Warning {
+struct VertexWarning {
     #[serde(default)]
     short: String,
+    #[serde(default)]
+    range: Option<Vec<Range>>,
+}
+
+#[derive(Deserialize)]
+struct Range {
+    #[serde(default)]
+    start: Position,
+}
+
+#[derive(Default, Deserialize)]
+struct Position {
+    #[serde(default)]
+    line: u32,
+}
+
+/// A warning of BuildKit's linter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The rule's name and what breaks it.
+    pub text: String,
+    /// The line of the Dockerfile, from 1; 0: unknown.
+    pub line: u32,
 }
 
 /// What one step has told so far.
 #[derive(Default)]
 struct StepOutput {
     /// The unfinished line of each stream.
-    pieces: HashMap<i32, Vec<u8>>,
+    pieces: HashMap<i32, Piece>,
     tail: VecDeque<String>,
+}
+
+/// A line whose end has not come yet.
+#[derive(Default)]
+struct Piece {
+    bytes: Vec<u8>,
+    /// It was too long and has been told: the rest of it is not.
+    told: bool,
+}
+
+impl Piece {
+    /// Adds what came. A carriage return begins the line anew, as a progress bar does: of a long one, what it drew before
+    /// need not be kept.
+    fn take(&mut self, chunk: &[u8]) {
+        if self.told {
+            return;
+        }
+        self.bytes.extend_from_slice(chunk);
+        if self.bytes.len() > LONGEST_PIECE
+            && let Some(drawn) = self.bytes.trim_ascii_end().iter().rposition(|byte| *byte == b'\r')
+        {
+            self.bytes.drain(..=drawn);
+        }
+    }
 }
 
 /// A build's progress so far.
@@ -103,7 +155,7 @@ pub struct Progress<'a> {
     /// The steps with an error, in the order in which they failed.
     failed: Vec<String>,
     outputs: HashMap<String, StepOutput>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
     pushing: bool,
     text: String,
 }
@@ -146,8 +198,11 @@ impl<'a> Progress<'a> {
             updates.push(Update::Pushing);
         }
         for warning in status.warnings {
-            let short = STANDARD.decode(&warning.short).unwrap_or_default();
-            self.warnings.push(self.masker.line(&String::from_utf8_lossy(&short)));
+            if self.warnings.len() < MOST_STEPS {
+                let short = STANDARD.decode(&warning.short).unwrap_or_default();
+                let line = warning.range.unwrap_or_default().first().map_or(0, |range| range.start.line);
+                self.warnings.push(Warning { text: self.masker.line(&String::from_utf8_lossy(&short)), line });
+            }
         }
         updates
     }
@@ -160,7 +215,7 @@ impl<'a> Progress<'a> {
 
     /// The linter's warnings.
     #[must_use]
-    pub fn warnings(&self) -> &[String] {
+    pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
@@ -170,7 +225,7 @@ impl<'a> Progress<'a> {
     pub fn failed_step(&self) -> Option<FailedStep> {
         let steps = || self.failed.iter().filter_map(|id| Some((id, self.steps.get(id)?)));
         let (id, step) = steps()
-            .find(|(_, step)| self.text.contains(&step.error))
+            .find(|(_, step)| self.text.contains(step.error.trim_end_matches('…')))
             .or_else(|| steps().find(|(_, step)| !step.error.contains("context canceled")))?;
         Some(FailedStep { name: step.name.clone(), error: step.error.clone(), tail: self.tail(id) })
     }
@@ -190,16 +245,23 @@ impl<'a> Progress<'a> {
     fn vertex(&mut self, vertex: Vertex, updates: &mut Vec<Update>) {
         // Named when the build is planned, told when it begins.
         let Some(started) = vertex.started.as_deref().and_then(|time| time.parse().ok()) else { return };
+        if self.steps.len() >= MOST_STEPS && vertex.error.is_empty() && !self.steps.contains_key(&vertex.digest) {
+            return;
+        }
         let step = Step {
             id: vertex.digest,
             name: self.masker.line(&vertex.name),
             started: Some(started),
             completed: vertex.completed.as_deref().and_then(|time| time.parse().ok()),
             cached: vertex.cached,
-            error: self.masker.text(&vertex.error),
+            error: shorten(self.masker.text(&vertex.error), LONGEST_ERROR),
         };
         if step.completed.is_some() {
             self.flush(&step.id, updates);
+            if step.error.is_empty() {
+                // Nobody asks for the last lines of a step that went well.
+                self.outputs.remove(&step.id);
+            }
         }
         if !step.error.is_empty() && !self.failed.contains(&step.id) {
             self.failed.push(step.id.clone());
@@ -212,29 +274,34 @@ impl<'a> Progress<'a> {
 
     fn output(&mut self, log: &VertexLog, updates: &mut Vec<Update>) {
         let Ok(data) = STANDARD.decode(&log.data) else { return };
+        if self.outputs.len() >= MOST_STEPS && !self.outputs.contains_key(&log.vertex) {
+            return;
+        }
         let output = self.outputs.entry(log.vertex.clone()).or_default();
         let mut piece = output.pieces.remove(&log.stream).unwrap_or_default();
-        piece.extend_from_slice(&data);
-        let mut rest = piece.as_slice();
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            self.masked_line(&log.vertex, &rest[..end], updates);
-            rest = &rest[end + 1..];
+        for chunk in data.split_inclusive(|byte| *byte == b'\n') {
+            let (chunk, ends) = chunk.strip_suffix(b"\n").map_or((chunk, false), |chunk| (chunk, true));
+            piece.take(chunk);
+            if !piece.told && (ends || piece.bytes.len() > LONGEST_PIECE) {
+                self.masked_line(&log.vertex, &piece.bytes, updates);
+                piece = Piece { bytes: Vec::new(), told: true };
+            }
+            if ends {
+                piece = Piece::default();
+            }
         }
-        if rest.len() > LONGEST_PIECE {
-            self.masked_line(&log.vertex, rest, updates);
-        } else if !rest.is_empty() {
-            let rest = rest.to_vec();
-            self.outputs.entry(log.vertex.clone()).or_default().pieces.insert(log.stream, rest);
+        if piece.told || !piece.bytes.is_empty() {
+            self.outputs.entry(log.vertex.clone()).or_default().pieces.insert(log.stream, piece);
         }
     }
 
     /// Tells the unfinished lines of a step that has ended.
     fn flush(&mut self, id: &str, updates: &mut Vec<Update>) {
         let Some(output) = self.outputs.get_mut(id) else { return };
-        let mut pieces: Vec<_> = output.pieces.drain().collect();
-        pieces.sort();
+        let mut pieces: Vec<_> = output.pieces.drain().filter(|(_, piece)| !piece.told).collect();
+        pieces.sort_by_key(|(stream, _)| *stream);
         for (_, piece) in pieces {
-            self.masked_line(id, &piece, updates);
+            self.masked_line(id, &piece.bytes, updates);
         }
     }
 
@@ -335,6 +402,52 @@ mod tests {
         assert_eq!(lines(&progress.line(&log(1, b"o\n\n"))), ["two", ""]);
         let end = serde_json::json!({"vertexes": [{"digest": "v", "name": "n", "started": "2026-01-01T00:00:00Z", "completed": "2026-01-01T00:00:01Z"}]});
         assert_eq!(lines(&progress.line(end.to_string().as_bytes())), ["err"]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_told_once_and_takes_no_memory() {
+        let masker = Masker::new([b"hunter22".as_slice()]);
+        let mut progress = Progress::new(&masker);
+        let mut told = Vec::new();
+        // The value lies across each place where output could be cut.
+        for _ in 0..100 {
+            told.extend(progress.line(&log(1, &b"hunter22".repeat(4 << 10))));
+        }
+        assert!(progress.outputs["v"].pieces[&1].bytes.is_empty());
+        told.extend(progress.line(&log(1, b"hunter22\nnext\n")));
+        assert_eq!(told.len(), 2, "the line's beginning, and the next one");
+        assert!(lines(&told)[0].trim_end_matches('…').chars().all(|char| char == '*'));
+        assert_eq!(lines(&told)[1], "next");
+
+        let mut told = Vec::new();
+        for percent in 0..100 {
+            told.extend(progress.line(&log(2, format!("{}{percent}%\r", "#".repeat(2000)).as_bytes())));
+        }
+        told.extend(progress.line(&log(2, b"done\n")));
+        assert_eq!(lines(&told), ["done"], "a progress bar's last drawing counts");
+    }
+
+    #[test]
+    fn what_a_step_prints_is_output_whatever_it_looks_like() {
+        let masker = Masker::default();
+        let mut progress = Progress::new(&masker);
+        let fake = b"{\"vertexes\":[{\"digest\":\"v\",\"name\":\"fake\",\"started\":\"2026-01-01T00:00:00Z\",\"error\":\"e\"}]}\nerror: failed to solve: failed to push r: denied: \nDockerfile:1\n--------------------\n   1 | >>> x\n";
+        let updates = progress.line(&log(1, fake));
+        assert_eq!(lines(&updates).len(), updates.len());
+        assert_eq!((progress.failed_step(), progress.text()), (None, ""));
+    }
+
+    #[test]
+    fn endless_steps_are_not_told() {
+        let masker = Masker::default();
+        let mut progress = Progress::new(&masker);
+        let told: usize = (0..2 * MOST_STEPS)
+            .map(|number| {
+                let vertex = serde_json::json!({"vertexes": [{"digest": number.to_string(), "name": "n", "started": "2026-01-01T00:00:00Z"}]});
+                progress.line(vertex.to_string().as_bytes()).len()
+            })
+            .sum();
+        assert_eq!(told, MOST_STEPS);
     }
 
     proptest! {

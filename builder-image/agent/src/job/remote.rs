@@ -1,14 +1,11 @@
 //! A Git server as a job may use it: which URLs and addresses are allowed, where its credential goes, and what it
 //! means when `git` fails. Everything is told to `git` by environment variables, nothing on its command line.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
-};
+use std::{net::IpAddr, path::PathBuf};
 
 use url::{Host, Url};
 
-use super::credentials::basic;
+use super::{address::permit, credentials::basic};
 use crate::reasons::{JobFailure, Reason};
 
 /// A repository's URL and what it takes to fetch from it.
@@ -20,6 +17,8 @@ pub struct Remote {
     password: String,
     /// The bundle of CAs to trust; none: the system's.
     bundle: Option<PathBuf>,
+    /// Whether its address may be in a private range.
+    allow_private: bool,
     /// The addresses that the host's name stood for when they were checked.
     addresses: Vec<IpAddr>,
 }
@@ -41,6 +40,10 @@ pub fn parse_url(url: &str) -> Result<Url, JobFailure> {
     if parsed.scheme() != "https" {
         return Err(refuse("is not https"));
     }
+    if parsed.host_str().is_some_and(|host| host.ends_with('.')) {
+        // The addresses that were checked are given to Git under the name, which it would not find with the dot.
+        return Err(refuse("has a host that ends in a dot; write it without"));
+    }
     if parsed.host().is_none() || parsed.query().is_some() || parsed.fragment().is_some() {
         return Err(refuse("must have the form https://host/path"));
     }
@@ -50,8 +53,9 @@ pub fn parse_url(url: &str) -> Result<Url, JobFailure> {
 impl Remote {
     /// The remote at `url`, with a credential unless both are empty, and a bundle of CAs unless the system's will do.
     #[must_use]
-    pub fn new(url: Url, username: &str, password: &str, bundle: Option<PathBuf>) -> Self {
-        Self { url, username: username.to_owned(), password: password.to_owned(), bundle, addresses: Vec::new() }
+    pub fn new(url: Url, username: &str, password: &str, bundle: Option<PathBuf>, allow_private: bool) -> Self {
+        let (username, password) = (username.to_owned(), password.to_owned());
+        Self { url, username, password, bundle, allow_private, addresses: Vec::new() }
     }
 
     /// The same server's other repository, or another server: that one gets no credential.
@@ -59,7 +63,7 @@ impl Remote {
     pub fn at(&self, url: Url) -> Self {
         let same = url.origin() == self.url.origin();
         let (username, password) = if same { (self.username.as_str(), self.password.as_str()) } else { ("", "") };
-        Self::new(url, username, password, self.bundle.clone())
+        Self::new(url, username, password, self.bundle.clone(), self.allow_private)
     }
 
     /// Whether a credential is sent.
@@ -75,7 +79,8 @@ impl Remote {
         format!("{}{port}", self.url.host_str().unwrap_or_default())
     }
 
-    /// Looks the host's addresses up and refuses those that no build may reach. `git` then connects to just these.
+    /// Looks the host's addresses up and leaves out those that builds may not reach; fails where no other is left. `git`
+    /// then connects to just these, so that a name which stands for another address a moment later gains nothing.
     pub async fn check_addresses(&mut self) -> Result<(), JobFailure> {
         let port = self.url.port_or_known_default().unwrap_or(443);
         let addresses: Vec<IpAddr> = match self.url.host() {
@@ -97,16 +102,16 @@ impl Remote {
             },
             None => Vec::new(),
         };
-        if let Some(address) = addresses.iter().find(|address| is_forbidden(**address)) {
-            let message = format!(
-                "the Git server {} has the address {address}, which builds may not reach (loopback, link-local or metadata)",
-                self.host()
-            );
-            return Err(JobFailure::new(Reason::GitAddressForbidden, message));
-        }
-        self.addresses = addresses;
+        self.addresses =
+            addresses.iter().copied().filter(|address| permit(*address, self.allow_private).is_ok()).collect();
         self.addresses.dedup();
-        Ok(())
+        if !self.addresses.is_empty() {
+            return Ok(());
+        }
+        let refused = addresses.iter().find_map(|address| Some((address, permit(*address, self.allow_private).err()?)));
+        let why =
+            refused.map_or("has no address".to_owned(), |(address, why)| format!("has the address {address}: {why}"));
+        Err(JobFailure::new(Reason::GitAddressForbidden, format!("the Git server {} {why}", self.host())))
     }
 
     /// Git's configuration for this remote.
@@ -158,28 +163,6 @@ impl Remote {
     }
 }
 
-/// Whether builds may never reach `address`: the builder itself, its link, the clouds' metadata services.
-fn is_forbidden(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            v4.is_loopback() || v4.is_link_local() || v4.octets()[0] == 0 || v4.is_multicast() || v4.is_broadcast()
-                // The metadata services of Alibaba Cloud and Oracle Cloud.
-                || [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192)].contains(&v4)
-        }
-        IpAddr::V6(v6) => {
-            let segments = v6.segments();
-            // Mapped (::ffff:0:0/96) and translated (64:ff9b::/96) addresses stand for the IPv4 address at their end.
-            let [.., high, low] = segments;
-            let embedded = Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
-            let embeds = v6.to_ipv4_mapped().is_some() || segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
-            v6.is_loopback() || v6.is_unspecified() || v6.is_multicast() || v6.is_unicast_link_local()
-                // The metadata services of AWS and Google Cloud.
-                || [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)].contains(&v6)
-                || embeds && is_forbidden(embedded.into())
-        }
-    }
-}
-
 /// What `git` meant by failing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Problem {
@@ -199,6 +182,8 @@ pub enum Problem {
     Unavailable,
     /// The volume is full.
     NoSpace,
+    /// It sends more than a file may hold.
+    TooLarge,
     /// None of these.
     Other,
 }
@@ -206,7 +191,8 @@ pub enum Problem {
 /// Reads what `git fetch` wrote to its standard error, in the C locale.
 #[must_use]
 pub fn problem(stderr: &str) -> Problem {
-    const SIGNS: [(Problem, &[&str]); 8] = [
+    const SIGNS: [(Problem, &[&str]); 9] = [
+        (Problem::TooLarge, &["died of signal 25", "File too large", "File size limit exceeded"]),
         (Problem::NoSpace, &["No space left on device", "Disk quota exceeded"]),
         (
             Problem::Untrusted,
@@ -311,7 +297,7 @@ mod tests {
     use super::*;
 
     fn remote(url: &str) -> Remote {
-        Remote::new(parse_url(url).unwrap(), "user", "hunter22", None)
+        Remote::new(parse_url(url).unwrap(), "user", "hunter22", None, true)
     }
 
     #[test]
@@ -330,6 +316,7 @@ mod tests {
             "https://host/x?y",
             "https://host/\nx",
             "ext::sh -c x",
+            "https://host./x",
             "",
         ] {
             assert!(parse_url(bad).is_err(), "{bad}");
@@ -367,26 +354,36 @@ mod tests {
         assert!(remote.submodule("git@host:x").is_err());
     }
 
-    #[test]
-    fn addresses() {
-        for bad in [
-            "127.0.0.1",
-            "169.254.169.254",
-            "0.0.0.0",
-            "100.100.100.200",
-            "::1",
-            "fe80::1",
-            "::ffff:127.0.0.1",
-            "::ffff:169.254.169.254",
-            "64:ff9b::7f00:1",
-            "fd00:ec2::254",
-            "::",
+    #[tokio::test]
+    async fn private_addresses_are_refused_where_the_pool_says_so() {
+        let message = async |url: &str, allow_private| {
+            let mut remote = Remote::new(parse_url(url).unwrap(), "", "", None, allow_private);
+            match remote.check_addresses().await {
+                Ok(()) => String::new(),
+                Err(failure) => {
+                    assert_eq!(failure.reason, Reason::GitAddressForbidden);
+                    failure.message
+                }
+            }
+        };
+        // Whatever way an address is written.
+        for url in [
+            "https://10.0.0.1/x",
+            "https://0x0a000001/x",
+            "https://10.1/x",
+            "https://[fd00::1]/x",
+            "https://[::ffff:a00:1]/x",
         ] {
-            assert!(is_forbidden(bad.parse().unwrap()), "{bad}");
+            assert_eq!(message(url, true).await, "", "{url}");
+            assert!(message(url, false).await.contains("allow.privateAddresses is false"), "{url}");
         }
-        for good in ["10.0.0.1", "192.168.1.1", "8.8.8.8", "2001:db8::1", "fd00::1", "::ffff:10.0.0.1"] {
-            assert!(!is_forbidden(good.parse().unwrap()), "{good}");
+        for url in ["https://127.0.0.1/x", "https://localhost/x", "https://169.254.169.254/x", "https://2130706433/x"] {
+            assert!(message(url, true).await.contains("builds may not reach it"), "{url}");
         }
+        // Redirects and submodules inherit it.
+        let remote = Remote::new(parse_url("https://host/x").unwrap(), "", "", None, false);
+        let mut other = remote.at(remote.submodule("https://10.0.0.1/y").unwrap());
+        assert_eq!(other.check_addresses().await.unwrap_err().reason, Reason::GitAddressForbidden);
     }
 
     #[test]
@@ -414,6 +411,7 @@ mod tests {
             ("fatal: unable to access 'https://host/x/': The requested URL returned error: 301", Problem::Redirected),
             ("fatal: dumb http transport does not support shallow capabilities", Problem::Dumb),
             ("fatal: write error: No space left on device", Problem::NoSpace),
+            ("error: index-pack died of signal 25\nfatal: fetch-pack: invalid index-pack output", Problem::TooLarge),
             ("fatal: something new", Problem::Other),
         ];
         for (stderr, expected) in cases {

@@ -83,6 +83,19 @@ async fn a_job_ends_with_its_time() {
 }
 
 #[tokio::test]
+async fn ballast_is_on_the_volume_until_it_is_full() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = registry(root.path());
+    let ballast = root.path().join("state/ballast");
+    assert_eq!(fs::metadata(&ballast).unwrap().len(), BALLAST);
+    fs::remove_file(&ballast).unwrap();
+    lay_ballast(&registry.config().state_dir);
+    assert_eq!(fs::metadata(&ballast).unwrap().len(), BALLAST);
+    // Where it cannot be laid, the agent goes on without.
+    lay_ballast(&root.path().join("nowhere"));
+}
+
+#[tokio::test]
 async fn a_draining_agent_refuses_jobs() {
     let root = tempfile::tempdir().unwrap();
     let registry = registry(root.path());
