@@ -10,6 +10,7 @@ BUILDKIT_VERSION=0.33.1
 ROOTLESSKIT_VERSION=2.3.6
 COREDNS_VERSION=1.13.1
 HELM_VERSION=4.3.1
+COLLECTOR_VERSION=0.161.0
 
 # build_NAME OUT: puts the binaries of NAME into the directory OUT.
 build_kubernetes() {
@@ -19,7 +20,8 @@ build_kubernetes() {
 		-X $version.gitVersion=v$KUBERNETES_VERSION -X $version.gitMajor=1 -X $version.gitMinor=36 \
 		-X $version.gitTreeState=clean -X $version.gitCommit=v$KUBERNETES_VERSION" .
 	local name
-	for name in etcd kubectl kubelet kube-apiserver kube-controller-manager kube-scheduler kube-proxy volume-provisioner; do
+	for name in etcd kubectl kubelet kube-apiserver kube-controller-manager kube-scheduler kube-proxy \
+		volume-provisioner network-policies; do
 		ln -s kubernetes "$1/$name"
 	done
 }
@@ -75,6 +77,16 @@ build_coredns() {
 	CGO_ENABLED=0 go build -trimpath -o "$1/coredns" -ldflags '-s -w' .
 }
 
+build_recorder() {
+	cd "$CLUSTER_DIR/recorder"
+	CGO_ENABLED=0 go build -trimpath -o "$1/recorder" -ldflags '-s -w' .
+}
+
+build_collector() {
+	cd "$CLUSTER_DIR/collector"
+	CGO_ENABLED=0 go build -trimpath -o "$1/otel-collector" -ldflags '-s -w' .
+}
+
 build_helm() {
 	local version=helm.sh/helm/v4/internal/version.version
 	CGO_ENABLED=0 GOBIN=$1 go install -trimpath -ldflags "-s -w -X $version=v$HELM_VERSION" \
@@ -122,6 +134,8 @@ compile_all() {
 	compile cni $CNI_VERSION '10 s'
 	compile pause 1 '1 s'
 	compile coredns $COREDNS_VERSION '30 s'
+	compile recorder 1 '1 s'
+	compile collector $COLLECTOR_VERSION '30 s'
 	compile buildkit $BUILDKIT_VERSION '1 min'
 	compile rootlesskit $ROOTLESSKIT_VERSION '5 s'
 	compile helm $HELM_VERSION '30 s'

@@ -62,6 +62,19 @@ start_dns_and_proxy() {
 		  }
 		  loadbalance
 		}
+		# Names for hostile tests: ANYTHING.metadata.rebind.kiln.test is this machine first, then the metadata address.
+		kiln.test {
+		  bind $HOST_IP
+		  errors
+		  names {
+		    git $HOST_IP
+		    private $FORBIDDEN_IP
+		    metadata $METADATA_IP
+		    loopback 127.0.0.1
+		    mixed $HOST_IP $METADATA_IP
+		    rebind $HOST_IP
+		  }
+		}
 		# There is no outside here: an answer at once, not a timeout.
 		. {
 		  bind $HOST_IP
@@ -89,6 +102,19 @@ start_dns_and_proxy() {
 	start kube-proxy "$BIN/kube-proxy" --config "$CONF/proxy.yaml"
 }
 
+# What enforces NetworkPolicies. CNI's last plugin asks it for a new pod's rules, and waits until they are in force.
+start_network_policies() {
+	cat >"$BIN/network-policies-cni" <<-END
+		#!/bin/sh
+		exec curl -sS --fail-with-body -m 20 --unix-socket $STATE/network-policies.sock -H "CNI-ContainerID: \$CNI_CONTAINERID" \\
+			-H "CNI-Args: \$CNI_ARGS" --data-binary @- "http://network-policies/\$CNI_COMMAND"
+	END
+	chmod 755 "$BIN/network-policies-cni"
+	start network-policies "$BIN/network-policies" --kubeconfig "$CONF/network-policies.kubeconfig" \
+		--root "$STATE/links" --socket "$STATE/network-policies.sock"
+	wait_for 20 'enforcer of NetworkPolicies' test -S "$STATE/network-policies.sock"
+}
+
 apply_manifests() {
 	kubectl_admin apply -f "$CLUSTER_DIR/manifests/cluster"
 }
@@ -105,4 +131,5 @@ start_control_plane() {
 	wait_for 20 'first objects' apply_manifests
 	start_controllers
 	start_dns_and_proxy
+	start_network_policies
 }

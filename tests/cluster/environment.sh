@@ -17,6 +17,14 @@ write_environment() {
 		export KILN_GIT_CA=$PKI/private-ca.crt
 		export KILN_GIT_USER=kiln
 		export KILN_GIT_PASSWORD=$(<"$PKI/git.password")
+		export KILN_CA_KEY=$PKI/private-ca.key
+		export KILN_METADATA_ADDRESS=$METADATA_IP
+		export KILN_FORBIDDEN_HOST=$FORBIDDEN_IP
+		export KILN_TEST_ZONE=kiln.test
+		export KILN_REBINDING_NAME=rebind.kiln.test
+		export KILN_RECORDER_LOG=$STATE/recorder.jsonl
+		export KILN_OTLP=http://$HOST_IP:4317
+		export KILN_TRACES=$STATE/traces.jsonl
 		export KILN_AUDIT_LOG=$STATE/audit.log
 		export KILN_CONTAINERD_AMD64=$STATE/nodes/amd64/containerd.sock
 		export KILN_CONTAINERD_ARM64=$STATE/nodes/arm64/containerd.sock

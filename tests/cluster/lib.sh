@@ -24,6 +24,14 @@ DNS_SERVICE_IP=10.218.0.10
 REGISTRY=$HOST_IP:5000
 GIT_URL=https://$HOST_IP:8443
 
+# Addresses that nobody is to reach: clouds' metadata service, a private host. A recorder stands there, in a namespace
+# and on a link of this name.
+RECORDER=kiln-recorder
+METADATA_IP=169.254.169.254
+FORBIDDEN_IP=10.217.0.66
+# The routing table that only the cluster's packets see.
+ROUTES=10217
+
 # Each node's own address and its pods' range.
 NODES=(amd64 arm64)
 declare -A NODE_IP=([amd64]=10.217.0.11 [arm64]=10.217.0.12)

@@ -30,6 +30,30 @@ make_network() {
 	iptables -w -A KILN-FORWARD -s "$CLUSTER_CIDR" -j REJECT --reject-with icmp-net-unreachable
 	iptables -w -A FORWARD -s "$CLUSTER_CIDR" -j KILN-FORWARD
 	iptables -w -A FORWARD -d "$CLUSTER_CIDR" -j KILN-FORWARD
+	make_forbidden_addresses
+}
+
+in_recorder() {
+	nsenter --net="$STATE/recorder.netns" "$@"
+}
+
+# Hostile tests aim at addresses on this link and at nothing beyond it. The machine's own processes keep the metadata
+# service that it may have: only the cluster's packets take the route to the recorder's.
+make_forbidden_addresses() {
+	local namespace=$STATE/recorder.netns
+	touch "$namespace"
+	unshare --net="$namespace" true
+	ip link add "$RECORDER" type veth peer name eth0 netns "$namespace"
+	in_recorder ip link set lo up
+	in_recorder ip address add "$METADATA_IP/32" dev eth0
+	in_recorder ip address add "$FORBIDDEN_IP/32" dev eth0
+	in_recorder ip link set eth0 up
+	in_recorder ip route add default via "$HOST_IP" dev eth0 onlink
+	ip link set "$RECORDER" up
+	ip route add "$FORBIDDEN_IP" dev "$RECORDER" src "$HOST_IP"
+	ip route add "$METADATA_IP" dev "$RECORDER" table "$ROUTES"
+	ip rule add from "$CLUSTER_CIDR" to "$METADATA_IP" lookup "$ROUTES"
+	iptables -w -I KILN-FORWARD -s "$CLUSTER_CIDR" -d "$METADATA_IP" -o "$RECORDER" -j ACCEPT
 }
 
 # Removes the rules of KILN, kube-proxy, kubelet and CNI from one family, and leaves all others.
@@ -45,6 +69,9 @@ clean_network() {
 	local link file value
 	clean_rules iptables
 	clean_rules ip6tables
+	nft delete table inet kiln-policies 2>/dev/null || true
+	while ip rule delete lookup "$ROUTES" 2>/dev/null; do :; done
+	ip link delete "$RECORDER" 2>/dev/null || true
 	# The pods' links carry the gateway's address of a node's range.
 	while read -r link; do
 		ip link delete "${link%%@*}" 2>/dev/null || true

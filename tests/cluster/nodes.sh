@@ -77,7 +77,8 @@ configure_node() {
 		  {"type": "ptp", "ipMasq": false, "mtu": 1500, "ipam": {
 		    "type": "host-local", "dataDir": "$dir/addresses",
 		    "ranges": [[{"subnet": "${POD_CIDR[$node]}"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
-		  {"type": "portmap", "capabilities": {"portMappings": true}}]}
+		  {"type": "portmap", "capabilities": {"portMappings": true}},
+		  {"type": "network-policies-cni"}]}
 	END
 	cat >"$dir/containerd.toml" <<-END
 		version = 3
@@ -133,6 +134,9 @@ configure_node() {
 		cgroupDriver: cgroupfs
 		failCgroupV1: false
 		failSwapOn: false
+		podPidsLimit: 2048
+		# How soon a changed Secret reaches its pods: certificates of a minute are renewed in time.
+		syncFrequency: 10s
 		serializeImagePulls: false
 		registryPullQPS: 0
 		# A test machine's disk may be nearly full, and its images are not to vanish during a run.

@@ -3,7 +3,7 @@
 
 PACKAGES=(
 	apache2-utils docker-registry fcgiwrap nginx-light         # registry and Git server
-	iptables iproute2 kmod procps socat util-linux             # network, kubelet
+	iptables iproute2 kmod nftables procps socat util-linux    # network, kubelet
 	qemu-user-static                                           # the arm64 node
 	busybox-static libcap2-bin mmdebstrap xz-utils             # images
 	gcc libc6-dev libseccomp-dev pkg-config                    # runc, pause

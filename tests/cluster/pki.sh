@@ -81,11 +81,14 @@ make_pki() {
 	make_client scheduler /CN=system:kube-scheduler
 	make_client proxy /CN=system:kube-proxy
 	make_client coredns /CN=system:coredns
+	make_client network-policies /CN=system:network-policies
 	make_client volume-provisioner /CN=system:volume-provisioner
 	for node in "${NODES[@]}"; do
 		make_certificate "node-$node" cluster-ca "/O=system:nodes/CN=system:node:kiln-$node" "IP:${NODE_IP[$node]},DNS:kiln-$node"
 		make_kubeconfig "$CONF/node-$node.kubeconfig" "node-$node"
 	done
-	make_certificate web private-ca "/CN=$HOST_IP" "IP:$HOST_IP"
+	# The names are CoreDNS's for hostile tests.
+	make_certificate web private-ca "/CN=$HOST_IP" \
+		"IP:$HOST_IP,DNS:*.kiln.test,DNS:*.metadata.rebind.kiln.test,DNS:*.private.rebind.kiln.test,DNS:*.loopback.rebind.kiln.test"
 	make_passwords
 }

@@ -13,10 +13,18 @@ start_time() {
 
 # start NAME COMMAND...: in a session of its own and in the cluster's directory, its output in $LOGS/NAME.log.
 start() {
-	local name=$1 pid
+	local name=$1 pid file
 	shift
 	mkdir -p "$STATE/pids" "$LOGS"
-	(cd "$STATE" && PATH=$BIN:$PATH exec setsid "$@") </dev/null >>"$LOGS/$name.log" 2>&1 9>&- &
+	(
+		cd "$STATE" || exit
+		# Nothing else that is open here: it may be a lock that somebody holds while the cluster starts.
+		for file in /proc/self/fd/*; do
+			file=${file##*/}
+			if ((file > 2)); then exec {file}>&-; fi
+		done
+		PATH=$BIN:$PATH exec setsid "$@"
+	) </dev/null >>"$LOGS/$name.log" 2>&1 &
 	pid=$!
 	disown "$pid"
 	printf '%s %s\n' "$pid" "$(start_time "$pid")" >"$STATE/pids/$name"

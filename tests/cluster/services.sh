@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What a cluster's users bring along: a registry and a Git server, both over TLS from a private CA. Sourced by up.
+# What a cluster's users bring along: a registry and a Git server, both over TLS from a private CA, an OpenTelemetry
+# collector; and the recorder of those who come where nobody should. Sourced by up.
 
 start_registry() {
 	mkdir -p "$STATE/registry"
@@ -86,7 +87,31 @@ git_answers() {
 	[[ $(curl -sS -m 2 -o /dev/null -w '%{http_code}' --cacert "$PKI/private-ca.crt" "$GIT_URL/private/") == 401 ]]
 }
 
+# Received spans are in $STATE/traces.jsonl, a request a line, in OTLP's JSON.
+start_collector() {
+	cat >"$CONF/collector.yaml" <<-END
+		receivers: {otlp: {protocols: {grpc: {endpoint: $HOST_IP:4317}, http: {endpoint: $HOST_IP:4318}}}}
+		exporters: {file: {path: $STATE/traces.jsonl, flush_interval: 100ms}}
+		service:
+		  pipelines: {traces: {receivers: [otlp], exporters: [file]}}
+		  telemetry: {logs: {level: warn}, metrics: {level: none}}
+	END
+	start otel-collector "$BIN/otel-collector" --config "$CONF/collector.yaml"
+	wait_for 20 'OpenTelemetry collector' collector_answers
+}
+
+collector_answers() {
+	[[ $(curl -sS -m 2 -o /dev/null -w '%{http_code}' "http://$HOST_IP:4318/v1/traces") == 405 ]]
+}
+
+start_recorder() {
+	start recorder nsenter --net="$STATE/recorder.netns" "$BIN/recorder" --file "$STATE/recorder.jsonl" --ports 22,80,443,5000,6443,8443
+	wait_for 10 recorder curl -fsS -m 2 "http://$FORBIDDEN_IP/"
+}
+
 start_services() {
 	start_registry
 	start_git
+	start_collector
+	start_recorder
 }

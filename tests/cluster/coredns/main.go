@@ -10,6 +10,8 @@ import (
 	_ "github.com/coredns/coredns/plugin/loadbalance"
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/template"
+
+	_ "kiln.build/tests/cluster/coredns/names"
 )
 
 func main() { coremain.Run() }

@@ -23,6 +23,8 @@ import (
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
+
+	"kiln.build/tests/cluster/kubernetes/policies"
 )
 
 func main() {
@@ -49,6 +51,8 @@ func main() {
 		command = kubelet.NewKubeletCommand(context.Background())
 	case "volume-provisioner":
 		command = newVolumeProvisionerCommand()
+	case "network-policies":
+		command = policies.NewCommand()
 	default:
 		fmt.Fprintf(os.Stderr, "%s: not the name of a component\n", name)
 		os.Exit(2)

@@ -1,0 +1,3 @@
+module kiln.build/tests/cluster/recorder
+
+go 1.26.0
