@@ -6,8 +6,9 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-/// The longest message that is written, in characters; a CRD's Condition allows 32768, a reader far less.
-const MESSAGE: usize = 2048;
+/// The longest message that is written, in bytes: a CRD's Condition allows 32768, but the API server refuses Events of more
+/// than 1024, and both say the same. What is cut off stands in `status.failure`.
+const MESSAGE: usize = 1000;
 
 /// A condition before it is dated.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -41,12 +42,23 @@ pub fn date(wanted: Vec<Wanted>, former: &[Condition], generation: Option<i64>, 
                 type_: kind.to_owned(),
                 status: status.to_owned(),
                 reason,
-                message: message.chars().take(MESSAGE).collect(),
+                message: cut(message),
                 observed_generation: generation,
                 last_transition_time: since,
             }
         })
         .collect()
+}
+
+/// The message as conditions and Events hold it.
+#[must_use]
+pub fn cut(message: String) -> String {
+    if message.len() <= MESSAGE {
+        return message;
+    }
+    let room = MESSAGE - '…'.len_utf8();
+    let end = message.char_indices().map(|(at, _)| at).take_while(|at| *at <= room).last().unwrap_or(0);
+    format!("{}…", &message[..end])
 }
 
 /// Cut to the second, as the API server stores it: what is written and what is read back compare equal.
@@ -67,6 +79,14 @@ mod tests {
 
     fn wanted(status: Option<bool>, reason: &str) -> Vec<Wanted> {
         vec![Wanted { kind: "Ready", status, reason: reason.into(), message: String::new() }]
+    }
+
+    #[test]
+    fn long_messages_are_cut_where_a_character_ends() {
+        for (message, length) in [("m".repeat(1000), 1000), ("m".repeat(1001), 1000), ("ä".repeat(600), 999)] {
+            let once = cut(message);
+            assert_eq!((once.len(), cut(once.clone())), (length, once));
+        }
     }
 
     #[test]

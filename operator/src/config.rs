@@ -1,6 +1,7 @@
 //! The operator's settings: flags, each with an environment variable, which the chart sets.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use kiln_crds::Platform;
@@ -33,6 +34,15 @@ pub struct Settings {
     /// What is logged, as a filter of the tracing library, such as `info,kiln_operator=debug`.
     #[arg(long, env = "KILN_LOG", default_value = "info")]
     pub log: String,
+    /// How long a certificate between operator and builders is valid, such as `2160h`. Their CA lives four times as long,
+    /// and everything is renewed at two thirds of its life. At least a minute; not less than ten where kubelets look for
+    /// changed Secrets as seldom as they do unless told otherwise.
+    #[arg(long, env = "KILN_CERTIFICATE_LIFETIME", default_value = "2160h", value_parser = certificate_lifetime)]
+    pub certificate_lifetime: Duration,
+    /// Where traces of finished runs, and of BuildKit, are sent: an OpenTelemetry collector that takes OTLP over gRPC, such
+    /// as `http://otel-collector.monitoring:4317`. Empty: nowhere.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// The name of this replica in the Lease; the pod's name.
     #[arg(long, env = "KILN_POD_NAME", default_value = "kiln-operator")]
     pub identity: String,
@@ -44,8 +54,19 @@ impl Settings {
     pub fn from_args() -> Self {
         let mut settings = Self::parse();
         settings.builder_pull_secrets.retain(|name| !name.is_empty());
+        settings.otlp_endpoint = settings.otlp_endpoint.filter(|endpoint| !endpoint.is_empty());
         settings
     }
+}
+
+/// A duration as Kubernetes writes it.
+fn certificate_lifetime(text: &str) -> Result<Duration, String> {
+    let example = "a duration such as 2160h or 10m is needed";
+    let parsed: kube::core::Duration = text.parse().map_err(|error| format!("{error}; {example}"))?;
+    if parsed.is_negative() || Duration::from(parsed) < Duration::from_mins(1) {
+        return Err(format!("it must be at least 1m; {example}"));
+    }
+    Ok(parsed.into())
 }
 
 /// How the log is written.
@@ -55,4 +76,23 @@ pub enum LogFormat {
     Json,
     /// For people.
     Human,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_live_a_minute_at_least() {
+        for (text, expected) in [
+            ("2160h", Some(2160 * 3600)),
+            ("1m", Some(60)),
+            ("90s", Some(90)),
+            ("59s", None),
+            ("-2h", None),
+            ("soon", None),
+        ] {
+            assert_eq!(certificate_lifetime(text).ok().map(|life| life.as_secs()), expected, "{text}");
+        }
+    }
 }

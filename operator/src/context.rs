@@ -19,15 +19,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
-use crate::agent::Jobs;
+use crate::agent::{Connections, Described, Jobs};
 use crate::builder::Authority;
 use crate::builder::node::NodeFacts;
+use crate::condition::cut;
 use crate::config::Settings;
 use crate::http_client::Clients;
 use crate::leader::LeaderToken;
 use crate::metrics::Metrics;
 use crate::registry::RegistryClients;
-use crate::watches::Synced;
+use crate::trace::Traces;
+use crate::watches::{Synced, Wake};
 
 /// The field manager of everything that Kiln applies.
 pub const FIELD_MANAGER: &str = "kiln";
@@ -66,12 +68,16 @@ pub struct Context {
     pub registries: RegistryClients,
     /// Jobs on agents.
     pub jobs: Jobs,
+    /// What builders have said of themselves.
+    pub described: Described,
     /// Certificates of builders.
     pub authority: Arc<Authority>,
     /// Whether this replica leads.
     pub leader: LeaderToken,
     /// Counts.
     pub metrics: Metrics,
+    /// The way to the collector of traces, where there is one.
+    pub traces: Option<Traces>,
     /// Held while builders are chosen for jobs, and while idle ones are removed.
     pub placing: tokio::sync::Mutex<()>,
     /// Whether the API server was seen to drop `hostUsers: false`.
@@ -82,11 +88,44 @@ pub struct Context {
     pub publishing: Remembered<crate::image_build_run::Publishing>,
     /// How often an agent was asked in vain to cancel a job, by its id.
     pub cancelling: Remembered<u32>,
-    /// UIDs of builder pods that were removed: the copy of the pods may not know yet.
+    /// UIDs of builder pods and volumes that were removed: the copies of them may not know yet.
     pub removed_pods: Remembered<bool>,
 }
 
 impl Context {
+    /// Nothing is remembered yet, and no traces are sent.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        settings: Settings,
+        stores: Stores,
+        authority: Arc<Authority>,
+        leader: LeaderToken,
+        metrics: Metrics,
+        wake: &Wake,
+    ) -> Self {
+        let connections = Connections::new(authority.clone());
+        Self {
+            jobs: Jobs::new(connections.clone(), wake.runs.clone()),
+            described: Described::new(connections, wake.pools.clone()),
+            client,
+            settings,
+            stores,
+            http: Clients::new(),
+            registries: RegistryClients::new(),
+            authority,
+            leader,
+            metrics,
+            traces: None,
+            placing: tokio::sync::Mutex::default(),
+            api_drops_host_users: false.into(),
+            image_builds: Remembered::default(),
+            publishing: Remembered::default(),
+            cancelling: Remembered::default(),
+            removed_pods: Remembered::default(),
+        }
+    }
+
     /// The facts of the cluster's Linux nodes.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeFacts> {
@@ -104,8 +143,6 @@ impl Context {
         let regarding = object.object_ref(&());
         let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let now = Timestamp::now();
-        // The API server refuses notes of more than 1 kB.
-        let end = message.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 1000).last();
         let event = Event {
             metadata: ObjectMeta {
                 // Unique as client-go makes it: the object and the time.
@@ -115,7 +152,7 @@ impl Context {
             },
             type_: Some(format!("{kind:?}")),
             reason: Some(reason.to_owned()),
-            note: Some(message[..end.unwrap_or(0)].to_owned()),
+            note: Some(cut(message.to_owned())),
             action: Some("Build".to_owned()),
             event_time: Some(MicroTime(now)),
             regarding: Some(regarding),
@@ -125,11 +162,20 @@ impl Context {
         };
         let events = namespaced::<Event>(&self.client, &namespace);
         tokio::spawn(async move {
-            if let Err(error) = events.create(&PostParams::default(), &event).await {
-                warn!(%error, reason = event.reason, "an Event could not be written");
+            match events.create(&PostParams::default(), &event).await {
+                // Its namespace is being deleted: nobody is left to read it.
+                Err(kube::Error::Api(status)) if status.is_not_found() || is_terminating(&status) => {}
+                Err(error) => warn!(%error, reason = event.reason, "an Event could not be written"),
+                Ok(_) => {}
             }
         });
     }
+}
+
+/// Whether something could not be made because its namespace is being deleted.
+fn is_terminating(status: &kube::core::Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// Writes a status, if the object is still the one that was read: what was decided on an older one is not written.
@@ -190,6 +236,18 @@ impl<V: Clone + Default> Remembered<V> {
     /// Remembers it.
     pub fn set(&self, key: &str, value: V) {
         self.values.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), value);
+    }
+
+    /// Of how much something is remembered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether nothing is remembered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Forgets all but these.

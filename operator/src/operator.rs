@@ -13,19 +13,19 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use prometheus_client::registry::Registry;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use crate::agent::{Connections, Jobs};
 use crate::builder::Authority;
+use crate::builder::authority::renewal;
 use crate::builder::identity::SELECTOR;
 use crate::config::Settings;
 use crate::context::{Context, Remembered, Stores};
-use crate::http_client::Clients;
 use crate::leader::Elector;
 use crate::metrics::Metrics;
-use crate::registry::RegistryClients;
 use crate::server::{Health, serve};
+use crate::trace::Traces;
 use crate::watches::{Synced, drive, stream, tell, wakes, watch};
 use crate::{builder_pool, image_build, image_build_run};
 
@@ -41,6 +41,9 @@ pub enum Error {
     /// No certificates.
     #[error(transparent)]
     Authority(#[from] crate::builder::authority::Error),
+    /// The collector of traces cannot be reached so.
+    #[error("reading OTEL_EXPORTER_OTLP_ENDPOINT, which should be such as http://otel-collector.monitoring:4317: {0}")]
+    Traces(#[from] opentelemetry_otlp::ExporterBuildError),
     /// /livez could not be served.
     #[error("serving /livez, /readyz and /metrics: {0}")]
     Server(#[from] std::io::Error),
@@ -52,6 +55,7 @@ pub enum Error {
 /// Runs until `shutdown`, or until it leads no more.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
     let client = client().await?;
+    let traces = settings.otlp_endpoint.as_deref().map(Traces::new).transpose()?;
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let health = Health::new(registry);
@@ -73,8 +77,8 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()> + Send +
     let Some(leadership) = elector.acquire(stop.cancelled()).await else { return Ok(()) };
     metrics.leads(true);
     info!(identity = settings.identity, "leading");
-    let authority = Arc::new(Authority::load(&client, &settings.namespace).await?);
-    let controllers = control(client, settings, authority, metrics, leadership.token(), stop.clone());
+    let authority = Arc::new(Authority::load(&client, &settings.namespace, settings.certificate_lifetime).await?);
+    let controllers = control(client, settings, authority, metrics, traces, leadership.token(), stop.clone());
     let lost = tokio::select! {
         () = controllers => false,
         () = leadership.lost() => true,
@@ -128,6 +132,7 @@ async fn control(
     settings: Settings,
     authority: Arc<Authority>,
     metrics: Metrics,
+    traces: Option<Traces>,
     leader: crate::leader::LeaderToken,
     stop: CancellationToken,
 ) {
@@ -146,33 +151,24 @@ async fn control(
     let (nodes, changed_nodes) = watch(Api::<Node>::all(client.clone()), everything.clone(), &mut synced);
     let (namespaces, changed_namespaces) = watch(Api::<Namespace>::all(client.clone()), everything, &mut synced);
     let (wake, woken) = wakes();
-    let context = Arc::new(Context {
-        jobs: Jobs::new(Connections::new(authority.clone()), wake.runs.clone()),
-        stores: Stores { image_builds, runs, pools, pods, claims, nodes, namespaces, synced },
-        http: Clients::new(),
-        registries: RegistryClients::new(),
-        placing: tokio::sync::Mutex::default(),
-        api_drops_host_users: false.into(),
-        image_builds: Remembered::default(),
-        publishing: Remembered::default(),
-        cancelling: Remembered::default(),
-        removed_pods: Remembered::default(),
-        client,
-        settings,
-        authority,
-        leader,
-        metrics,
-    });
+    let stores = Stores { image_builds, runs, pools, pods, claims, nodes, namespaces, synced };
+    let context = Context::new(client, settings, stores, authority, leader, metrics, &wake);
+    let context = Arc::new(Context { traces, ..context });
     let stores = &context.stores;
+    context.metrics.observe(stores.pools.clone(), stores.image_builds.clone(), stores.runs.clone());
     let mut known_nodes = Vec::new();
+    let new_builder = Notify::new();
     let secondary = futures::future::join4(
         drive(changed_pods, |pod: Pod| {
             wake.pod_changed(&pod, &stores.runs);
+            if !context.authority.knows(&pod.name_any()) {
+                new_builder.notify_one();
+            }
             if stores.pods.get(&ObjectRef::from_obj(&pod)).is_none() {
                 context.jobs.builder_gone(&pod.name_any());
             }
         }),
-        drive(changed_claims, |_| wake.all_pools(&stores.pools)),
+        drive(changed_claims, |claim| wake.claim_changed(&claim, stores)),
         drive(changed_nodes, |_: Node| {
             wake.nodes_changed(&mut known_nodes, &context);
         }),
@@ -188,7 +184,16 @@ async fn control(
     };
     let changed_pools = {
         let (wake, context) = (wake.clone(), context.clone());
-        tell(changed_pools, move |_| wake.pool_changed(&context))
+        let specs = Remembered::<Option<i64>>::default();
+        tell(changed_pools, move |pool| {
+            // Their statuses change with every job.
+            let (name, generation) = (pool.name_any(), pool.metadata.generation);
+            let gone = context.stores.pools.get(&ObjectRef::from_obj(pool)).is_none();
+            if gone || specs.get(&name) != generation {
+                specs.set(&name, generation.filter(|_| !gone));
+                wake.pool_changed(&context);
+            }
+        })
     };
     let controllers = async {
         futures::future::join3(
@@ -224,6 +229,7 @@ async fn control(
     };
     tokio::select! {
         _ = secondary => {}
+        () = renewal::run(&context, &new_builder) => {}
         () = controllers => {}
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus};
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -20,7 +20,7 @@ use tracing::warn;
 use crate::builder::identity::POOL;
 use crate::builder::node::NodeFacts;
 use crate::condition::find;
-use crate::context::Context;
+use crate::context::{Context, Stores};
 use crate::reason::Reason;
 
 /// A stream of the objects that changed, those that were deleted too.
@@ -132,6 +132,14 @@ impl Wake {
         }
         if let Some(pool) = pod.labels().get(POOL) {
             let _ = self.pools.send(ObjectRef::new(pool));
+        }
+    }
+
+    /// A volume changed: the pools; where it is gone, a namespace at its limit of volumes may have another.
+    pub fn claim_changed(&self, claim: &PersistentVolumeClaim, stores: &Stores) {
+        self.all_pools(&stores.pools);
+        if stores.claims.get(&ObjectRef::from_obj(claim)).is_none() {
+            self.queued_runs(&stores.runs);
         }
     }
 

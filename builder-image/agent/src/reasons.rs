@@ -54,7 +54,7 @@ reasons! {
     /// The Git server's certificate is not signed by a trusted CA.
     GitCertificateUntrusted: User,
     /// The Git server's address, or one it redirects to, is one that builds may not reach.
-    GitAddressForbidden: User,
+    AddressForbidden: User,
     /// What the Git server sends, or what the commit holds, is more than a builder takes.
     GitRepositoryTooLarge: User,
     /// Git failed in a way that none of the others names.

@@ -9,6 +9,7 @@ use kiln_agent_proto::agent_client::AgentClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::builder::Authority;
+use crate::builder::authority::Certificates;
 use crate::builder::pod::AGENT_PORT;
 
 /// One agent: where it is, and the name that its certificate must hold.
@@ -20,11 +21,15 @@ pub struct Agent {
     pub address: IpAddr,
 }
 
-/// Connections to agents. They are made when first used, and made again when lost.
+/// A channel, and the certificates that it was made with.
+type Made = (Arc<Certificates>, Channel);
+
+/// Connections to agents. They are made when first used, and made again when lost, and for new calls when certificates
+/// have changed: a stream that runs goes on over the connection that it began on.
 #[derive(Clone)]
 pub struct Connections {
     authority: Arc<Authority>,
-    channels: Arc<Mutex<HashMap<Agent, Channel>>>,
+    channels: Arc<Mutex<HashMap<Agent, Made>>>,
 }
 
 impl Connections {
@@ -40,16 +45,17 @@ impl Connections {
     /// Where the certificates cannot be used; nothing has been sent yet.
     pub fn client(&self, agent: &Agent) -> Result<AgentClient<Channel>, tonic::transport::Error> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(agent) {
+        let certificates = self.authority.current();
+        if let Some((_, channel)) = channels.get(agent).filter(|(with, _)| Arc::ptr_eq(with, &certificates)) {
             return Ok(client(channel.clone()));
         }
         let host = match agent.address {
             IpAddr::V4(address) => address.to_string(),
             IpAddr::V6(address) => format!("[{address}]"),
         };
-        let identity = self.authority.client();
+        let identity = certificates.client();
         let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(self.authority.certificate()))
+            .ca_certificate(Certificate::from_pem(certificates.trust()))
             .identity(Identity::from_pem(&identity.certificate, &identity.key))
             .domain_name(&agent.builder);
         let channel = Endpoint::from_shared(format!("https://{host}:{AGENT_PORT}"))?
@@ -61,7 +67,7 @@ impl Connections {
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
             .connect_lazy();
-        channels.insert(agent.clone(), channel.clone());
+        channels.insert(agent.clone(), (certificates, channel.clone()));
         Ok(client(channel))
     }
 

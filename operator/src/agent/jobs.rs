@@ -1,7 +1,8 @@
 //! Follows the jobs that agents run.
 //!
 //! What is kept here is a copy: the truth is with the agents and in the runs' statuses, and a new operator reads on from
-//! there. Each change wakes the run's reconcile.
+//! there. An outcome wakes the run's reconcile at once; what changes on the way is gathered for a moment first, so that a
+//! build that finds everything in the cache is not held up by statuses of which each is out of date when it is written.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,15 +15,24 @@ use kiln_crds::image_build_run::PlatformPhase;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tonic::Code;
 use tracing::{Instrument, debug, info_span, warn};
 
 use super::connection::{Agent, Connections};
+use crate::image_build_run::steps::Progress;
 
 /// How long an agent whose pod seems alive may be out of reach.
 const UNREACHABLE: Duration = Duration::from_mins(2);
 /// How long a single question to an agent may take.
 const CALL: Duration = Duration::from_secs(10);
+/// How long changes are gathered before they are told.
+const GATHER: Duration = Duration::from_millis(250);
+/// How much time there is at least between two changes that are told.
+const BETWEEN: Duration = Duration::from_secs(1);
+/// The longest time for which the events of a job that had begun before are read without telling: what happened long ago
+/// comes first, and a status must not go back.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// What is known of a job.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +63,19 @@ pub enum Observation {
 struct Entry {
     builder: String,
     observation: Observation,
+    progress: Arc<Progress>,
     follower: Option<AbortHandle>,
+}
+
+impl Entry {
+    fn new(builder: &str) -> Self {
+        Self {
+            builder: builder.to_owned(),
+            observation: Observation::Connecting,
+            progress: Arc::default(),
+            follower: None,
+        }
+    }
 }
 
 /// The jobs that this operator follows.
@@ -76,11 +98,7 @@ impl Jobs {
     pub fn reserve(&self, job: &str, builder: &str) -> bool {
         self.with(|entries| {
             let is_new = !entries.contains_key(job);
-            entries.entry(job.to_owned()).or_insert_with(|| Entry {
-                builder: builder.to_owned(),
-                observation: Observation::Connecting,
-                follower: None,
-            });
+            entries.entry(job.to_owned()).or_insert_with(|| Entry::new(builder));
             is_new
         })
     }
@@ -94,9 +112,15 @@ impl Jobs {
     /// What is known of a job. `None`: it is not followed.
     #[must_use]
     pub fn observation(&self, job: &str) -> Option<Observation> {
+        self.seen(job).map(|(observation, _)| observation)
+    }
+
+    /// The same, and how far the job has come.
+    #[must_use]
+    pub fn seen(&self, job: &str) -> Option<(Observation, Arc<Progress>)> {
         self.with(|entries| {
             let entry = entries.get(job)?;
-            entry.follower.as_ref().map(|_| entry.observation.clone())
+            entry.follower.as_ref().map(|_| (entry.observation.clone(), entry.progress.clone()))
         })
     }
 
@@ -104,16 +128,15 @@ impl Jobs {
     /// first, which it does once.
     pub fn follow(&self, id: &str, run: &ObjectRef<ImageBuildRun>, agent: Agent, job: Option<proto::Job>) {
         self.with(|entries| {
-            let entry = entries.entry(id.to_owned()).or_insert_with(|| Entry {
-                builder: agent.builder.clone(),
-                observation: Observation::Connecting,
-                follower: None,
-            });
+            let entry = entries.entry(id.to_owned()).or_insert_with(|| Entry::new(&agent.builder));
             if entry.follower.is_some() {
                 return;
             }
             let span = info_span!("job", id, builder = agent.builder);
-            let follower = Follower { jobs: self.clone(), id: id.to_owned(), run: run.clone(), agent, job };
+            let news = News::new(job.is_none(), Instant::now());
+            let progress = Progress::default();
+            let follower =
+                Follower { jobs: self.clone(), id: id.to_owned(), run: run.clone(), agent, job, progress, news };
             entry.follower = Some(tokio::spawn(follower.run().instrument(span)).abort_handle());
         });
     }
@@ -155,10 +178,11 @@ impl Jobs {
         self.connections.forget(builder);
     }
 
-    fn observe(&self, id: &str, run: &ObjectRef<ImageBuildRun>, observation: Observation) {
+    fn observe(&self, id: &str, run: &ObjectRef<ImageBuildRun>, observation: Observation, progress: &Progress) {
         let changed = self.with(|entries| match entries.get_mut(id) {
-            Some(entry) if entry.observation != observation => {
+            Some(entry) if entry.observation != observation || *entry.progress != *progress => {
                 entry.observation = observation;
+                entry.progress = Arc::new(progress.clone());
                 true
             }
             _ => false,
@@ -178,6 +202,40 @@ fn unusable(error: &tonic::transport::Error) -> tonic::Status {
     tonic::Status::internal(format!("the operator's certificates cannot be used: {error}"))
 }
 
+/// When changes are told; pure but for the clock that is handed in.
+struct News {
+    /// Since when something is untold.
+    untold: Option<Instant>,
+    /// When something was told last.
+    told: Option<Instant>,
+    /// Until when events may be those of long ago.
+    catching_up: Option<Instant>,
+}
+
+impl News {
+    fn new(began_before: bool, now: Instant) -> Self {
+        Self { untold: None, told: None, catching_up: began_before.then(|| now + CATCH_UP) }
+    }
+
+    /// Something changed.
+    fn changed(&mut self, now: Instant) {
+        if self.untold.is_none() || self.catching_up.is_some() {
+            self.untold = Some(now);
+        }
+    }
+
+    /// When it is to be told. `None`: there is nothing to tell.
+    fn due(&self) -> Option<Instant> {
+        let due = self.untold? + GATHER;
+        let due = self.catching_up.map_or(due, |end| due.min(end));
+        Some(self.told.map_or(due, |told| due.max(told + BETWEEN)))
+    }
+
+    fn told(&mut self, now: Instant) {
+        *self = Self { untold: None, told: Some(now), catching_up: None };
+    }
+}
+
 /// Follows one job to its end.
 struct Follower {
     jobs: Jobs,
@@ -185,6 +243,8 @@ struct Follower {
     run: ObjectRef<ImageBuildRun>,
     agent: Agent,
     job: Option<proto::Job>,
+    progress: Progress,
+    news: News,
 }
 
 impl Follower {
@@ -196,25 +256,28 @@ impl Follower {
             .without_max_times();
         let mut delays = backoff.build();
         let mut seen = 0;
-        let mut last_heard = tokio::time::Instant::now();
+        let mut last_heard = Instant::now();
         loop {
             let before = seen;
             let status = match self.attempt(&mut seen).await {
-                Ok(outcome) => return self.jobs.observe(&self.id, &self.run, outcome),
+                Ok(outcome) => return self.observe(outcome),
                 Err(status) => status,
             };
             if seen > before {
-                last_heard = tokio::time::Instant::now();
+                last_heard = Instant::now();
                 delays = backoff.build();
             }
             if last_heard.elapsed() > UNREACHABLE {
                 warn!(%status, "the agent cannot be reached");
-                let message = status.message().to_owned();
-                return self.jobs.observe(&self.id, &self.run, Observation::Unreachable(message));
+                return self.observe(Observation::Unreachable(status.message().to_owned()));
             }
             debug!(%status, "reaching the agent again");
             tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
         }
+    }
+
+    fn observe(&self, observation: Observation) {
+        self.jobs.observe(&self.id, &self.run, observation, &self.progress);
     }
 
     /// Starts the job, if that is still to be done, and reads its events. `Err`: try again.
@@ -245,31 +308,77 @@ impl Follower {
             Err(status) if status.code() == Code::NotFound => return Ok(Observation::Unknown),
             Err(status) => return Err(status),
         };
-        while let Some(event) = events.message().await? {
-            *seen = event.sequence;
-            if let Some(observation) = event.kind.and_then(observation) {
-                if !matches!(observation, Observation::Running(_)) {
-                    return Ok(observation);
+        loop {
+            let due = self.news.due();
+            let event = tokio::select! {
+                event = events.message() => event?,
+                () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
+                    self.tell();
+                    continue;
                 }
-                self.jobs.observe(&self.id, &self.run, observation);
+            };
+            let Some(event) = event else {
+                return Err(tonic::Status::unavailable("the stream ended before the job did"));
+            };
+            *seen = event.sequence;
+            if self.progress.take(&event) {
+                self.news.changed(Instant::now());
+            }
+            if let Some(outcome) = event.kind.and_then(outcome) {
+                return Ok(outcome);
             }
         }
-        Err(tonic::Status::unavailable("the stream ended before the job did"))
+    }
+
+    fn tell(&mut self) {
+        self.news.told(Instant::now());
+        self.observe(self.progress.current().map_or(Observation::Connecting, Observation::Running));
     }
 }
 
-fn observation(event: proto::event::Kind) -> Option<Observation> {
+fn outcome(event: proto::event::Kind) -> Option<Observation> {
     match event {
-        proto::event::Kind::Phase(phase) => Some(Observation::Running(match proto::Phase::try_from(phase).ok()? {
-            proto::Phase::Unspecified => return None,
-            proto::Phase::Fetching => PlatformPhase::Fetching,
-            proto::Phase::Building => PlatformPhase::Building,
-            proto::Phase::Pushing => PlatformPhase::Pushing,
-        })),
         proto::event::Kind::Result(proto::Result { digest, size, media_type }) => {
             Some(Observation::Succeeded { digest, size, media_type })
         }
         proto::event::Kind::Failure(failure) => Some(Observation::Failed(failure)),
-        proto::event::Kind::Step(_) | proto::event::Kind::Log(_) => None,
+        proto::event::Kind::Phase(_) | proto::event::Kind::Step(_) | proto::event::Kind::Log(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_gathered_and_told_at_most_once_a_second() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let due = |news: &News| news.due().map(|due| due.duration_since(start).as_millis());
+        let mut news = News::new(false, start);
+        assert_eq!(due(&news), None);
+        news.changed(at(10));
+        news.changed(at(200));
+        assert_eq!(due(&news), Some(260), "from the first change on");
+        news.told(at(260));
+        assert_eq!(due(&news), None);
+        news.changed(at(300));
+        assert_eq!(due(&news), Some(1260), "a second after the last");
+        news.told(at(1260));
+        news.changed(at(9000));
+        assert_eq!(due(&news), Some(9250));
+    }
+
+    #[test]
+    fn what_happened_long_ago_is_read_to_its_end_first() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let due = |news: &News| news.due().map(|due| due.duration_since(start).as_millis());
+        let mut news = News::new(true, start);
+        news.changed(at(10));
+        news.changed(at(200));
+        assert_eq!(due(&news), Some(450), "from the last change on");
+        news.changed(at(4900));
+        assert_eq!(due(&news), Some(5000), "but not for ever");
     }
 }

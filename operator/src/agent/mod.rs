@@ -1,7 +1,9 @@
-//! The operator's side of the job API: reaching agents, and following the jobs that they run.
+//! The operator's side of the job API: reaching agents, following the jobs that they run, and what they say of themselves.
 
 pub mod connection;
+pub mod facts;
 pub mod jobs;
 
 pub use connection::{Agent, Connections};
+pub use facts::{Described, Facts};
 pub use jobs::{Jobs, Observation};

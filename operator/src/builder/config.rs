@@ -62,6 +62,8 @@ fn buildkitd(pool: &BuilderPoolSpec, cache: CacheSize) -> String {
         "  [[worker.oci.gcpolicy]]\n    all = true\n    reservedSpace = {reserved}\n    maxUsedSpace = {most}\n    minFreeSpace = {free}\n"
     );
     text.push_str("[worker.containerd]\n  enabled = false\n");
+    // Its history would keep what steps print on the volume, secrets and all.
+    text.push_str("[history]\n  maxEntries = 0\n");
     for registry in &pool.registries {
         let _ = writeln!(text, "[registry.{}]", quoted(&registry.host));
         if !registry.mirrors.is_empty() {

@@ -58,7 +58,9 @@ pub async fn make(
     bundles: &Bundles,
 ) -> Result<Made, Error> {
     let owner = owner(&pool.name_any(), &pool.uid().unwrap_or_default());
-    let identity = authority.server(&id.name())?;
+    let certificates = authority.current();
+    let identity = certificates.server(&id.name(), Timestamp::now())?;
+    let trust = certificates.trust();
     let config = ConfigMap {
         metadata: template.metadata(id, config_name(id), &owner),
         data: Some(template.files(profile, bundles)),
@@ -68,13 +70,9 @@ pub async fn make(
         metadata: template.metadata(id, tls_name(id), &owner),
         type_: Some("kubernetes.io/tls".to_owned()),
         data: Some(
-            [
-                ("tls.crt", identity.certificate.as_str()),
-                ("tls.key", &identity.key),
-                ("ca.crt", authority.certificate()),
-            ]
-            .map(|(key, value)| (key.to_owned(), ByteString(value.as_bytes().to_vec())))
-            .into(),
+            [("tls.crt", identity.certificate.as_str()), ("tls.key", &identity.key), ("ca.crt", &trust)]
+                .map(|(key, value)| (key.to_owned(), ByteString(value.as_bytes().to_vec())))
+                .into(),
         ),
         ..Secret::default()
     };
@@ -91,6 +89,8 @@ pub async fn make(
         apply(client, template.namespace, "Secret", id, tls),
         claim
     )?;
+    // Whatever was known of the certificate is of the past, or CAs have changed meanwhile.
+    authority.forget(&id.name());
     let mut pod = template.pod(id, profile, bundles, &owner);
     pod.annotations_mut().insert(TEMPLATE_HASH.to_owned(), template.hash(profile));
     let made = create(client, template.namespace, "Pod", id, &pod).await?;

@@ -1,6 +1,8 @@
 //! Who a builder builds for, and the names and labels that follow from it; pure.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kiln_crds::image_build::CacheScope;
@@ -14,6 +16,8 @@ pub const NAMESPACE: &str = "kiln.build/namespace";
 pub const NAMESPACE_UID: &str = "kiln.build/namespace-uid";
 /// The label with the UID of the ImageBuild that a builder works for, where its cache is that ImageBuild's alone.
 pub const IMAGE_BUILD_UID: &str = "kiln.build/image-build-uid";
+/// The label with the name of that ImageBuild, for people and for the accounting of cost.
+pub const IMAGE_BUILD: &str = "kiln.build/image-build";
 /// The label with the trust domain's short hash.
 pub const TRUST_DOMAIN: &str = "kiln.build/trust-domain";
 /// The label with the architecture.
@@ -24,8 +28,8 @@ pub const SLOT: &str = "kiln.build/slot";
 pub const SELECTOR: &str = "app.kubernetes.io/managed-by=kiln,app.kubernetes.io/component=builder";
 
 /// Those who share builders and cache volumes: a namespace, or one ImageBuild of it. Both by UID, so that what is deleted
-/// and made again inherits nothing.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+/// and made again inherits nothing: names are told, and play no part in whether two domains are the same.
+#[derive(Clone, Debug)]
 pub struct TrustDomain {
     /// The namespace's name.
     pub namespace: String,
@@ -33,6 +37,40 @@ pub struct TrustDomain {
     pub namespace_uid: String,
     /// The ImageBuild's UID, where the domain is that ImageBuild alone.
     pub image_build_uid: Option<String>,
+    /// That ImageBuild's name, where it is known.
+    pub image_build: Option<String>,
+}
+
+impl TrustDomain {
+    fn key(&self) -> (&str, Option<&str>) {
+        (&self.namespace_uid, self.image_build_uid.as_deref())
+    }
+}
+
+impl PartialEq for TrustDomain {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for TrustDomain {}
+
+impl PartialOrd for TrustDomain {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for TrustDomain {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl Hash for TrustDomain {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
 }
 
 impl TrustDomain {
@@ -46,7 +84,15 @@ impl TrustDomain {
                 CacheScope::Namespace => None,
                 CacheScope::ImageBuild => Some(image_build_uid.to_owned()),
             },
+            image_build: None,
         }
+    }
+
+    /// The same domain, with the name of the ImageBuild that it is asked for: kept where the domain is that one's alone.
+    #[must_use]
+    pub fn asked_by(self, image_build: &str) -> Self {
+        let image_build = self.image_build_uid.is_some().then(|| image_build.to_owned());
+        Self { image_build, ..self }
     }
 
     /// Ten hexadecimal digits that stand for the domain in names.
@@ -107,6 +153,9 @@ impl BuilderId {
         if let Some(uid) = &self.domain.image_build_uid {
             labels.insert(IMAGE_BUILD_UID.to_owned(), uid.clone());
         }
+        if let Some(name) = &self.domain.image_build {
+            labels.insert(IMAGE_BUILD.to_owned(), name.clone());
+        }
         labels
     }
 
@@ -120,6 +169,7 @@ impl BuilderId {
                 namespace: label(NAMESPACE)?,
                 namespace_uid: label(NAMESPACE_UID)?,
                 image_build_uid: label(IMAGE_BUILD_UID),
+                image_build: label(IMAGE_BUILD),
             },
             architecture: label(ARCHITECTURE)?,
             slot: label(SLOT)?.parse().ok()?,
@@ -147,6 +197,12 @@ mod tests {
             let metadata = ObjectMeta { labels: Some(id.labels()), ..ObjectMeta::default() };
             assert_eq!(BuilderId::of(&metadata), Some(id));
         }
+        let named = |scope| id(scope).domain.asked_by("app");
+        let labels = BuilderId { domain: named(CacheScope::ImageBuild), ..id(CacheScope::ImageBuild) }.labels();
+        assert_eq!(labels.get(IMAGE_BUILD).map(String::as_str), Some("app"), "cost can be told");
+        assert_eq!(labels.get(NAMESPACE).map(String::as_str), Some("team"));
+        assert_eq!(named(CacheScope::ImageBuild), id(CacheScope::ImageBuild).domain, "a name tells nothing apart");
+        assert_eq!(named(CacheScope::Namespace).image_build, None, "others of the namespace use it too");
         assert_eq!(BuilderId::of(&ObjectMeta::default()), None);
     }
 

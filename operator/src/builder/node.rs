@@ -29,6 +29,8 @@ impl NodeFacts {
             handler.name.as_deref().unwrap_or_default().is_empty()
                 && handler.features.as_ref().and_then(|features| features.user_namespaces) == Some(true)
         });
+        let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+        let user_namespaces = user_namespaces && info.is_some_and(|info| kernel_maps_ids(&info.kernel_version));
         Some(Self { architecture: labels.get("kubernetes.io/arch")?.clone(), labels, user_namespaces })
     }
 
@@ -39,9 +41,37 @@ impl NodeFacts {
     }
 }
 
+/// Whether a kernel can mount a tmpfs, such as that of a Secret, with other ids: Linux 6.3 on. The runtime's word is not
+/// enough, for it tells what the runtime could do.
+/// <https://kubernetes.io/docs/concepts/workloads/pods/user-namespaces/#before-you-begin>
+fn kernel_maps_ids(version: &str) -> bool {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 3)
+}
+
 /// The architectures of these nodes, for a message.
 #[must_use]
 pub fn architectures(nodes: &[NodeFacts]) -> String {
     let names: BTreeSet<&str> = nodes.iter().map(|node| node.architecture.as_str()).collect();
     if names.is_empty() { "none".to_owned() } else { names.into_iter().collect::<Vec<_>>().join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_from_6_3_on_map_ids() {
+        for (version, expected) in [
+            ("6.3.0", true),
+            ("6.18.2-amd64", true),
+            ("10.0", true),
+            ("6.2.0-1018-azure", false),
+            ("5.15.0-1075-azure", false),
+            ("6", false),
+            ("", false),
+        ] {
+            assert_eq!(kernel_maps_ids(version), expected, "{version}");
+        }
+    }
 }

@@ -1,6 +1,5 @@
 //! The builders as the copies of the cluster's objects show them, and their removal.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,12 +14,12 @@ use kube::runtime::reflector::ObjectRef;
 use super::BuilderId;
 use super::ensure;
 use super::node::NodeFacts;
-use super::pick::Builder;
-use super::pod::{BUNDLES, TEMPLATE_HASH, Template};
+use super::pick::{Builder, Volume};
+use super::pod::{BUNDLES, LAST_USED, TEMPLATE_HASH, Template, bytes};
 use super::profile::{Profile, choose};
 use crate::agent::Agent;
+use crate::builder_pool::activity::Activity;
 use crate::context::Context;
-use crate::image_build_run::plan::job_id;
 
 /// How long after its deletion a pod on a healthy node is gone at the latest, beyond its grace period.
 const STUCK: SignedDuration = SignedDuration::from_secs(60);
@@ -32,13 +31,27 @@ pub async fn remove_pod(
     uid: Option<String>,
     grace: Option<u32>,
 ) -> Result<(), ensure::Error> {
-    context
-        .removed_pods
-        .retain(|removed| context.stores.pods.find(|pod| pod.metadata.uid.as_deref() == Some(removed)).is_some());
+    context.removed_pods.retain(|removed| {
+        context.stores.pods.find(|pod| pod.metadata.uid.as_deref() == Some(removed)).is_some()
+            || context.stores.claims.find(|claim| claim.metadata.uid.as_deref() == Some(removed)).is_some()
+    });
     if let Some(uid) = &uid {
         context.removed_pods.set(uid, true);
     }
     ensure::remove_pod(&context.client, &context.settings.builders_namespace, id, uid, grace).await?;
+    context.jobs.builder_gone(&id.name());
+    Ok(())
+}
+
+/// Removes a builder with its volume, and counts on neither from now on, though the copies do not show it yet.
+pub async fn remove_with_volume(context: &Context, id: &BuilderId) -> Result<(), ensure::Error> {
+    let namespace = &context.settings.builders_namespace;
+    let claim = context.stores.claims.get(&ObjectRef::new(&id.name()).within(namespace)).and_then(|claim| claim.uid());
+    let pod = pod(context, &id.name()).and_then(|pod| pod.uid());
+    for uid in claim.iter().chain(&pod) {
+        context.removed_pods.set(uid, true);
+    }
+    ensure::remove(&context.client, namespace, id).await?;
     context.jobs.builder_gone(&id.name());
     Ok(())
 }
@@ -57,7 +70,7 @@ pub fn template<'a>(context: &'a Context, pool: &'a BuilderPool) -> Template<'a>
         image: &context.settings.builder_image,
         pull_secrets: &context.settings.builder_pull_secrets,
         namespace: &context.settings.builders_namespace,
-        authority: context.authority.certificate(),
+        otlp_endpoint: context.settings.otlp_endpoint.as_deref(),
     }
 }
 
@@ -76,7 +89,7 @@ pub fn builders(
     nodes: &[NodeFacts],
     now: Timestamp,
 ) -> Vec<Builder> {
-    let held = held(context);
+    let activity = Activity::of(&context.stores.runs.state(), context.jobs.places());
     // Once for each profile: it is a hash of all that a pod is made from.
     let hashes = [Profile::UserNamespace, Profile::Rootless].map(|profile| (profile, template.hash(profile)));
     context
@@ -91,7 +104,7 @@ pub fn builders(
             let profile = profile(context, pool, &id.architecture, nodes);
             let current = hashes.iter().any(|(of, hash)| *of == profile && annotation(TEMPLATE_HASH) == hash);
             let name = pod.name_any();
-            let jobs = held.iter().filter(|(_, builder)| *builder == name).count();
+            let jobs = activity.jobs.get(&name).copied().unwrap_or(0);
             let removed = pod.metadata.uid.as_deref().is_some_and(|uid| context.removed_pods.get(uid));
             Some(Builder {
                 jobs: u32::try_from(jobs).unwrap_or(u32::MAX),
@@ -105,19 +118,24 @@ pub fn builders(
         .collect()
 }
 
-/// Jobs and the builders that hold them: from the runs' statuses, and from what is about to be written there.
+/// The pool's cache volumes as they stand.
 #[must_use]
-pub fn held(context: &Context) -> HashSet<(String, String)> {
-    let mut held: HashSet<(String, String)> = context.jobs.places().into_iter().collect();
-    for run in context.stores.runs.state() {
-        for platform in run.status.iter().flat_map(|status| &status.platforms) {
-            if let Some(builder) = platform.builder.as_ref().filter(|_| platform.phase.is_assigned()) {
-                let job = job_id(&run.uid().unwrap_or_default(), &platform.name, platform.attempt);
-                held.insert((job, builder.pod.clone()));
-            }
-        }
-    }
-    held
+pub fn volumes(context: &Context, pool: &BuilderPool) -> Vec<Volume> {
+    let claims = context.stores.claims.state();
+    let of_pool = claims.iter().filter_map(|claim| {
+        let id = BuilderId::of(&claim.metadata).filter(|id| id.pool == pool.name_any())?;
+        let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?;
+        let used = claim.annotations().get(LAST_USED).and_then(|time| time.parse().ok());
+        let created = claim.creation_timestamp().map(|time| time.0);
+        let removed = claim.metadata.uid.as_deref().is_some_and(|uid| context.removed_pods.get(uid));
+        Some(Volume {
+            size: requests.get("storage").and_then(bytes).unwrap_or(0),
+            last_used: used.into_iter().chain(created).max()?,
+            terminating: removed || claim.metadata.deletion_timestamp.is_some(),
+            id,
+        })
+    });
+    of_pool.collect()
 }
 
 /// The pod of the builder of this name.

@@ -2,9 +2,12 @@
 //!
 //! Jobs are served in the order of their runs. A job goes to the lowest slot of its trust domain that has room, for the
 //! lower a slot, the warmer its cache; a new slot is opened only where all are full and the limits allow it, if need be
-//! in the place of an idle builder of somebody else.
+//! in the place of an idle builder of somebody else. A namespace at its limit of volumes gives up the one that it has not
+//! used for longest, as a cache does.
 
 use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::Timestamp;
 
 use super::identity::{BuilderId, TrustDomain};
 
@@ -42,6 +45,19 @@ impl Builder {
     }
 }
 
+/// A cache volume as it stands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Volume {
+    /// Whose it is.
+    pub id: BuilderId,
+    /// What it asks for, in bytes.
+    pub size: u64,
+    /// When its last pod went, or it was made.
+    pub last_used: Timestamp,
+    /// Whether it is on its way out.
+    pub terminating: bool,
+}
+
 /// The pool's limits.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
@@ -51,6 +67,61 @@ pub struct Limits {
     pub builders: u32,
     /// Builders of one namespace, for each architecture.
     pub builders_per_namespace: u32,
+    /// Cache volumes of one namespace.
+    pub volumes_per_namespace: Option<u32>,
+    /// What the cache volumes of one namespace ask for together, in bytes.
+    pub storage_per_namespace: Option<u64>,
+    /// What a new builder's volume asks for, in bytes. 0: builders have none.
+    pub volume_size: u64,
+}
+
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Wait {
+    /// A slot that is on its way out.
+    Slot,
+    /// One of the namespace's builders, which are all at work.
+    BuildersPerNamespace,
+    /// One of the pool's builders, which are all at work.
+    Builders,
+    /// One of the namespace's volumes, which are all in use.
+    VolumesPerNamespace,
+    /// Room among the namespace's volumes, which are all in use.
+    StoragePerNamespace,
+}
+
+impl Wait {
+    /// What is waited for, and what the owner of the pool can do about it.
+    #[must_use]
+    pub fn explain(self, pool: &str, limits: &Limits) -> String {
+        let Limits { builders, builders_per_namespace, .. } = limits;
+        match self {
+            Self::Slot => "a builder is on its way out, and its place and its cache are free in a moment".to_owned(),
+            Self::BuildersPerNamespace => format!(
+                "all {builders_per_namespace} builders that this namespace may have for each architecture in the \
+                 BuilderPool {pool} are at work: it begins when one is free, or when limits.buildersPerNamespace is raised"
+            ),
+            Self::Builders => format!(
+                "all {builders} builders of the BuilderPool {pool} are at work: it begins when one is free, or when \
+                 maxBuilders is raised"
+            ),
+            Self::VolumesPerNamespace => format!(
+                "all {} cache volumes that this namespace may have in the BuilderPool {pool} are in use: it begins when \
+                 one is free, or when limits.volumesPerNamespace is raised",
+                limits.volumes_per_namespace.unwrap_or_default()
+            ),
+            Self::StoragePerNamespace if limits.storage_per_namespace.is_some_and(|most| limits.volume_size > most) => {
+                format!(
+                    "a cache volume of the BuilderPool {pool} is larger than all that a namespace may have: raise \
+                     limits.storagePerNamespace, or lower cache.size"
+                )
+            }
+            Self::StoragePerNamespace => format!(
+                "another cache volume would be more than limits.storagePerNamespace of the BuilderPool {pool} lets this \
+                 namespace have, and all that it has are in use: it begins when one is free, or when that limit is raised"
+            ),
+        }
+    }
 }
 
 /// What becomes of a request.
@@ -62,45 +133,73 @@ pub enum Choice {
     New(BuilderId),
     /// This idle builder must go first: it stands in the way.
     Evict(BuilderId),
+    /// This volume that nobody uses must go first, with its builder, for the namespace is at its limit.
+    Reclaim(BuilderId),
     /// It waits until another job ends.
-    Wait,
+    Wait(Wait),
+}
+
+/// What a pool has.
+struct Stock {
+    /// The builders, and whether each exists already.
+    builders: BTreeMap<BuilderId, (Builder, bool)>,
+    volumes: BTreeMap<BuilderId, Volume>,
 }
 
 /// A choice for each request to a pool, in the same order.
 #[must_use]
-pub fn pick(pool: &str, requests: &[Request], builders: &[Builder], limits: Limits) -> Vec<Choice> {
-    let mut builders: BTreeMap<BuilderId, (Builder, bool)> =
-        builders.iter().map(|builder| (builder.id.clone(), (builder.clone(), true))).collect();
+pub fn pick(pool: &str, requests: &[Request], builders: &[Builder], volumes: &[Volume], limits: Limits) -> Vec<Choice> {
+    let mut stock = Stock {
+        builders: builders.iter().map(|builder| (builder.id.clone(), (builder.clone(), true))).collect(),
+        volumes: volumes.iter().map(|volume| (volume.id.clone(), volume.clone())).collect(),
+    };
     requests
         .iter()
         .map(|request| {
-            let choice = pick_one(pool, request, &builders, limits);
+            let choice = pick_one(pool, request, &stock, limits);
             match &choice {
                 Choice::Existing(id) | Choice::New(id) => {
                     let fresh = || Builder {
                         id: id.clone(),
                         jobs: 0,
-                        bundles: request.bundles.clone(),
+                        bundles: bundles_of(request, requests),
                         current: true,
                         terminating: false,
                         stuck: false,
                     };
-                    let (builder, _) = builders.entry(id.clone()).or_insert_with(|| (fresh(), false));
+                    let (builder, _) = stock.builders.entry(id.clone()).or_insert_with(|| (fresh(), false));
                     builder.jobs += 1;
-                }
-                Choice::Evict(id) => {
-                    if let Some((builder, _)) = builders.get_mut(id) {
-                        builder.terminating = true;
+                    if limits.volume_size > 0 {
+                        let last_used = Timestamp::MAX;
+                        let fresh =
+                            || Volume { id: id.clone(), size: limits.volume_size, last_used, terminating: false };
+                        stock.volumes.entry(id.clone()).or_insert_with(fresh);
                     }
                 }
-                Choice::Wait => {}
+                Choice::Evict(id) | Choice::Reclaim(id) => {
+                    if let Some((builder, _)) = stock.builders.get_mut(id) {
+                        builder.terminating = true;
+                    }
+                    if let Some(volume) = stock.volumes.get_mut(id).filter(|_| matches!(choice, Choice::Reclaim(_))) {
+                        volume.terminating = true;
+                    }
+                }
+                Choice::Wait(_) => {}
             }
             choice
         })
         .collect()
 }
 
-fn pick_one(pool: &str, request: &Request, builders: &BTreeMap<BuilderId, (Builder, bool)>, limits: Limits) -> Choice {
+/// What a builder that is to be made will trust: it is made with the CAs of all in its domain, so that those who ask at
+/// the same time share it.
+fn bundles_of(request: &Request, requests: &[Request]) -> Vec<String> {
+    let alike = |other: &&Request| other.domain == request.domain && other.architecture == request.architecture;
+    requests.iter().filter(alike).flat_map(|other| other.bundles.iter().cloned()).collect()
+}
+
+fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Choice {
+    let builders = &stock.builders;
     let siblings: Vec<&(Builder, bool)> = builders
         .values()
         .filter(|(builder, _)| builder.id.domain == request.domain && builder.id.architecture == request.architecture)
@@ -119,7 +218,7 @@ fn pick_one(pool: &str, request: &Request, builders: &BTreeMap<BuilderId, (Build
     }
     // Its slot, and with it the warm volume, is free in a moment.
     if siblings.iter().any(|(builder, _)| builder.terminating && !builder.stuck) {
-        return Choice::Wait;
+        return Choice::Wait(Wait::Slot);
     }
     let of_namespace: Vec<&Builder> = builders
         .values()
@@ -131,114 +230,67 @@ fn pick_one(pool: &str, request: &Request, builders: &BTreeMap<BuilderId, (Build
         .collect();
     let idle = |builder: &&&Builder| builder.jobs == 0 && !builder.terminating && builder.id.domain != request.domain;
     if of_namespace.len() >= limits.builders_per_namespace as usize {
-        return of_namespace.iter().find(idle).map_or(Choice::Wait, |builder| Choice::Evict(builder.id.clone()));
+        return evict(&of_namespace, idle, Wait::BuildersPerNamespace);
     }
     if builders.len() >= limits.builders as usize {
         let all: Vec<&Builder> = builders.values().map(|(builder, _)| builder).collect();
-        return all.iter().find(idle).map_or(Choice::Wait, |builder| Choice::Evict(builder.id.clone()));
+        return evict(&all, idle, Wait::Builders);
     }
-    let taken: Vec<u32> = siblings.iter().map(|(builder, _)| builder.id.slot).collect();
-    let slot = (0..=limits.builders).find(|slot| !taken.contains(slot)).unwrap_or_default();
-    Choice::New(BuilderId {
+    let id = |slot| BuilderId {
         pool: pool.to_owned(),
         domain: request.domain.clone(),
         architecture: request.architecture.clone(),
         slot,
-    })
+    };
+    let mut free = (0..=limits.builders).map(id).filter(|id| !builders.contains_key(id));
+    // A slot that has its cache already, before one that is to begin without.
+    let kept = free.clone().find(|id| stock.volumes.get(id).is_some_and(|volume| !volume.terminating));
+    if let Some(id) = kept {
+        return Choice::New(id);
+    }
+    match free.find(|id| !stock.volumes.contains_key(id)) {
+        Some(id) => reclaim(request, stock, limits).unwrap_or(Choice::New(id)),
+        None => Choice::Wait(Wait::Slot),
+    }
+}
+
+fn evict(among: &[&Builder], idle: impl Fn(&&&Builder) -> bool, otherwise: Wait) -> Choice {
+    among.iter().find(idle).map_or(Choice::Wait(otherwise), |builder| Choice::Evict(builder.id.clone()))
+}
+
+/// What must happen before the namespace of a request may have one more volume. `None`: nothing.
+fn reclaim(request: &Request, stock: &Stock, limits: Limits) -> Option<Choice> {
+    if limits.volume_size == 0 {
+        return None;
+    }
+    let of_namespace = || stock.volumes.values().filter(|v| v.id.domain.namespace_uid == request.domain.namespace_uid);
+    // The limit that one more volume would break, beside those that are there and count.
+    let broken = |counts: fn(&&Volume) -> bool| {
+        let (count, size) = of_namespace()
+            .filter(counts)
+            .fold((1, limits.volume_size), |(count, size), volume| (count + 1, size.saturating_add(volume.size)));
+        if limits.volumes_per_namespace.is_some_and(|most| count > most) {
+            Some(Wait::VolumesPerNamespace)
+        } else if limits.storage_per_namespace.is_some_and(|most| size > most) {
+            Some(Wait::StoragePerNamespace)
+        } else {
+            None
+        }
+    };
+    let limit = broken(|_| true)?;
+    // Enough are on their way out, or none can help.
+    let larger_than_all = limits.storage_per_namespace.is_some_and(|most| limits.volume_size > most);
+    if larger_than_all || broken(|volume| !volume.terminating).is_none() {
+        return Some(Choice::Wait(limit));
+    }
+    let builder = |volume: &Volume| stock.builders.get(&volume.id).map(|(builder, _)| builder);
+    let unused = of_namespace()
+        .filter(|volume| !volume.terminating)
+        .filter(|volume| builder(volume).is_none_or(|builder| builder.jobs == 0 && !builder.terminating))
+        .min_by_key(|volume| (builder(volume).is_some(), volume.last_used));
+    Some(unused.map_or(Choice::Wait(limit), |volume| Choice::Reclaim(volume.id.clone())))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kiln_crds::image_build::CacheScope;
-    use proptest::prelude::*;
-
-    const LIMITS: Limits = Limits { jobs_per_builder: 2, builders: 4, builders_per_namespace: 2 };
-
-    fn domain(namespace: &str) -> TrustDomain {
-        TrustDomain::new(namespace, namespace, "", CacheScope::Namespace)
-    }
-
-    fn id(namespace: &str, slot: u32) -> BuilderId {
-        BuilderId { pool: "p".into(), domain: domain(namespace), architecture: "amd64".into(), slot }
-    }
-
-    fn request(namespace: &str) -> Request {
-        Request { domain: domain(namespace), architecture: "amd64".into(), bundles: vec![] }
-    }
-
-    fn builder(namespace: &str, slot: u32, jobs: u32) -> Builder {
-        Builder { id: id(namespace, slot), jobs, bundles: vec![], current: true, terminating: false, stuck: false }
-    }
-
-    #[test]
-    fn jobs_fill_the_lowest_slot_then_open_the_next_then_wait() {
-        let requests = vec![request("a"); 5];
-        let choices = pick("p", &requests, &[], LIMITS);
-        assert_eq!(
-            choices,
-            [
-                Choice::New(id("a", 0)),
-                Choice::New(id("a", 0)),
-                Choice::New(id("a", 1)),
-                Choice::New(id("a", 1)),
-                Choice::Wait
-            ]
-        );
-        let choices = pick("p", &requests[..2], &[builder("a", 0, 1), builder("a", 1, 0)], LIMITS);
-        assert_eq!(choices, [Choice::Existing(id("a", 0)), Choice::Existing(id("a", 1))]);
-    }
-
-    #[test]
-    fn an_idle_builder_of_somebody_else_makes_room() {
-        let full = [builder("b", 0, 0), builder("c", 0, 2), builder("d", 0, 2), builder("e", 0, 2)];
-        assert_eq!(pick("p", &[request("a")], &full, LIMITS), [Choice::Evict(id("b", 0))]);
-        let busy = [builder("b", 0, 1), builder("c", 0, 2), builder("d", 0, 2), builder("e", 0, 2)];
-        assert_eq!(pick("p", &[request("a")], &busy, LIMITS), [Choice::Wait]);
-    }
-
-    #[test]
-    fn a_builder_without_the_ca_or_of_an_older_pool_is_replaced_once_idle() {
-        let mut wants = request("a");
-        wants.bundles = vec!["ca".into()];
-        assert_eq!(pick("p", &[wants.clone()], &[builder("a", 0, 0)], LIMITS), [Choice::Evict(id("a", 0))]);
-        assert_eq!(pick("p", &[wants], &[builder("a", 0, 1)], LIMITS), [Choice::New(id("a", 1))]);
-        let old = Builder { current: false, ..builder("a", 0, 0) };
-        assert_eq!(pick("p", &[request("a")], &[old], LIMITS), [Choice::Evict(id("a", 0))]);
-    }
-
-    #[test]
-    fn a_slot_on_its_way_out_is_waited_for_unless_it_is_stuck() {
-        let leaving = Builder { terminating: true, ..builder("a", 0, 0) };
-        assert_eq!(pick("p", &[request("a")], std::slice::from_ref(&leaving), LIMITS), [Choice::Wait]);
-        let stuck = Builder { stuck: true, ..leaving };
-        assert_eq!(pick("p", &[request("a")], &[stuck], LIMITS), [Choice::New(id("a", 1))]);
-    }
-
-    proptest! {
-        #[test]
-        fn limits_hold(
-            wants in proptest::collection::vec("[a-c]", 0..20),
-            jobs in proptest::collection::vec(0u32..3, 0..3),
-        ) {
-            let requests: Vec<Request> = wants.iter().map(|namespace| request(namespace)).collect();
-            let builders: Vec<Builder> =
-                jobs.iter().zip(["a", "b", "c"]).map(|(jobs, namespace)| builder(namespace, 0, *jobs)).collect();
-            let choices = pick("p", &requests, &builders, LIMITS);
-            prop_assert_eq!(choices.len(), requests.len());
-            let mut load: BTreeMap<BuilderId, u32> = builders.iter().map(|b| (b.id.clone(), b.jobs)).collect();
-            for (choice, request) in choices.iter().zip(&requests) {
-                if let Choice::Existing(id) | Choice::New(id) = choice {
-                    prop_assert_eq!(&id.domain, &request.domain);
-                    *load.entry(id.clone()).or_default() += 1;
-                }
-            }
-            prop_assert!(load.len() <= LIMITS.builders as usize);
-            prop_assert!(load.values().all(|jobs| *jobs <= LIMITS.jobs_per_builder));
-            for namespace in ["a", "b", "c"] {
-                let count = load.keys().filter(|id| id.domain.namespace == namespace).count();
-                prop_assert!(count <= LIMITS.builders_per_namespace as usize);
-            }
-        }
-    }
-}
+#[path = "pick_tests.rs"]
+mod tests;

@@ -41,8 +41,8 @@ pub struct Template<'a> {
     pub pull_secrets: &'a [String],
     /// The namespace of builder pods.
     pub namespace: &'a str,
-    /// The certificate that agents trust, in PEM.
-    pub authority: &'a str,
+    /// Where BuildKit sends its traces, if anywhere.
+    pub otlp_endpoint: Option<&'a str>,
 }
 
 impl Template<'_> {
@@ -51,6 +51,12 @@ impl Template<'_> {
     pub fn has_volume(&self) -> bool {
         let size = self.pool.cache.as_ref().and_then(|cache| cache.size.as_ref());
         size.is_none_or(|size| bytes(size) != Some(0))
+    }
+
+    /// What a builder's volume asks for, in bytes; 0 where it has none.
+    #[must_use]
+    pub fn volume_size(&self) -> u64 {
+        self.cache().volume
     }
 
     fn cache_size(&self) -> Quantity {
@@ -68,6 +74,7 @@ impl Template<'_> {
                 namespace: String::new(),
                 namespace_uid: String::new(),
                 image_build_uid: None,
+                image_build: None,
             },
             architecture: String::new(),
             slot: 0,
@@ -75,7 +82,7 @@ impl Template<'_> {
         let mut pod = self.pod(&id, profile, &Bundles::new(), &owner("", ""));
         pod.metadata = ObjectMeta::default();
         let files = files(self.pool, profile, &Bundles::new(), self.cache());
-        let text = serde_json::to_string(&(pod, files, self.authority)).unwrap_or_default();
+        let text = serde_json::to_string(&(pod, files)).unwrap_or_default();
         hex(&Sha256::digest(text)[..8])
     }
 
@@ -210,17 +217,37 @@ impl Template<'_> {
                 });
             }
         }
+        let mut env = vec![variable("KILN_SECURITY_PROFILE", profile.as_str())];
+        // https://opentelemetry.io/docs/specs/otel/protocol/exporter/: BuildKit reads it, and exports its own spans.
+        env.extend(self.otlp_endpoint.map(|endpoint| variable("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)));
         Container {
             name: "buildkitd".to_owned(),
             image: Some(self.image.to_owned()),
             command: Some(vec!["/usr/local/bin/kiln-buildkitd".to_owned()]),
-            env: Some(vec![variable("KILN_SECURITY_PROFILE", profile.as_str())]),
+            env: Some(env),
             restart_policy: Some("Always".to_owned()),
-            resources: Some(resources.unwrap_or_else(|| requests("250m", "512Mi"))),
+            resources: Some(self.with_ephemeral(resources.unwrap_or_else(|| resources_of(BUILDKITD)), BUILDKITD)),
             security_context: Some(security_context),
             volume_mounts: Some(mounts),
             ..Container::default()
         }
+    }
+
+    /// Requests and limits of ephemeral storage, where there are none yet. Without a volume the cache is ephemeral
+    /// storage itself, and as large as the node lets it be.
+    fn with_ephemeral(&self, resources: ResourceRequirements, of: Resources) -> ResourceRequirements {
+        let name = "ephemeral-storage";
+        let mut resources = resources;
+        let named = resources.limits.as_ref().is_some_and(|limits| limits.contains_key(name))
+            || resources.requests.as_ref().is_some_and(|requests| requests.contains_key(name));
+        if !named {
+            let [request, limit] = of.ephemeral_storage.map(|quantity| Quantity(quantity.to_owned()));
+            resources.requests.get_or_insert_default().insert(name.to_owned(), request);
+            if self.has_volume() {
+                resources.limits.get_or_insert_default().insert(name.to_owned(), limit);
+            }
+        }
+        resources
     }
 
     /// The agent: restricted, and the only one to see the certificate and the credentials.
@@ -236,7 +263,7 @@ impl Template<'_> {
                 container_port: i32::from(AGENT_PORT),
                 ..ContainerPort::default()
             }]),
-            resources: Some(requests("20m", "64Mi")),
+            resources: Some(self.with_ephemeral(resources_of(AGENT), AGENT)),
             security_context: Some(SecurityContext {
                 allow_privilege_escalation: Some(false),
                 read_only_root_filesystem: Some(true),
@@ -346,13 +373,26 @@ fn variable(name: &str, value: &str) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value.to_owned()), ..EnvVar::default() }
 }
 
-fn requests(cpu: &str, memory: &str) -> ResourceRequirements {
+/// What a container asks for, and what it may have at most.
+#[derive(Clone, Copy)]
+struct Resources {
+    cpu: &'static str,
+    memory: [&'static str; 2],
+    ephemeral_storage: [&'static str; 2],
+}
+
+/// Unless the pool says it. Memory is limited so that one builder cannot take a node down; a step that is killed for it
+/// fails with a reason that names the limit.
+const BUILDKITD: Resources = Resources { cpu: "250m", memory: ["512Mi", "8Gi"], ephemeral_storage: ["256Mi", "4Gi"] };
+
+/// Its own, so that what RUN steps take is not taken from it. Memory is for git, which unpacks what it fetches.
+const AGENT: Resources = Resources { cpu: "20m", memory: ["64Mi", "2Gi"], ephemeral_storage: ["64Mi", "1Gi"] };
+
+fn resources_of(of: Resources) -> ResourceRequirements {
+    let quantity = |value: &str| Quantity(value.to_owned());
     ResourceRequirements {
-        requests: Some(
-            [("cpu", cpu), ("memory", memory)]
-                .map(|(name, value)| (name.to_owned(), Quantity(value.to_owned())))
-                .into(),
-        ),
+        requests: Some([("cpu".to_owned(), quantity(of.cpu)), ("memory".to_owned(), quantity(of.memory[0]))].into()),
+        limits: Some([("memory".to_owned(), quantity(of.memory[1]))].into()),
         ..ResourceRequirements::default()
     }
 }
@@ -367,85 +407,31 @@ pub fn bytes(quantity: &Quantity) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let factor: u64 = match unit {
         "" => 1,
+        // Thousandths of a byte, as some clients write what they have added up.
+        "m" => return Some(whole.parse::<u64>().ok()?.div_ceil(1000)),
         "k" => 1000,
         "M" => 1000_u64.pow(2),
         "G" => 1000_u64.pow(3),
         "T" => 1000_u64.pow(4),
+        "P" => 1000_u64.pow(5),
+        "E" => 1000_u64.pow(6),
         "Ki" => 1 << 10,
         "Mi" => 1 << 20,
         "Gi" => 1 << 30,
         "Ti" => 1 << 40,
-        _ => return None,
+        "Pi" => 1 << 50,
+        "Ei" => 1 << 60,
+        exponent => {
+            let exponent = exponent.strip_prefix(['e', 'E'])?;
+            10_u64.checked_pow(exponent.trim_start_matches('+').parse().ok()?)?
+        }
     };
-    let whole = whole.parse::<u64>().ok()?.checked_mul(factor)?;
+    let whole = if whole.is_empty() { 0 } else { whole.parse::<u64>().ok()? }.checked_mul(factor)?;
     let digits = fraction.get(..fraction.len().min(3))?;
     let thousandths = if digits.is_empty() { 0 } else { format!("{digits:0<3}").parse::<u64>().ok()? };
     whole.checked_add(factor / 1000 * thousandths)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kiln_crds::builder_pool::PoolCache;
-    use kiln_crds::image_build::CacheScope;
-
-    fn template(pool: &BuilderPoolSpec) -> Template<'_> {
-        Template {
-            pool,
-            image: "registry.example/builder:1",
-            pull_secrets: &[],
-            namespace: "kiln-builders",
-            authority: "",
-        }
-    }
-
-    fn id() -> BuilderId {
-        BuilderId {
-            pool: "default".into(),
-            domain: super::super::TrustDomain::new("team", "ns-uid", "ib-uid", CacheScope::Namespace),
-            architecture: "arm64".into(),
-            slot: 0,
-        }
-    }
-
-    #[test]
-    fn pods_of_both_profiles() {
-        let pool = BuilderPoolSpec::default();
-        for profile in [Profile::UserNamespace, Profile::Rootless] {
-            let pod = template(&pool).pod(&id(), profile, &Bundles::new(), &owner("default", "pool-uid"));
-            insta::assert_yaml_snapshot!(format!("pod_{}", profile.as_str()), pod);
-        }
-    }
-
-    #[test]
-    fn no_volume_where_its_size_is_zero() {
-        for (size, expected) in [(None, true), (Some("5Gi"), true), (Some("0"), false), (Some("0Gi"), false)] {
-            let cache = PoolCache { size: size.map(|size| Quantity(size.into())), ..PoolCache::default() };
-            let pool = BuilderPoolSpec { cache: Some(cache), ..BuilderPoolSpec::default() };
-            assert_eq!(template(&pool).has_volume(), expected, "{size:?}");
-        }
-    }
-
-    #[test]
-    fn the_hash_follows_the_pool_but_not_who_the_builder_is_for() {
-        let plain = BuilderPoolSpec::default();
-        let other = BuilderPoolSpec { max_jobs_per_builder: Some(9), ..BuilderPoolSpec::default() };
-        let hash = template(&plain).hash(Profile::Rootless);
-        assert_eq!(hash, template(&plain).hash(Profile::Rootless));
-        assert_ne!(hash, template(&plain).hash(Profile::UserNamespace));
-        assert_ne!(hash, template(&other).hash(Profile::Rootless));
-    }
-
-    #[test]
-    fn quantities_are_read_as_kubernetes_writes_them() {
-        for (text, expected) in
-            [("0", Some(0)), ("1.5Gi", Some(1_610_612_000)), ("20Gi", Some(20 << 30)), ("1k", Some(1000)), ("x", None)]
-        {
-            let read = bytes(&Quantity(text.into()));
-            match (read, expected) {
-                (Some(read), Some(expected)) => assert!(read.abs_diff(expected) < 1_000_000, "{text}: {read}"),
-                (read, expected) => assert_eq!(read, expected, "{text}"),
-            }
-        }
-    }
-}
+#[path = "pod_tests.rs"]
+mod tests;

@@ -2,24 +2,29 @@
 //!
 //! Builders are made by the runs that need them ([`crate::image_build_run::place`]); this is where they end.
 
+pub mod activity;
 pub mod plan;
 pub mod select;
 pub mod status;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::BuilderPool;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 
+use self::activity::Activity;
 use self::plan::{Builder, Fate, Volume};
 use crate::builder::pod::LAST_USED;
+use crate::builder::profile::Profile;
 use crate::builder::{BuilderId, TrustDomain};
 use crate::builder::{ensure, observe};
+use crate::condition::seconds;
 use crate::context::{Context, is_conflict, until, write_status};
-use crate::watches::is_queued;
 
 /// Seconds that a builder without a job gets to end. Not its own, which are for builds that run: a signal that arrives
 /// while its containers start is lost.
@@ -43,8 +48,9 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     let nodes = context.nodes();
     // Nobody is given a builder that is being removed.
     let placing = context.placing.lock().await;
-    let builders = builders(&context, &pool, now);
-    let volumes = volumes(&context, &pool);
+    let living = Living::of(&context, &pool);
+    let builders = builders(&context, &pool, &living, now);
+    let volumes = volumes(&context, &pool, &living);
     let decided = plan::plan(&pool.spec, &builders, &volumes, observe::template(&context, &pool).has_volume(), now);
     for (id, fate) in decided.fates {
         match fate {
@@ -61,12 +67,10 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
         }
     }
     drop(placing);
-    context
-        .image_builds
-        .retain(|uid| context.stores.image_builds.find(|build| build.metadata.uid.as_deref() == Some(uid)).is_some());
+    forget_the_gone(&context);
     let profiles: Vec<_> =
         nodes.iter().map(|node| observe::profile(&context, &pool, &node.architecture, &nodes)).collect();
-    let status = status::status(&pool, &builders, &profiles, now);
+    let status = status::status(&pool, &builders, &nodes, &profiles, now);
     if pool.status.as_ref() != Some(&status) {
         match write_status(&context.client, &*pool, &status).await {
             Err(error) if is_conflict(&error) => {}
@@ -76,8 +80,9 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     Ok(decided.look_again.map_or_else(Action::await_change, |at| Action::requeue(until(at, now))))
 }
 
-fn builders(context: &Context, pool: &BuilderPool, now: Timestamp) -> Vec<Builder> {
-    let held = observe::held(context);
+fn builders(context: &Context, pool: &BuilderPool, living: &Living, now: Timestamp) -> Vec<Builder> {
+    let activity = Activity::of(&context.stores.runs.state(), context.jobs.places());
+    let known = pool.status.as_ref().map(|status| status.builders.as_slice()).unwrap_or_default();
     let mut builders: Vec<Builder> = context
         .stores
         .pods
@@ -88,14 +93,28 @@ fn builders(context: &Context, pool: &BuilderPool, now: Timestamp) -> Vec<Builde
             let uid = pod.uid()?;
             let name = pod.name_any();
             let created = pod.creation_timestamp().map_or(now, |time| time.0);
+            // A run that history has dropped tells nothing any more: what it told stands in the status.
+            let told = known.iter().find(|known| known.name == name).and_then(|known| known.last_active_at.as_ref());
+            let ended = activity.ended.get(&uid).copied();
+            let last_active = [Some(created), ended, told.map(|time| time.0)].into_iter().flatten().max()?;
+            if is_up(pod)
+                && let Some((agent, _)) = observe::ready(pod)
+            {
+                context.described.ask(&uid, &id.pool, agent, seconds(last_active));
+            }
             Some(Builder {
-                jobs: held.iter().filter(|(_, builder)| *builder == name).count(),
-                last_active: last_active(context, &uid).unwrap_or(created).max(created),
-                wanted: is_wanted(context, &id),
+                jobs: activity.jobs.get(&name).copied().unwrap_or(0),
+                last_active,
+                wanted: activity.waiting.contains(&id.domain.namespace),
                 ended: observe::has_ended(pod),
                 terminating: pod.metadata.deletion_timestamp.is_some(),
-                orphaned: is_gone(context, &id.domain),
+                orphaned: living.is_gone(context, &id.domain),
                 node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+                profile: match pod.spec.as_ref().and_then(|spec| spec.host_users) {
+                    Some(false) => Profile::UserNamespace,
+                    _ => Profile::Rootless,
+                },
+                facts: context.described.facts(&uid),
                 uid,
                 id,
             })
@@ -105,43 +124,62 @@ fn builders(context: &Context, pool: &BuilderPool, now: Timestamp) -> Vec<Builde
     builders
 }
 
-fn volumes(context: &Context, pool: &BuilderPool) -> Vec<Volume> {
+/// Whether all containers of a pod that stays have started.
+fn is_up(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn volumes(context: &Context, pool: &BuilderPool, living: &Living) -> Vec<Volume> {
     let claims = context.stores.claims.state();
     let of_pool = claims.iter().filter_map(|claim| {
         let id = BuilderId::of(&claim.metadata).filter(|id| id.pool == pool.name_any())?;
         let used = claim.annotations().get(LAST_USED).and_then(|time| time.parse().ok());
         let created = claim.creation_timestamp().map(|time| time.0);
-        Some(Volume { last_used: used.into_iter().chain(created).max()?, orphaned: is_gone(context, &id.domain), id })
+        let last_used = used.into_iter().chain(created).max()?;
+        Some(Volume { last_used, orphaned: living.is_gone(context, &id.domain), id })
     });
     of_pool.collect()
 }
 
-/// When a builder's last job ended, as the runs tell it.
-fn last_active(context: &Context, pod_uid: &str) -> Option<Timestamp> {
-    let runs = context.stores.runs.state();
-    let platforms = runs.iter().flat_map(|run| run.status.iter().flat_map(|status| status.platforms.iter()));
-    platforms
-        .filter(|platform| platform.builder.as_ref().is_some_and(|builder| builder.uid == pod_uid))
-        .filter_map(|platform| Some(platform.finished_at.as_ref()?.0))
-        .max()
+/// Forgets what is remembered of ImageBuilds and builders that are gone.
+fn forget_the_gone(context: &Context) {
+    // Most of the time there is none, and they may be ten thousand.
+    if context.image_builds.len() > context.stores.image_builds.len() {
+        let builds = context.stores.image_builds.state();
+        let uids: HashSet<&str> = builds.iter().filter_map(|build| build.metadata.uid.as_deref()).collect();
+        context.image_builds.retain(|uid| uids.contains(uid));
+    }
+    let pods = context.stores.pods.state();
+    context.described.retain(&pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect());
 }
 
-/// Whether somebody waits for a builder of this one's namespace.
-fn is_wanted(context: &Context, id: &BuilderId) -> bool {
-    context
-        .stores
-        .runs
-        .find(|run| run.metadata.namespace.as_ref() == Some(&id.domain.namespace) && is_queued(run))
-        .is_some()
+/// The ImageBuilds that builders and volumes of a pool belong to, as far as they are there.
+struct Living {
+    image_builds: HashSet<String>,
 }
 
-/// Whether the namespace or the ImageBuild of a trust domain is gone. One of the same name is another.
-fn is_gone(context: &Context, domain: &TrustDomain) -> bool {
-    let namespace = context.stores.namespaces.get(&ObjectRef::new(&domain.namespace));
-    let namespace_gone = namespace.is_none_or(|found| found.uid().as_deref() != Some(domain.namespace_uid.as_str()));
-    let build_gone = domain
-        .image_build_uid
-        .as_ref()
-        .is_some_and(|uid| context.stores.image_builds.find(|build| build.uid().as_ref() == Some(uid)).is_none());
-    namespace_gone || build_gone
+impl Living {
+    fn of(context: &Context, pool: &BuilderPool) -> Self {
+        let (pods, claims) = (context.stores.pods.state(), context.stores.claims.state());
+        let owned = pods.iter().map(|pod| &pod.metadata).chain(claims.iter().map(|claim| &claim.metadata));
+        let named: HashSet<String> = owned
+            .filter_map(BuilderId::of)
+            .filter(|id| id.pool == pool.name_any())
+            .filter_map(|id| id.domain.image_build_uid)
+            .collect();
+        if named.is_empty() {
+            return Self { image_builds: named };
+        }
+        let builds = context.stores.image_builds.state();
+        Self { image_builds: builds.iter().filter_map(|build| build.uid()).filter(|uid| named.contains(uid)).collect() }
+    }
+
+    /// Whether the namespace or the ImageBuild of a trust domain is gone. One of the same name is another.
+    fn is_gone(&self, context: &Context, domain: &TrustDomain) -> bool {
+        let namespace = context.stores.namespaces.get(&ObjectRef::new(&domain.namespace));
+        namespace.is_none_or(|found| found.uid().as_deref() != Some(domain.namespace_uid.as_str()))
+            || domain.image_build_uid.as_ref().is_some_and(|uid| !self.image_builds.contains(uid))
+    }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::BuilderPoolSpec;
 
+use crate::agent::Facts;
 use crate::builder::BuilderId;
+use crate::builder::profile::Profile;
 
 /// How long a builder stays warm unless the pool says it.
 const IDLE: Duration = Duration::from_mins(30);
@@ -26,6 +28,10 @@ pub struct Builder {
     pub uid: String,
     /// Its node.
     pub node: Option<String>,
+    /// What it was made with.
+    pub profile: Profile,
+    /// What it has said of itself.
+    pub facts: Option<Facts>,
     /// Jobs that it holds.
     pub jobs: usize,
     /// When it was made, or its last job ended.
@@ -136,6 +142,8 @@ mod tests {
             id: id(slot),
             uid: String::new(),
             node: Some("n".into()),
+            profile: Profile::UserNamespace,
+            facts: None,
             jobs,
             last_active: at(last_active),
             wanted: false,

@@ -10,6 +10,7 @@ use kube::core::{Selector, SelectorExt};
 use kube::runtime::reflector::ObjectRef;
 
 use crate::builder::pick::Limits;
+use crate::builder::pod::bytes;
 use crate::context::Context;
 use crate::reason::Reason;
 use crate::references::Fault;
@@ -60,14 +61,19 @@ fn selects(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) 
     Selector::try_from(selector.clone()).is_ok_and(|selector| selector.matches(labels))
 }
 
-/// The pool's limits, its silence filled in.
+/// The pool's limits, its silence filled in. `volume_size`: what a builder's volume asks for, in bytes; 0: it has none.
 #[must_use]
-pub fn limits(pool: &BuilderPool) -> Limits {
+pub fn limits(pool: &BuilderPool, volume_size: u64) -> Limits {
     let spec = &pool.spec;
+    let limits = spec.limits.clone().unwrap_or_default();
     Limits {
         jobs_per_builder: spec.max_jobs_per_builder.unwrap_or(crate::builder::ensure::JOBS_PER_BUILDER),
         builders: spec.max_builders.unwrap_or(20),
-        builders_per_namespace: spec.limits.as_ref().and_then(|limits| limits.builders_per_namespace).unwrap_or(4),
+        builders_per_namespace: limits.builders_per_namespace.unwrap_or(4),
+        volumes_per_namespace: limits.volumes_per_namespace,
+        // The schema lets only quantities pass; one that cannot be read allows nothing.
+        storage_per_namespace: limits.storage_per_namespace.map(|most| bytes(&most).unwrap_or(0)),
+        volume_size,
     }
 }
 

@@ -40,87 +40,161 @@ pub(super) enum Malformed {
     Line,
 }
 
-/// Packets of an answer; `None` for a flush or another delimiter.
-fn packets(mut bytes: &[u8]) -> Result<Vec<Option<&[u8]>>, Malformed> {
-    let mut lines = Vec::new();
-    while !bytes.is_empty() {
-        // gix-packetline panics in debug builds on lengths below four, of which only 0 to 2 mean something.
-        if matches!(bytes.get(..4), Some(b"0003" | b"0004")) {
-            return Err(Malformed::Packets);
-        }
-        match streaming(bytes).map_err(|_| Malformed::Packets)? {
-            Stream::Complete { line, bytes_consumed } => {
-                lines.push(match line {
-                    PacketLineRef::Data(data) => Some(data.strip_suffix(b"\n").unwrap_or(data)),
-                    _ => None,
-                });
-                bytes = &bytes[bytes_consumed..];
+/// How many refs beside the wanted ones are kept, for hints. A server may send any number.
+const HINTS: usize = 4096;
+/// Longer names are no hints.
+const LONGEST_HINT: usize = 200;
+
+/// An answer as it comes, cut into packets: what is kept does not grow with what is sent.
+#[derive(Default)]
+struct Packets {
+    /// The beginning of a packet whose end has not come yet.
+    begun: Vec<u8>,
+}
+
+impl Packets {
+    /// Hands each packet that `chunk` completes to `each`; `None` for a flush or another delimiter.
+    fn feed(
+        &mut self,
+        chunk: &[u8],
+        mut each: impl FnMut(Option<&[u8]>) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
+        self.begun.extend_from_slice(chunk);
+        let mut done = 0;
+        while let Some(bytes) = self.begun.get(done..).filter(|bytes| !bytes.is_empty()) {
+            // gix-packetline panics in debug builds on lengths below four, of which only 0 to 2 mean something.
+            if matches!(bytes.get(..4), Some(b"0003" | b"0004")) {
+                return Err(Malformed::Packets);
             }
-            Stream::Incomplete { .. } => return Err(Malformed::Packets),
+            match streaming(bytes).map_err(|_| Malformed::Packets)? {
+                Stream::Complete { line, bytes_consumed } => {
+                    each(match line {
+                        PacketLineRef::Data(data) => Some(data.strip_suffix(b"\n").unwrap_or(data)),
+                        _ => None,
+                    })?;
+                    done += bytes_consumed;
+                }
+                Stream::Incomplete { .. } => break,
+            }
+        }
+        self.begun.drain(..done);
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), Malformed> {
+        if self.begun.is_empty() { Ok(()) } else { Err(Malformed::Packets) }
+    }
+}
+
+impl Refs {
+    /// Keeps a ref if it is wanted, or as a hint.
+    fn keep(&mut self, wanted: &[String], name: String, commit: String) {
+        let hint = || name.len() <= LONGEST_HINT && self.commits.len() < HINTS;
+        if self.commits.contains_key(&name) || wanted.contains(&name) || hint() {
+            self.commits.insert(name, commit);
         }
     }
-    Ok(lines)
 }
 
 /// Reads the answer to `info/refs?service=git-upload-pack`.
-pub(super) fn greeting(bytes: &[u8]) -> Result<Greeting, Malformed> {
-    let lines = packets(bytes)?;
-    let mut lines = lines.into_iter().peekable();
-    // Version 2 servers may leave the service line out.
-    if lines
-        .next_if(|line| line.is_some_and(|l| l.starts_with(b"# service=")))
-        .is_some_and(|l| l != Some(b"# service=git-upload-pack"))
-    {
-        return Err(Malformed::Service);
+pub(super) struct GreetingReader<'a> {
+    wanted: &'a [String],
+    packets: Packets,
+    part: Part,
+    object_format: Option<String>,
+    refs: Refs,
+}
+
+/// Which part of the answer is next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The service line, which version 2 servers may leave out.
+    Service,
+    /// The version, which version 0 servers leave out.
+    Version,
+    /// Version 2's capabilities.
+    Capabilities,
+    /// The first ref, with capabilities behind it.
+    FirstRef,
+    /// All others.
+    Refs,
+}
+
+impl<'a> GreetingReader<'a> {
+    /// Of the refs, those in `wanted` are kept for sure.
+    pub(super) fn new(wanted: &'a [String]) -> Self {
+        Self { wanted, packets: Packets::default(), part: Part::Service, object_format: None, refs: Refs::default() }
     }
-    while lines.next_if(Option::is_none).is_some() {}
-    match lines.peek() {
-        Some(Some(b"version 2")) => {
-            let object_format = lines
-                .flatten()
-                .find_map(|l| l.strip_prefix(b"object-format="))
-                .and_then(|format| String::from_utf8(format.to_vec()).ok())
-                .filter(|format| matches!(format.as_str(), "sha1" | "sha256"));
-            return Ok(Greeting::V2 { object_format });
-        }
-        Some(Some(b"version 1")) => {
-            lines.next();
-        }
-        _ => {}
+
+    /// Takes the next piece.
+    pub(super) fn feed(&mut self, chunk: &[u8]) -> Result<(), Malformed> {
+        let Self { wanted, packets, part, object_format, refs } = self;
+        packets.feed(chunk, |line| greeting_line(line, wanted, part, object_format, refs))
     }
-    let mut refs = Refs::default();
-    let mut first = true;
-    for line in lines.flatten() {
-        let line = if std::mem::take(&mut first) {
-            // The capabilities follow the first ref.
-            let (line, capabilities) = split_once(line, 0).ok_or(Malformed::Service)?;
-            let symref = capabilities.split(|b| *b == b' ').find_map(|c| c.strip_prefix(b"symref=HEAD:"));
-            refs.head = symref.and_then(|name| text(name).ok());
-            line
-        } else {
-            line
-        };
-        let (id, name) = split_once(line, b' ').ok_or(Malformed::Line)?;
-        if line.starts_with(b"shallow ") {
-            continue;
-        }
-        let (id, name) = (object_id(id)?, text(name)?);
-        match name.strip_suffix("^{}") {
-            // An empty repository's only line.
-            Some("capabilities") => {}
-            // A peeled tag follows the tag, and takes its place.
-            Some(tag) => {
-                refs.commits.insert(tag.to_owned(), id);
-            }
-            None => {
-                refs.commits.insert(name, id);
-            }
+
+    /// What the whole answer said.
+    pub(super) fn finish(self) -> Result<Greeting, Malformed> {
+        self.packets.finish()?;
+        match self.part {
+            Part::Capabilities => Ok(Greeting::V2 { object_format: self.object_format }),
+            Part::Refs => Ok(Greeting::Refs(self.refs)),
+            Part::Service | Part::Version | Part::FirstRef => Err(Malformed::Service),
         }
     }
-    if first {
-        return Err(Malformed::Service);
+}
+
+fn greeting_line(
+    line: Option<&[u8]>,
+    wanted: &[String],
+    part: &mut Part,
+    object_format: &mut Option<String>,
+    refs: &mut Refs,
+) -> Result<(), Malformed> {
+    if *part == Part::Service {
+        *part = Part::Version;
+        match line {
+            Some(b"# service=git-upload-pack") => return Ok(()),
+            Some(line) if line.starts_with(b"# service=") => return Err(Malformed::Service),
+            _ => {}
+        }
     }
-    Ok(Greeting::Refs(refs))
+    let Some(line) = line else { return Ok(()) };
+    if *part == Part::Version {
+        *part = if line == b"version 2" { Part::Capabilities } else { Part::FirstRef };
+        if matches!(line, b"version 1" | b"version 2") {
+            return Ok(());
+        }
+    }
+    if *part == Part::Capabilities {
+        let format = line.strip_prefix(b"object-format=").and_then(|format| String::from_utf8(format.to_vec()).ok());
+        if let Some(format) = format.filter(|format| matches!(format.as_str(), "sha1" | "sha256")) {
+            object_format.get_or_insert(format);
+        }
+        return Ok(());
+    }
+    let line = if *part == Part::FirstRef {
+        *part = Part::Refs;
+        // The capabilities follow the first ref.
+        let (line, capabilities) = split_once(line, 0).ok_or(Malformed::Service)?;
+        let symref = capabilities.split(|b| *b == b' ').find_map(|c| c.strip_prefix(b"symref=HEAD:"));
+        refs.head = symref.and_then(|name| text(name).ok());
+        line
+    } else {
+        line
+    };
+    let (id, name) = split_once(line, b' ').ok_or(Malformed::Line)?;
+    if line.starts_with(b"shallow ") {
+        return Ok(());
+    }
+    let (id, name) = (object_id(id)?, text(name)?);
+    match name.strip_suffix("^{}") {
+        // An empty repository's only line.
+        Some("capabilities") => {}
+        // A peeled tag follows the tag, and takes its place.
+        Some(tag) => refs.keep(wanted, tag.to_owned(), id),
+        None => refs.keep(wanted, name, id),
+    }
+    Ok(())
 }
 
 /// The body of an `ls-refs` request for the refs that begin with one of `prefixes`.
@@ -144,39 +218,58 @@ pub(super) fn ls_refs_request(object_format: Option<&str>, prefixes: &[String]) 
 }
 
 /// Reads the answer to `ls-refs`.
-pub(super) fn ls_refs(bytes: &[u8]) -> Result<Refs, Malformed> {
-    let lines = packets(bytes)?;
-    // Without the closing flush the answer is cut off, and a ref that is not in it may exist.
-    if !matches!(lines.last(), Some(None)) {
-        return Err(Malformed::Packets);
+pub(super) struct RefsReader<'a> {
+    wanted: &'a [String],
+    packets: Packets,
+    flushed: bool,
+    refs: Refs,
+}
+
+impl<'a> RefsReader<'a> {
+    /// Of the refs, those in `wanted` are kept for sure.
+    pub(super) fn new(wanted: &'a [String]) -> Self {
+        Self { wanted, packets: Packets::default(), flushed: false, refs: Refs::default() }
     }
-    let mut refs = Refs::default();
-    for line in lines.into_iter().flatten() {
-        let mut words = line.split(|b| *b == b' ');
-        let (Some(id), Some(name)) = (words.next(), words.next()) else { return Err(Malformed::Line) };
-        let name = text(name)?;
-        let mut peeled = None;
-        for attribute in words {
-            if let Some(target) = attribute.strip_prefix(b"symref-target:") {
-                if name == "HEAD" {
-                    refs.head = Some(text(target)?);
-                }
-            } else if let Some(id) = attribute.strip_prefix(b"peeled:") {
-                peeled = Some(object_id(id)?);
+
+    /// Takes the next piece.
+    pub(super) fn feed(&mut self, chunk: &[u8]) -> Result<(), Malformed> {
+        let Self { wanted, packets, flushed, refs } = self;
+        packets.feed(chunk, |line| {
+            *flushed = line.is_none();
+            line.map_or(Ok(()), |line| refs_line(line, wanted, refs))
+        })
+    }
+
+    /// What the whole answer said.
+    pub(super) fn finish(self) -> Result<Refs, Malformed> {
+        self.packets.finish()?;
+        // Without the closing flush the answer is cut off, and a ref that is not in it may exist.
+        if self.flushed { Ok(self.refs) } else { Err(Malformed::Packets) }
+    }
+}
+
+fn refs_line(line: &[u8], wanted: &[String], refs: &mut Refs) -> Result<(), Malformed> {
+    let mut words = line.split(|b| *b == b' ');
+    let (Some(id), Some(name)) = (words.next(), words.next()) else { return Err(Malformed::Line) };
+    let name = text(name)?;
+    let mut peeled = None;
+    for attribute in words {
+        if let Some(target) = attribute.strip_prefix(b"symref-target:") {
+            if name == "HEAD" {
+                refs.head = Some(text(target)?);
             }
+        } else if let Some(id) = attribute.strip_prefix(b"peeled:") {
+            peeled = Some(object_id(id)?);
         }
-        if id == b"unborn" {
-            continue;
-        }
-        refs.commits.insert(
-            name,
-            match peeled {
-                Some(peeled) => peeled,
-                None => object_id(id)?,
-            },
-        );
     }
-    Ok(refs)
+    if id != b"unborn" {
+        let commit = match peeled {
+            Some(peeled) => peeled,
+            None => object_id(id)?,
+        };
+        refs.keep(wanted, name, commit);
+    }
+    Ok(())
 }
 
 fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
@@ -206,6 +299,48 @@ mod tests {
 
     const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    /// All at once and byte by byte: both must come to the same.
+    fn greeting(bytes: &[u8]) -> Result<Greeting, Malformed> {
+        let read = |size: usize| {
+            let mut reader = GreetingReader::new(&[]);
+            bytes.chunks(size).try_for_each(|chunk| reader.feed(chunk))?;
+            reader.finish()
+        };
+        assert_eq!(read(1), read(usize::MAX));
+        read(usize::MAX)
+    }
+
+    fn ls_refs(bytes: &[u8]) -> Result<Refs, Malformed> {
+        let read = |size: usize| {
+            let mut reader = RefsReader::new(&[]);
+            bytes.chunks(size).try_for_each(|chunk| reader.feed(chunk))?;
+            reader.finish()
+        };
+        assert_eq!(read(1), read(usize::MAX));
+        read(usize::MAX)
+    }
+
+    /// What is wanted is kept, however many others come before it, and of those no more than serve as hints.
+    #[test]
+    fn keeps_little_of_very_many_refs() {
+        let wanted = ["refs/heads/wanted".to_owned(), "refs/tags/wanted".to_owned()];
+        let mut reader = GreetingReader::new(&wanted);
+        reader.feed(packet(&format!("{A} HEAD\0x")).as_bytes()).unwrap();
+        let mut listed = RefsReader::new(&wanted);
+        for number in 0..20_000 {
+            let line = packet(&format!("{A} refs/heads/{number}"));
+            reader.feed(line.as_bytes()).unwrap();
+            listed.feed(line.as_bytes()).unwrap();
+        }
+        let last = packet(&format!("{A} refs/tags/wanted")) + &packet(&format!("{B} refs/tags/wanted^{{}}")) + "0000";
+        reader.feed(last.as_bytes()).unwrap();
+        let Greeting::Refs(refs) = reader.finish().unwrap() else { panic!("not v0") };
+        assert_eq!((refs.commits.len(), refs.commits["refs/tags/wanted"].as_str()), (HINTS + 1, B));
+        listed.feed((packet(&format!("{A} refs/tags/wanted peeled:{B}")) + "0000").as_bytes()).unwrap();
+        let refs = listed.finish().unwrap();
+        assert_eq!((refs.commits.len(), refs.commits["refs/tags/wanted"].as_str()), (HINTS + 1, B));
+    }
 
     #[test]
     fn v0() {

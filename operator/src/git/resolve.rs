@@ -1,6 +1,7 @@
 //! From a ref to a commit: what `git ls-remote` does, with the operator's own HTTP client.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,11 +9,11 @@ use http::{HeaderValue, Method, StatusCode, header};
 use k8s_openapi::ByteString;
 use reqwest::{Response, Url};
 
-use super::advertisement::{Greeting, Refs, greeting, ls_refs, ls_refs_request};
+use super::advertisement::{Greeting, GreetingReader, Malformed, Refs, RefsReader, ls_refs_request};
 use super::error::Error;
 use super::refname::{Wanted, similar, wanted};
 use super::url::GitUrl;
-use crate::http_client::{BodyError, HttpClient, SecretString, TransportFailure, read_bounded, retry_after};
+use crate::http_client::{BodyError, HttpClient, SecretString, TransportFailure, read_chunks, retry_after};
 
 /// Version 0 servers send all their refs, which are many where each change has its own.
 const ADVERTISEMENT_LIMIT: usize = 64 * 1024 * 1024;
@@ -96,11 +97,14 @@ pub async fn resolve(
         cause,
     })?;
     let exchange = Exchange { http, url, authorization: auth.and_then(BasicAuth::header) };
-    let (base, greeting) = exchange.greet().await?;
     let candidates = match wanted {
-        Wanted::Commit(commit) => return Ok(Resolved { commit, ref_name: None }),
+        Wanted::Commit(commit) => {
+            exchange.greet(&[]).await?;
+            return Ok(Resolved { commit, ref_name: None });
+        }
         Wanted::Ref(candidates) => candidates,
     };
+    let (base, greeting) = exchange.greet(&candidates).await?;
     let reference = reference.unwrap_or("HEAD");
     let (refs, object_format) = match greeting {
         Greeting::Refs(refs) => (refs, None),
@@ -139,7 +143,7 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// Asks for the refs, following redirects, and says where the repository really is.
-    async fn greet(&self) -> Result<(Url, Greeting), Error> {
+    async fn greet(&self, candidates: &[String]) -> Result<(Url, Greeting), Error> {
         let home = self.parse(self.url.as_str())?;
         let mut url = self.parse(&format!("{}{GREETING_TAIL}?service=git-upload-pack", self.url))?;
         let mut redirects = 0;
@@ -167,8 +171,9 @@ impl Exchange<'_> {
             }
             url = next;
         };
-        let bytes = read_bounded(response, ADVERTISEMENT_LIMIT).await.map_err(|e| self.body(e))?;
-        let greeting = greeting(&bytes).map_err(|e| self.protocol(e.to_string()))?;
+        let mut reader = GreetingReader::new(candidates);
+        self.read(response, ADVERTISEMENT_LIMIT, |chunk| reader.feed(chunk)).await?;
+        let greeting = reader.finish().map_err(|e| self.protocol(e.to_string()))?;
         let mut base = url;
         base.set_query(None);
         let path = base.path().strip_suffix(GREETING_TAIL).unwrap_or_default().to_owned();
@@ -183,8 +188,28 @@ impl Exchange<'_> {
         let body = ls_refs_request(object_format, prefixes);
         let response = self.send(Method::POST, &home, &url, Some(body)).await?;
         let response = self.accept(response, "application/x-git-upload-pack-result")?;
-        let bytes = read_bounded(response, LS_REFS_LIMIT).await.map_err(|e| self.body(e))?;
-        ls_refs(&bytes).map_err(|e| self.protocol(e.to_string()))
+        let mut reader = RefsReader::new(prefixes);
+        self.read(response, LS_REFS_LIMIT, |chunk| reader.feed(chunk)).await?;
+        reader.finish().map_err(|e| self.protocol(e.to_string()))
+    }
+
+    /// Reads an answer piece by piece, for it may be large, until its end or the first piece that is wrong.
+    async fn read(
+        &self,
+        response: Response,
+        limit: usize,
+        mut feed: impl FnMut(&[u8]) -> Result<(), Malformed>,
+    ) -> Result<(), Error> {
+        let mut malformed = None;
+        let read = read_chunks(response, limit, |chunk| match feed(chunk) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                malformed = Some(error);
+                ControlFlow::Break(())
+            }
+        });
+        read.await.map_err(|e| self.body(e))?;
+        malformed.map_or(Ok(()), |error| Err(self.protocol(error.to_string())))
     }
 
     async fn send(&self, method: Method, home: &Url, url: &Url, body: Option<Vec<u8>>) -> Result<Response, Error> {

@@ -28,8 +28,9 @@ pub enum TransportFailure {
     CertificateUntrusted,
     /// The certificate is for other names.
     #[error(
-        "the server's certificate is not valid for {expected}{}: ask for one that has it as a subject alternative name (the common name alone does not count)",
-        presented_names(.presented)
+        "the server's certificate is not valid for {expected}{}: ask for one that has it as a subject alternative name (the common name alone does not count), or make one: {}",
+        presented_names(.presented),
+        how_to_make(.expected)
     )]
     CertificateNameMismatch {
         /// The host that was asked for.
@@ -54,6 +55,19 @@ pub enum TransportFailure {
     /// No connection, or a broken one.
     #[error("the connection failed: {0}")]
     Connection(String),
+}
+
+/// A command that makes a certificate for this host, and the CA bundle that goes with it.
+fn how_to_make(host: &str) -> String {
+    let bare = host.trim_matches(['[', ']']);
+    let (kind, name) = match bare.parse::<std::net::IpAddr>() {
+        Ok(_) => ("IP", bare),
+        Err(_) => ("DNS", host),
+    };
+    format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout tls.key -out tls.crt -subj \
+         '/CN={name}' -addext 'subjectAltName={kind}:{name}' (tls.crt, being self-signed, is then what caRef names)"
+    )
 }
 
 fn presented_names(names: &[String]) -> String {
@@ -153,6 +167,19 @@ pub fn plain_text(text: &str, limit: usize) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_certificate_for_another_name_comes_with_how_to_make_one() {
+        for (host, name) in [
+            ("registry.example", "subjectAltName=DNS:registry.example'"),
+            ("10.0.0.1", "subjectAltName=IP:10.0.0.1'"),
+            ("fd00::1", "subjectAltName=IP:fd00::1'"),
+        ] {
+            let failure = TransportFailure::CertificateNameMismatch { expected: host.into(), presented: Vec::new() };
+            let text = failure.to_string();
+            assert!(text.contains(name) && text.contains("it has no subject alternative names"), "{text}");
+        }
+    }
 
     #[test]
     fn strips_escapes() {

@@ -9,6 +9,7 @@ mod address;
 mod failure;
 mod tls;
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -131,20 +132,39 @@ pub enum BodyError {
 /// Reads the whole body, at most `limit` bytes.
 pub async fn read_bounded(response: Response, limit: usize) -> Result<Vec<u8>, BodyError> {
     let announced = response.content_length().and_then(|n| usize::try_from(n).ok());
+    // What is announced is believed for little: it costs the sender nothing.
+    let mut body = Vec::with_capacity(announced.unwrap_or(0).min(64 * 1024));
+    read_chunks(response, limit, |chunk| {
+        body.extend_from_slice(chunk);
+        ControlFlow::Continue(())
+    })
+    .await?;
+    Ok(body)
+}
+
+/// Hands a body of at most `limit` bytes over as it comes, until it ends or `each` breaks off.
+pub async fn read_chunks(
+    response: Response,
+    limit: usize,
+    mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), BodyError> {
+    let announced = response.content_length().and_then(|n| usize::try_from(n).ok());
     if announced.is_some_and(|n| n > limit) {
         return Err(BodyError::TooLarge(limit));
     }
-    // What is announced is believed for little: it costs the sender nothing.
-    let mut body = Vec::with_capacity(announced.unwrap_or(0).min(64 * 1024));
+    let mut read = 0;
     let mut chunks = response.bytes_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|e| TransportFailure::from_reqwest(&e))?;
-        if body.len() + chunk.len() > limit {
+        read += chunk.len();
+        if read > limit {
             return Err(BodyError::TooLarge(limit));
         }
-        body.extend_from_slice(&chunk);
+        if each(&chunk).is_break() {
+            break;
+        }
     }
-    Ok(body)
+    Ok(())
 }
 
 /// Reads what there is of a body, cut at `limit` bytes: for error texts.
@@ -282,7 +302,7 @@ mod tests {
         assert_eq!(get(None, &url).await, Err(TransportFailure::CertificateUntrusted));
         let (url, pem) = tls_server("registry.example");
         let failure = get(Some(&pem), &url).await.unwrap_err();
-        insta::assert_snapshot!(failure, @"the server's certificate is not valid for 127.0.0.1 (it is for registry.example): ask for one that has it as a subject alternative name (the common name alone does not count)");
+        insta::assert_snapshot!(failure, @"the server's certificate is not valid for 127.0.0.1 (it is for registry.example): ask for one that has it as a subject alternative name (the common name alone does not count), or make one: openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout tls.key -out tls.crt -subj '/CN=127.0.0.1' -addext 'subjectAltName=IP:127.0.0.1' (tls.crt, being self-signed, is then what caRef names)");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509Version};
 
 /// What is wrong with a CA bundle.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -91,7 +91,15 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let certificate = match ParsedCertificate::try_from(end_entity) {
+            Ok(certificate) => certificate,
+            // Without any extension, as `openssl x509 -req` makes them, and so without subject alternative names.
+            Err(_) if is_version_1(end_entity) => {
+                let expected = server_name.to_owned();
+                return Err(CertificateError::NotValidForNameContext { expected, presented: Vec::new() }.into());
+            }
+            Err(error) => return Err(error),
+        };
         if self.pinned.contains(end_entity) {
             verify_validity(end_entity, now)?;
         } else {
@@ -128,6 +136,10 @@ impl ServerCertVerifier for Verifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+fn is_version_1(certificate: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| parsed.version() == X509Version::V1)
 }
 
 fn verify_validity(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
@@ -200,6 +212,24 @@ mod tests {
                 Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYet))
             );
         }
+    }
+
+    /// Made with `openssl x509 -req` without extensions: version 1, and a common name only.
+    #[test]
+    fn a_certificate_of_version_1_has_no_names() {
+        let pem = include_bytes!("testdata/version-1.crt");
+        let certificate = CertificateDer::from_pem_slice(pem).unwrap();
+        let roots = RootCertStore::empty();
+        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        let v = Verifier { roots, pinned: HashSet::from([certificate.clone()]), algorithms };
+        let name = ServerName::try_from("registry.example").unwrap();
+        let refused = v.verify_server_cert(&certificate, &[], &name, &[], now()).unwrap_err();
+        assert!(matches!(
+            refused,
+            rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. })
+                if presented.is_empty()
+        ));
+        assert!(client_config(Some(pem)).is_ok(), "as a CA it may be named");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Makes, cancels and removes runs.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::PlatformSpec;
 use kiln_crds::image_build_run::ImageBuildRef;
 use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, ImageBuildSpec};
@@ -13,6 +14,8 @@ use crate::image_build_run::FINALIZER;
 
 /// The label with the ImageBuild's name.
 pub const IMAGE_BUILD: &str = "kiln.build/image-build";
+/// The annotation with the time at which Kiln saw what the run was made for, before source and registry were asked.
+pub const REQUESTED_AT: &str = "kiln.build/requested-at";
 
 /// The run of an input.
 #[must_use]
@@ -22,6 +25,7 @@ pub fn run(
     input_hash: String,
     resolved: Option<Resolved>,
     platforms: Vec<PlatformSpec>,
+    requested_at: Timestamp,
 ) -> ImageBuildRun {
     let name = build.name_any();
     let uid = build.uid().unwrap_or_default();
@@ -45,6 +49,7 @@ pub fn run(
             [(IMAGE_BUILD.to_owned(), name.clone()), ("app.kubernetes.io/managed-by".to_owned(), "kiln".to_owned())]
                 .into(),
         ),
+        annotations: Some([(REQUESTED_AT.to_owned(), requested_at.to_string())].into()),
         owner_references: Some(vec![OwnerReference {
             api_version: "kiln.build/v1alpha1".to_owned(),
             kind: "ImageBuild".to_owned(),

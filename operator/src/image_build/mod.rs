@@ -74,7 +74,26 @@ pub async fn reconcile(build: Arc<ImageBuild>, context: Arc<Context>) -> Result<
     }
     match step(&build, &context).await {
         Err(Error::Write(error)) if is_conflict(&error) => Ok(Action::requeue(Duration::from_secs(1))),
+        Err(Error::Write(error)) => {
+            // There may be no condition that tells it: an object can be so large that its status has no room.
+            context.event(&*build, EventType::Warning, Reason::ApiUnavailable.as_str(), &refusal(&error));
+            Err(Error::Write(error))
+        }
         other => other,
+    }
+}
+
+/// Why the API server did not take a status or a run.
+fn refusal(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if status.message.contains("too large") => format!(
+            "the API server cannot store a status or a run of it ({}): put the files of source.inline into a Git repository",
+            status.message
+        ),
+        kube::Error::Api(status) => {
+            format!("the API server did not take its status or a run of it: {}", status.message)
+        }
+        error => format!("its status or a run of it could not be written: {error}"),
     }
 }
 
@@ -130,13 +149,13 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
         }
     }
     context.image_builds.set(&uid, memory.clone());
-    tidy(build, &runs, context).await?;
     let observed = status::Observed { build, runs: &runs, fault: memory.fault.as_ref() };
     let status = status::status(&observed, now);
     if build.status.as_ref() != Some(&status) {
         write_status(&context.client, &**build, &status).await?;
         tell(build, &status, context);
     }
+    tidy(build, &runs, context).await?;
     if build.spec.suspend {
         return Ok(Action::await_change());
     }
@@ -236,7 +255,7 @@ async fn advance(
     };
     check(context, build, &pool, &access).await?;
     let number = plan::next_number(&build.name_any(), recorded, named);
-    let run = apply::run(build, number, hash, memory.resolved.clone(), platforms);
+    let run = apply::run(build, number, hash, memory.resolved.clone(), platforms, now);
     let run = apply::create(&context.client, &run).await?;
     info!(run = run.name_any(), commit = run.spec.commit, "run made");
     let source = run.spec.commit.as_deref().map_or_else(String::new, |commit| format!(" of commit {commit}"));

@@ -49,7 +49,8 @@ pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result
     Ok(platforms)
 }
 
-/// The older ImageBuild that has one of these tags of the same repository, and the tag.
+/// The older ImageBuild that has one of these tags of the same repository, and the tag. One of another namespace counts
+/// only once it has pushed there: naming a repository is no right to it.
 #[must_use]
 pub fn tag_owner(build: &ImageBuild, others: &[Arc<ImageBuild>]) -> Option<(String, String)> {
     let key = |build: &ImageBuild| (build.creation_timestamp().map(|time| time.0), build.uid());
@@ -63,6 +64,11 @@ pub fn tag_owner(build: &ImageBuild, others: &[Arc<ImageBuild>]) -> Option<(Stri
     let older = others.iter().filter(|other| {
         other.uid() != build.uid() && other.metadata.deletion_timestamp.is_none() && key(other) < key(build)
     });
+    let has_pushed = |other: &ImageBuild| {
+        let image = other.status.as_ref().and_then(|status| status.image.as_ref());
+        image.is_some_and(|image| image.repository.parse::<Repository>().ok().as_ref() == Some(&own))
+    };
+    let older = older.filter(|other| other.metadata.namespace == build.metadata.namespace || has_pushed(other));
     let clashing = older.filter(|other| repository(other).as_ref() == Some(&own)).filter_map(|other| {
         let tag = tags(other).into_iter().find(|tag| wanted.contains(tag))?;
         // Other namespaces are nobody else's business.
@@ -210,6 +216,23 @@ mod tests {
         let all = [oldest, old.clone(), new.clone()];
         assert_eq!(tag_owner(&new, &all), Some(("the ImageBuild old".into(), "b".into())));
         assert_eq!(tag_owner(&old, &all), None);
+    }
+
+    #[test]
+    fn naming_the_repository_of_another_namespace_keeps_nothing_until_it_is_pushed_to() {
+        let mut foreign = (*build("foreign", 1, "docker.io/library/app", &["b"])).clone();
+        foreign.metadata.namespace = Some("elsewhere".into());
+        let new = build("new", 2, "app", &["b"]);
+        assert_eq!(tag_owner(&new, &[foreign.clone().into(), new.clone()]), None);
+        let image = |repository: &str| {
+            let image = serde_json::json!({"ref": "r", "repository": repository, "digest": "d", "pushedAt": "2026-01-01T00:00:00Z"});
+            serde_json::from_value(serde_json::json!({"image": image})).unwrap()
+        };
+        foreign.status = Some(image("docker.io/library/other"));
+        assert_eq!(tag_owner(&new, &[foreign.clone().into(), new.clone()]), None);
+        foreign.status = Some(image("docker.io/library/app"));
+        let owner = Some(("an ImageBuild of another namespace".into(), "b".into()));
+        assert_eq!(tag_owner(&new, &[foreign.into(), new.clone()]), owner);
     }
 
     #[test]

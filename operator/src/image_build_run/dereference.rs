@@ -65,6 +65,7 @@ impl Inputs {
         id: &str,
         platform: &PlatformSpec,
         attempt: u32,
+        traceparent: String,
     ) -> proto::Job {
         let build = &run.spec.build;
         let dockerfile = platform.dockerfile.as_ref().or(build.dockerfile.as_ref());
@@ -105,7 +106,7 @@ impl Inputs {
             timeout_seconds: u32::try_from(super::plan::Bounds::of(build).timeout.as_secs()).unwrap_or(u32::MAX),
             allow_frontends: pool.spec.allow.as_ref().and_then(|allow| allow.frontends).unwrap_or(false),
             allow_private_addresses: pool.spec.allow.as_ref().and_then(|allow| allow.private_addresses).unwrap_or(true),
-            traceparent: String::new(),
+            traceparent,
         }
     }
 

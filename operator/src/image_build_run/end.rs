@@ -40,6 +40,7 @@ pub(super) async fn finish(
     let mut run = run.clone();
     // Written once: what a failed try wrote stays until the next one has ended.
     if former.phase != RunPhase::Publishing {
+        status.publishing_at = Some(MicroTime(now));
         status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
         run = Arc::new(write_status(&context.client, &*run, &status).await?);
         for platform in &status.platforms {
@@ -54,7 +55,7 @@ pub(super) async fn finish(
             let now = Timestamp::now();
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
             let written = Arc::new(write_status(&context.client, &*run, &status).await?);
-            context.metrics.ended("Succeeded", Reason::Succeeded.as_str());
+            context.metrics.ended("Succeeded", Reason::Succeeded.as_str(), &status);
             conclude(&written, &status, context).await
         }
         Ok(None) if !context.leader.is_leader() => Ok(Action::await_change()),
@@ -171,7 +172,7 @@ pub(super) async fn end(
     status.failure = Some(failure);
     status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
     let written = write_status(&context.client, &**run, &status).await?;
-    context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason);
+    context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason, &status);
     tell(run, &former, &status, context);
     conclude(&Arc::new(written), &status, context).await
 }
@@ -194,6 +195,10 @@ pub(super) async fn conclude(
         }
     }
     if run.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        // Before it is let go of: an operator that dies here leaves it to the next one.
+        if let Some(traces) = &context.traces {
+            traces.export(run).await;
+        }
         let finalizers: Vec<&String> = run.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
         let patch =
             serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": run.resource_version()}});

@@ -5,11 +5,14 @@
 
 pub mod dereference;
 pub mod end;
+pub mod order;
 pub mod place;
 pub mod plan;
 pub mod publish;
 pub mod status;
+pub mod steps;
 pub mod tags;
+pub mod times;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +41,7 @@ use crate::condition::find;
 use crate::context::{Context, is_conflict, until, write_status};
 use crate::http_client::FailureClass;
 use crate::references::{self, Fault};
+use crate::trace::traceparent;
 
 /// Keeps a run until its jobs are cancelled.
 pub const FINALIZER: &str = "kiln.build/cancel-jobs";
@@ -94,13 +98,13 @@ async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Err
     let mut status = observe(run, &former, bounds, context, now);
     remove_unreachable(run, &status, context).await?;
     let stop = Stop {
-        cancelled: run.spec.cancel || run.metadata.deletion_timestamp.is_some(),
+        cancelled: run.spec.cancel || run.metadata.deletion_timestamp.is_some() || is_orphaned(context, run),
         superseded: !is_newest(context, run),
     };
     match next(&status, stop, bounds.timeout, now) {
         Next::End(phase, failure) => {
             cancel_jobs(run, &mut status, context, now).await?;
-            end(run, status, phase, failure, context, now).await
+            end(run, status, phase, *failure, context, now).await
         }
         Next::Publish => finish(run, status, context, now).await,
         Next::Build => build(run, former, status, bounds, context, now).await,
@@ -117,13 +121,17 @@ fn observe(
 ) -> ImageBuildRunStatus {
     let uid = run.uid().unwrap_or_default();
     let mut status = former.clone();
+    status.queued_at.get_or_insert(MicroTime(now));
     if status.platforms.is_empty() {
         let names = run.spec.build.platforms.iter().flatten().map(|platform| platform.name.clone());
         status.platforms = names.map(|name| PlatformStatus { name, ..PlatformStatus::default() }).collect();
     }
     for platform in &mut status.platforms {
-        let observed = context.jobs.observation(&job_id(&uid, &platform.name, platform.attempt));
+        let (observed, progress) = context.jobs.seen(&job_id(&uid, &platform.name, platform.attempt)).unzip();
         let alive = agent_of(platform, context).is_some();
+        if let Some(progress) = progress.filter(|_| platform.phase.is_assigned()) {
+            *platform = progress.in_status(std::mem::take(platform));
+        }
         *platform = advance(platform, observed.as_ref(), alive, bounds.retries, now);
     }
     status
@@ -258,7 +266,9 @@ fn follow(
         let Some(agent) = agent_of(platform, context) else { continue };
         let job = if platform.phase == PlatformPhase::Starting {
             let (Some(inputs), Some(spec)) = (inputs, specs.get(platform.name.as_str())) else { continue };
-            Some(inputs.job(run, pool, &id, spec, platform.attempt))
+            // Only where a collector takes the spans that BuildKit would make.
+            let traceparent = context.traces.as_ref().map(|_| traceparent(&uid, &platform.name)).unwrap_or_default();
+            Some(inputs.job(run, pool, &id, spec, platform.attempt, traceparent))
         } else {
             None
         };
@@ -280,8 +290,11 @@ fn requeue(status: &ImageBuildRunStatus, bounds: Bounds, look_again: Option<Time
     at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10)))
 }
 
-/// An Event where the run's condition got another reason worth telling.
+/// An Event for each attempt that was lost, and where the run's condition got another reason worth telling.
 fn tell(run: &ImageBuildRun, former: &ImageBuildRunStatus, status: &ImageBuildRunStatus, context: &Context) {
+    for (reason, message) in status::lost_attempts(former, status) {
+        context.event(run, EventType::Warning, &reason, &message);
+    }
     let Some(condition) = find(&status.conditions, "Succeeded") else { return };
     if find(&former.conditions, "Succeeded").is_some_and(|former| former.reason == condition.reason) {
         return;
@@ -298,6 +311,13 @@ fn tell(run: &ImageBuildRun, former: &ImageBuildRunStatus, status: &ImageBuildRu
 /// The pool that builds a run.
 pub fn pool(context: &Context, run: &ImageBuildRun) -> Result<Arc<BuilderPool>, Fault> {
     select::pool(context, &run.namespace().unwrap_or_default(), run.spec.build.pool.as_deref())
+}
+
+/// Whether nobody wants the run any more: its ImageBuild is gone, as after a restore of runs alone.
+fn is_orphaned(context: &Context, run: &ImageBuildRun) -> bool {
+    let owner = &run.spec.image_build;
+    let key = ObjectRef::new(&owner.name).within(run.metadata.namespace.as_deref().unwrap_or_default());
+    context.stores.image_builds.get(&key).is_none_or(|build| build.metadata.uid.as_deref() != Some(&owner.uid))
 }
 
 /// Whether the run's ImageBuild has no newer one.

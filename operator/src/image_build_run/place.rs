@@ -1,5 +1,6 @@
 //! Finds a builder for each queued platform, and makes or removes builders on the way.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,17 +9,18 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::image_build::BuildFailure;
-use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus};
+use kiln_crds::image_build_run::{BuilderRef, PlatformPhase, PlatformStatus};
 use kiln_crds::{BuilderPool, ImageBuildRun, Platform, SecurityProfile};
 use kube::ResourceExt;
 
 use super::dereference::Inputs;
+use super::order::fair;
 use super::plan::{due, job_id};
 use super::status::Waiting;
 use crate::builder::config::{Bundles, bundle_hash};
 use crate::builder::ensure::{self, Made};
 use crate::builder::node::{NodeFacts, architectures};
-use crate::builder::observe::{builders, pod, profile, ready, remove_pod, template};
+use crate::builder::observe::{builders, pod, profile, ready, remove_pod, remove_with_volume, template, volumes};
 use crate::builder::pick::{Choice, Request, pick};
 use crate::builder::pod::Template;
 use crate::builder::profile::Profile;
@@ -63,7 +65,8 @@ pub async fn place(
     let template = template(context, pool);
     let (own, requests) = queue(context, run, pool, &nodes, inputs, platforms, now);
     let builders = builders(context, pool, template, &nodes, now);
-    let choices = pick(&pool.name_any(), &requests, &builders, limits(pool));
+    let limits = limits(pool, template.volume_size());
+    let choices = pick(&pool.name_any(), &requests, &builders, &volumes(context, pool), limits);
     let mut to_make: Vec<BuilderId> = Vec::new();
     for (index, position) in own {
         let platform = &mut platforms[index];
@@ -71,12 +74,8 @@ pub async fn place(
             Choice::Existing(id) => match pod(context, &id.name()) {
                 Some(pod) => match ready(&pod) {
                     Some((agent, builder)) => {
-                        platform.phase = PlatformPhase::Starting;
-                        platform.attempt += 1;
-                        platform.builder = Some(builder);
                         // Not `now`, from before the wait for the lock: the job that had this place may have ended since.
-                        platform.started_at = Some(MicroTime(Timestamp::now()));
-                        platform.finished_at = None;
+                        *platform = next_attempt(platform, builder, Timestamp::now());
                         let job = job_id(&run.uid().unwrap_or_default(), &platform.name, platform.attempt);
                         if context.jobs.reserve(&job, &agent.builder) {
                             placed.reserved.push(job);
@@ -101,16 +100,20 @@ pub async fn place(
                 }
                 coming()
             }
-            Choice::Wait => {
+            Choice::Reclaim(id) => {
+                tracing::info!(builder = id.name(), "removing a volume to keep its namespace within the pool's limits");
+                if let Err(error) = remove_with_volume(context, id).await {
+                    give_back(context, &placed);
+                    return Err(error.into());
+                }
+                coming()
+            }
+            Choice::Wait(wait) => {
                 // Capacity wakes the run; a slot whose pod hangs on a lost node is given up by time alone.
                 placed.look_again = now.checked_add(LOOK_AGAIN).ok();
                 Waiting {
                     reason: Reason::WaitingForCapacity,
-                    message: format!(
-                        "{}: every builder that this namespace may have in the BuilderPool {} is at work",
-                        platform.name,
-                        pool.name_any()
-                    ),
+                    message: format!("{}: {}", platform.name, wait.explain(&pool.name_any(), &limits)),
                 }
             }
         };
@@ -135,6 +138,19 @@ pub async fn place(
     Ok(placed)
 }
 
+/// A platform whose next attempt has been given to a builder. Of the last one, why it failed stays.
+fn next_attempt(platform: &PlatformStatus, builder: BuilderRef, now: Timestamp) -> PlatformStatus {
+    PlatformStatus {
+        name: platform.name.clone(),
+        phase: PlatformPhase::Starting,
+        attempt: platform.attempt + 1,
+        builder: Some(builder),
+        started_at: Some(MicroTime(now)),
+        failure: platform.failure.clone(),
+        ..PlatformStatus::default()
+    }
+}
+
 fn give_back(context: &Context, placed: &Placed) {
     for job in &placed.reserved {
         context.jobs.release(job);
@@ -145,7 +161,7 @@ fn coming() -> Waiting {
     Waiting { reason: Reason::WaitingForBuilder, message: "a builder is being started".to_owned() }
 }
 
-/// All queued platforms of the pool in the order in which they are served, and which of them are this run's own, as pairs
+/// All queued platforms of the pool in the order in which they are served ([`fair`]), and which of them are this run's own, as pairs
 /// of the platform's index and its position.
 fn queue(
     context: &Context,
@@ -163,6 +179,19 @@ fn queue(
     });
     runs.push(Arc::new(run.clone()));
     runs.sort_by_key(|run| (run.creation_timestamp().map(|time| time.0), run.namespace(), run.name_any()));
+    let has_queued = |other: &Arc<ImageBuildRun>| {
+        let theirs = other.status.as_ref().map(|status| status.platforms.as_slice()).unwrap_or_default();
+        other.uid() == run.uid() || theirs.iter().any(|platform| platform.phase == PlatformPhase::Queued)
+    };
+    let (waiting, working): (Vec<_>, Vec<_>) = runs.into_iter().partition(has_queued);
+    let mut held = BTreeMap::new();
+    let holds = |run: &&Arc<ImageBuildRun>| {
+        run.status.iter().flat_map(|status| &status.platforms).any(|platform| platform.phase.is_assigned())
+    };
+    for namespace in working.iter().filter(holds).filter_map(|run| run.namespace()) {
+        *held.entry(namespace).or_default() += 1;
+    }
+    let runs = fair(waiting, |run| run.namespace().unwrap_or_default(), &held);
     let bundles: Vec<String> =
         inputs.pool_bundles.iter().chain(&inputs.registry.ca).map(|pem| bundle_hash(pem)).collect();
     let mut own = Vec::new();
@@ -187,13 +216,17 @@ fn queue(
     (own, requests)
 }
 
-/// Whom a run's builders work for. `None`: its namespace is gone.
+/// Whom a run's builders work for. `None`: its namespace is gone or going.
 fn domain(context: &Context, run: &ImageBuildRun, profile: Profile) -> Option<TrustDomain> {
     let namespace = run.namespace()?;
     let key = kube::runtime::reflector::ObjectRef::new(&namespace);
-    let uid = context.stores.namespaces.get(&key)?.uid()?;
+    // One that is being deleted may be followed by another of its name, which is to inherit nothing.
+    let found = context.stores.namespaces.get(&key).filter(|found| found.metadata.deletion_timestamp.is_none());
+    let uid = found?.uid()?;
     let scope = run.spec.build.cache.as_ref().and_then(|cache| cache.scope);
-    Some(TrustDomain::new(&namespace, &uid, &run.spec.image_build.uid, scope.unwrap_or(profile.default_scope())))
+    let scope = scope.unwrap_or(profile.default_scope());
+    let of = &run.spec.image_build;
+    Some(TrustDomain::new(&namespace, &uid, &of.uid, scope).asked_by(&of.name))
 }
 
 /// What a platform waits for whose builder is not up, and since when it is too long.

@@ -140,7 +140,7 @@ pub fn due(platform: &PlatformStatus) -> Option<Timestamp> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     /// Stop its jobs, and end it so.
-    End(RunPhase, BuildFailure),
+    End(RunPhase, Box<BuildFailure>),
     /// Push index and tags.
     Publish,
     /// Find builders for what is queued, follow what runs.
@@ -160,7 +160,7 @@ pub struct Stop {
 #[must_use]
 pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, now: Timestamp) -> Next {
     let ended = |phase, reason: Reason, message: String| {
-        Next::End(phase, BuildFailure { reason: reason.to_string(), message, ..BuildFailure::default() })
+        Next::End(phase, Box::new(BuildFailure { reason: reason.to_string(), message, ..BuildFailure::default() }))
     };
     if stop.cancelled && stop.superseded {
         return ended(RunPhase::Cancelled, Reason::Superseded, "a newer run took its place".to_owned());
@@ -170,7 +170,7 @@ pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, now: Ti
     }
     let phases = || status.platforms.iter().map(|platform| platform.phase);
     if let Some(failed) = status.platforms.iter().find(|platform| platform.phase == PlatformPhase::Failed) {
-        return Next::End(RunPhase::Failed, failed.failure.clone().unwrap_or_default());
+        return Next::End(RunPhase::Failed, Box::new(failed.failure.clone().unwrap_or_default()));
     }
     if phases().all(|phase| phase == PlatformPhase::Succeeded) {
         return Next::Publish;

@@ -4,10 +4,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::ImageBuildRunSpec;
 use kiln_crds::image_build::BuildFailure;
-use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, RunPhase, RunSummary};
+use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase, RunSummary};
 
 use crate::condition::{Wanted, date};
 use crate::reason::Reason;
+
+/// How much of a failed step's last line is told, in characters.
+const LAST_LINE: usize = 256;
 
 /// What a queued run waits for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -55,7 +58,7 @@ fn condition(status: &ImageBuildRunStatus, waiting: Option<&Waiting>) -> Wanted 
             (Some(true), Reason::Succeeded.to_string(), format!("pushed {image}"))
         }
         (RunPhase::Failed | RunPhase::Cancelled, Some(failure), _) => {
-            (Some(false), failure.reason.clone(), with_platform(failure))
+            (Some(false), failure.reason.clone(), told(failure))
         }
         (RunPhase::Failed | RunPhase::Cancelled, None, _) => {
             (Some(false), Reason::Cancelled.to_string(), String::new())
@@ -65,15 +68,23 @@ fn condition(status: &ImageBuildRunStatus, waiting: Option<&Waiting>) -> Wanted 
         (RunPhase::Building, ..) => (None, Reason::Building.to_string(), progress(status)),
         (RunPhase::Publishing, ..) => (None, Reason::Publishing.to_string(), "pushing index and tags".to_owned()),
     };
+    let message = if ok.is_none() { with_lost_attempts(message, status) } else { message };
     Wanted { kind: "Succeeded", status: ok, reason, message }
 }
 
-/// The message, with the platform where it does not name it itself.
-fn with_platform(failure: &BuildFailure) -> String {
-    match &failure.platform {
+/// The message, with the platform where it does not name it itself. Of a step that failed, the last thing that it wrote
+/// mostly says why.
+fn told(failure: &BuildFailure) -> String {
+    let mut told = match &failure.platform {
         Some(platform) if !failure.message.starts_with(platform.as_str()) => format!("{platform}: {}", failure.message),
         _ => failure.message.clone(),
+    };
+    let last = failure.log_tail.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty());
+    if let Some(last) = last.filter(|last| failure.step.is_some() && !told.contains(last)) {
+        let last: String = last.chars().take(LAST_LINE).collect();
+        told = format!("{told}; it ended with {last:?}: see status.failure for more of its output");
     }
+    told
 }
 
 /// Such as `linux/amd64: Building, linux/arm64: Pushing`.
@@ -81,6 +92,41 @@ fn progress(status: &ImageBuildRunStatus) -> String {
     let parts: Vec<String> =
         status.platforms.iter().map(|platform| format!("{}: {:?}", platform.name, platform.phase)).collect();
     parts.join(", ")
+}
+
+/// The message of a run that goes on, with what became of the attempts that are made again.
+fn with_lost_attempts(message: String, status: &ImageBuildRunStatus) -> String {
+    let again = status.platforms.iter().filter(|platform| !platform.phase.is_final());
+    let lost = again.filter_map(|platform| {
+        let failure = platform.failure.as_ref()?;
+        // The attempt that is queued for is not counted yet.
+        let attempt = platform.attempt + u32::from(!platform.phase.is_assigned());
+        Some(format!("; {}: attempt {attempt}, after {}: {}", platform.name, failure.reason, failure.message))
+    });
+    let whole = std::iter::once(message).chain(lost).collect::<String>();
+    // As long as an agent's message may be; a condition takes more.
+    whole.chars().take(4096).collect()
+}
+
+/// Reason and message of each attempt that failed since `former` and is made again.
+#[must_use]
+pub fn lost_attempts(former: &ImageBuildRunStatus, status: &ImageBuildRunStatus) -> Vec<(String, String)> {
+    let again = status.platforms.iter().filter(|platform| {
+        // A job that its agent refused has not failed: what it shows is the failure before.
+        let failed = |former: &PlatformStatus| {
+            former.phase.is_assigned()
+                && (former.phase != PlatformPhase::Starting || former.failure != platform.failure)
+        };
+        platform.phase == PlatformPhase::Queued
+            && former.platforms.iter().any(|former| former.name == platform.name && failed(former))
+    });
+    again
+        .filter_map(|platform| {
+            let failure = platform.failure.as_ref()?;
+            let next = platform.attempt + 1;
+            Some((failure.reason.clone(), format!("{}: {}; attempt {next} follows", platform.name, failure.message)))
+        })
+        .collect()
 }
 
 fn builders(status: &ImageBuildRunStatus) -> Option<String> {
@@ -128,6 +174,57 @@ pub fn short_commit(commit: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn status(phase: PlatformPhase, attempt: u32, reason: Option<&str>) -> ImageBuildRunStatus {
+        let failure = reason.map(|reason| BuildFailure {
+            reason: reason.to_owned(),
+            message: "the builder b went away".to_owned(),
+            ..BuildFailure::default()
+        });
+        let name = "linux/amd64".to_owned();
+        let platform = PlatformStatus { name, phase, attempt, failure, ..PlatformStatus::default() };
+        ImageBuildRunStatus { platforms: vec![platform], ..ImageBuildRunStatus::default() }
+    }
+
+    #[test]
+    fn a_lost_attempt_is_told_once_and_shown_until_the_next_has_ended() {
+        let building = status(PlatformPhase::Building, 1, None);
+        let queued = status(PlatformPhase::Queued, 1, Some("BuilderLost"));
+        let message = "linux/amd64: the builder b went away; attempt 2 follows".to_owned();
+        assert_eq!(lost_attempts(&building, &queued), [("BuilderLost".to_owned(), message)]);
+        assert_eq!(lost_attempts(&queued, &queued), []);
+        // Refused by an agent that drains: nothing has failed.
+        assert_eq!(lost_attempts(&building, &status(PlatformPhase::Queued, 1, None)), []);
+
+        let shown = |status: &ImageBuildRunStatus| with_lost_attempts("so".to_owned(), status);
+        assert_eq!(shown(&building), "so");
+        assert_eq!(shown(&queued), "so; linux/amd64: attempt 2, after BuilderLost: the builder b went away");
+        assert_eq!(shown(&status(PlatformPhase::Building, 2, Some("BuilderLost"))), shown(&queued));
+        assert_eq!(shown(&status(PlatformPhase::Failed, 2, Some("BuilderLost"))), "so");
+    }
+
+    #[test]
+    fn a_failed_step_is_told_with_its_last_line() {
+        let failure = BuildFailure {
+            platform: Some("linux/amd64".into()),
+            message: "[2/3] RUN make failed with exit code 2 (line 5 of Dockerfile)".into(),
+            step: Some("[2/3] RUN make".into()),
+            log_tail: ["cc -c a.c", "a.c:1: \"b.h\" is missing", " "].map(str::to_owned).into(),
+            ..BuildFailure::default()
+        };
+        let whole = "linux/amd64: [2/3] RUN make failed with exit code 2 (line 5 of Dockerfile); it ended with \"a.c:1: \\\"b.h\\\" \
+                     is missing\": see status.failure for more of its output";
+        let brief = "linux/amd64: [2/3] RUN make failed with exit code 2 (line 5 of Dockerfile)";
+        for (failure, expected) in [
+            (failure.clone(), whole),
+            (BuildFailure { log_tail: vec![" ".into()], ..failure.clone() }, brief),
+            // The output is not this failure's.
+            (BuildFailure { step: None, ..failure.clone() }, brief),
+            (BuildFailure { message: brief.into(), log_tail: vec!["make failed".into()], ..failure }, brief),
+        ] {
+            assert_eq!(told(&failure), expected);
+        }
+    }
 
     #[test]
     fn durations_and_digests_are_short() {

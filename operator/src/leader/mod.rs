@@ -27,12 +27,18 @@ struct Timing {
     lease: Duration,
     /// How long a leader goes on without a renewal; shorter than `lease`, so that it stops before others start.
     renew_deadline: Duration,
-    /// Between two attempts.
+    /// Between two attempts to renew.
     retry: Duration,
+    /// Between two looks of a candidate: a Lease that is given back is taken soon.
+    look: Duration,
 }
 
-const TIMING: Timing =
-    Timing { lease: Duration::from_secs(15), renew_deadline: Duration::from_secs(10), retry: Duration::from_secs(2) };
+const TIMING: Timing = Timing {
+    lease: Duration::from_secs(15),
+    renew_deadline: Duration::from_secs(10),
+    retry: Duration::from_secs(2),
+    look: Duration::from_secs(1),
+};
 
 /// One candidate for a Lease.
 #[derive(Clone)]
@@ -74,7 +80,7 @@ impl Elector {
                         }
                     }
                 }
-                tokio::time::sleep(jittered(self.timing.retry)).await;
+                tokio::time::sleep(jittered(self.timing.look)).await;
             }
         };
         tokio::select! {
@@ -131,12 +137,12 @@ async fn timely<T>(limit: Duration, call: impl Future<Output = kube::Result<T>>)
     }
 }
 
-/// `period` to 2.2 times that, as client-go does, so that candidates do not move in step.
+/// `period` to 1.5 times that, so that candidates do not move in step.
 fn jittered(period: Duration) -> Duration {
     use std::hash::{BuildHasher as _, RandomState};
     // Each RandomState has its own keys, so the hash of anything is a random number.
     let random = u32::try_from(RandomState::new().hash_one(0u8) >> 32).unwrap_or(0);
-    period + period.mul_f64(1.2 * f64::from(random) / f64::from(u32::MAX))
+    period + period.mul_f64(0.5 * f64::from(random) / f64::from(u32::MAX))
 }
 
 /// Until when a leader may act, without asking anybody.

@@ -76,6 +76,7 @@ fn elector(client: &kube::Client, identity: &str) -> Elector {
         lease: Duration::from_secs(1),
         renew_deadline: Duration::from_millis(600),
         retry: Duration::from_millis(50),
+        look: Duration::from_millis(50),
     };
     Elector { timing, ..Elector::new(client.clone(), "kiln", "op", identity) }
 }

@@ -125,9 +125,14 @@ impl Client {
         let response = self.send(attempt, &scopes, Request::new(Method::POST, url.clone())).await?;
         match response.status() {
             StatusCode::CREATED if mount.is_some() => Ok(Upload::Mounted),
-            status if status.is_success() => {
+            StatusCode::ACCEPTED | StatusCode::CREATED => {
                 Ok(self.location(attempt, &url, response.headers()).map_or(Upload::Nowhere, Upload::Session))
             }
+            // A login page, say: whoever says yes to everything stores nothing.
+            status if status.is_success() => Err(attempt.protocol(format!(
+                "no registry answers so (HTTP {} where 202 is due): check the host in image.repository",
+                status.as_u16()
+            ))),
             _ => Err(self.refused(attempt, response).await),
         }
     }

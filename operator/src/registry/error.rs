@@ -307,6 +307,6 @@ mod tests {
         insta::assert_snapshot!(text(500, "oops"), @r#"could not push the tag v1 of team/app at reg.example: the registry failed (HTTP 500, "oops")"#);
         insta::assert_snapshot!(attempt(false).transport(&TransportFailure::CertificateUntrusted), @"could not push the tag v1 of team/app at reg.example: the server's certificate was issued by no CA that Kiln trusts: name its CA in caRef");
         insta::assert_snapshot!(
-            attempt(false).transport(&TransportFailure::CertificateNameMismatch { expected: "reg.example".into(), presented: vec![] }), @"could not push the tag v1 of team/app at reg.example: the server's certificate is not valid for reg.example (it has no subject alternative names): ask for one that has it as a subject alternative name (the common name alone does not count)");
+            attempt(false).transport(&TransportFailure::CertificateNameMismatch { expected: "reg.example".into(), presented: vec![] }), @"could not push the tag v1 of team/app at reg.example: the server's certificate is not valid for reg.example (it has no subject alternative names): ask for one that has it as a subject alternative name (the common name alone does not count), or make one: openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout tls.key -out tls.crt -subj '/CN=reg.example' -addext 'subjectAltName=DNS:reg.example' (tls.crt, being self-signed, is then what caRef names)");
     }
 }

@@ -111,7 +111,7 @@ impl Remote {
         let refused = addresses.iter().find_map(|address| Some((address, permit(*address, self.allow_private).err()?)));
         let why =
             refused.map_or("has no address".to_owned(), |(address, why)| format!("has the address {address}: {why}"));
-        Err(JobFailure::new(Reason::GitAddressForbidden, format!("the Git server {} {why}", self.host())))
+        Err(JobFailure::new(Reason::AddressForbidden, format!("the Git server {} {why}", self.host())))
     }
 
     /// Git's configuration for this remote.
@@ -361,7 +361,7 @@ mod tests {
             match remote.check_addresses().await {
                 Ok(()) => String::new(),
                 Err(failure) => {
-                    assert_eq!(failure.reason, Reason::GitAddressForbidden);
+                    assert_eq!(failure.reason, Reason::AddressForbidden);
                     failure.message
                 }
             }
@@ -383,7 +383,7 @@ mod tests {
         // Redirects and submodules inherit it.
         let remote = Remote::new(parse_url("https://host/x").unwrap(), "", "", None, false);
         let mut other = remote.at(remote.submodule("https://10.0.0.1/y").unwrap());
-        assert_eq!(other.check_addresses().await.unwrap_err().reason, Reason::GitAddressForbidden);
+        assert_eq!(other.check_addresses().await.unwrap_err().reason, Reason::AddressForbidden);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::*;
-use crate::http_client::FailureClass;
+use crate::http_client::{AddressPolicy, Clients, FailureClass};
 use server::{Auth, Fault, PASSWORD, Server};
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -172,6 +172,9 @@ async fn nonsense() {
         headers: vec![("content-type", "text/html".into())],
         body: "<html>\u{1b}[31mlog in</html>".into(),
     };
+    server.fault("POST", html());
+    let error = client.check_push(&repository).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
     server.fault("HEAD", html());
     server.fault("GET", html());
     let error = client.head_manifest(&repository, &v1).await.unwrap_err();
@@ -205,6 +208,35 @@ async fn nonsense() {
     }
     let error = client.get_manifest(&repository, &v1).await.unwrap_err();
     assert!(error.to_string().contains("circles"), "{error}");
+}
+
+/// Where a pool forbids private addresses, none is reached by a detour: a redirect, a token service, an upload elsewhere.
+#[tokio::test]
+async fn no_detour_leads_to_a_private_address() {
+    let private = "10.217.0.66:9";
+    let closed = AddressPolicy { allow_private: false };
+    let server = Server::start(Auth::None).await;
+    let http = Clients::new().get(None, closed).unwrap();
+    let client = Client::new(http, Scheme::Http, None);
+    let repository = server.repository("app");
+    let v1 = Identifier::from(tag("v1"));
+    let to = |status, header, value: String| Fault { status, headers: vec![(header, value)], ..Fault::default() };
+
+    server.fault("HEAD", to(307, "location", format!("http://{private}/v2/app/manifests/v1")));
+    let redirected = client.head_manifest(&repository, &v1).await.unwrap_err();
+    server.fault("POST", to(401, "www-authenticate", format!("Bearer realm=\"http://{private}/token\"")));
+    let token = client.check_push(&repository).await.unwrap_err();
+    // A fresh client: the challenge of before is remembered.
+    let client = Client::new(client.inner.http.clone(), Scheme::Http, None);
+    server.fault("POST", to(307, "location", format!("http://{private}/v2/app/blobs/uploads/")));
+    let upload = client.check_push(&repository).await.unwrap_err();
+    for error in [redirected, token] {
+        assert_eq!(error.kind(), ErrorKind::AddressForbidden, "{error}");
+        assert!(error.to_string().contains("10.217.0.66") && error.to_string().contains("privateAddresses"), "{error}");
+    }
+    assert!(matches!(upload.kind(), ErrorKind::AddressForbidden | ErrorKind::Protocol), "{upload}");
+    let direct = client.check_push(&Repository { registry: private.into(), path: "app".into() }).await.unwrap_err();
+    assert_eq!(direct.kind(), ErrorKind::AddressForbidden, "{direct}");
 }
 
 #[tokio::test]

@@ -1,0 +1,217 @@
+use super::*;
+use kiln_crds::image_build::CacheScope;
+use proptest::prelude::*;
+
+const LIMITS: Limits = Limits {
+    jobs_per_builder: 2,
+    builders: 4,
+    builders_per_namespace: 2,
+    volumes_per_namespace: None,
+    storage_per_namespace: None,
+    volume_size: 10,
+};
+const BUSY: Wait = Wait::BuildersPerNamespace;
+
+fn volume(namespace: &str, slot: u32, last_used: i64) -> Volume {
+    let last_used = Timestamp::from_second(last_used).unwrap();
+    Volume { id: id(namespace, slot), size: 10, last_used, terminating: false }
+}
+
+fn domain(namespace: &str) -> TrustDomain {
+    TrustDomain::new(namespace, namespace, "", CacheScope::Namespace)
+}
+
+fn id(namespace: &str, slot: u32) -> BuilderId {
+    BuilderId { pool: "p".into(), domain: domain(namespace), architecture: "amd64".into(), slot }
+}
+
+fn request(namespace: &str) -> Request {
+    Request { domain: domain(namespace), architecture: "amd64".into(), bundles: vec![] }
+}
+
+fn builder(namespace: &str, slot: u32, jobs: u32) -> Builder {
+    Builder { id: id(namespace, slot), jobs, bundles: vec![], current: true, terminating: false, stuck: false }
+}
+
+#[test]
+fn jobs_fill_the_lowest_slot_then_open_the_next_then_wait() {
+    let requests = vec![request("a"); 5];
+    let choices = pick("p", &requests, &[], &[], LIMITS);
+    assert_eq!(
+        choices,
+        [
+            Choice::New(id("a", 0)),
+            Choice::New(id("a", 0)),
+            Choice::New(id("a", 1)),
+            Choice::New(id("a", 1)),
+            Choice::Wait(BUSY)
+        ]
+    );
+    let choices = pick("p", &requests[..2], &[builder("a", 0, 1), builder("a", 1, 0)], &[], LIMITS);
+    assert_eq!(choices, [Choice::Existing(id("a", 0)), Choice::Existing(id("a", 1))]);
+}
+
+#[test]
+fn an_idle_builder_of_somebody_else_makes_room() {
+    let full = [builder("b", 0, 0), builder("c", 0, 2), builder("d", 0, 2), builder("e", 0, 2)];
+    assert_eq!(pick("p", &[request("a")], &full, &[], LIMITS), [Choice::Evict(id("b", 0))]);
+    let busy = [builder("b", 0, 1), builder("c", 0, 2), builder("d", 0, 2), builder("e", 0, 2)];
+    assert_eq!(pick("p", &[request("a")], &busy, &[], LIMITS), [Choice::Wait(Wait::Builders)]);
+}
+
+#[test]
+fn a_builder_without_the_ca_or_of_an_older_pool_is_replaced_once_idle() {
+    let mut wants = request("a");
+    wants.bundles = vec!["ca".into()];
+    assert_eq!(pick("p", &[wants.clone()], &[builder("a", 0, 0)], &[], LIMITS), [Choice::Evict(id("a", 0))]);
+    assert_eq!(pick("p", &[wants], &[builder("a", 0, 1)], &[], LIMITS), [Choice::New(id("a", 1))]);
+    let old = Builder { current: false, ..builder("a", 0, 0) };
+    assert_eq!(pick("p", &[request("a")], &[old], &[], LIMITS), [Choice::Evict(id("a", 0))]);
+}
+
+#[test]
+fn those_who_ask_at_once_share_the_builder_that_is_to_be_made() {
+    // Of another run's request it is not known which CAs it needs.
+    let requests = [request("a"), Request { bundles: vec!["ca".into()], ..request("a") }];
+    assert_eq!(pick("p", &requests, &[], &[], LIMITS), [Choice::New(id("a", 0)), Choice::New(id("a", 0))]);
+}
+
+#[test]
+fn a_slot_on_its_way_out_is_waited_for_unless_it_is_stuck() {
+    let leaving = Builder { terminating: true, ..builder("a", 0, 0) };
+    let choices = pick("p", &[request("a")], std::slice::from_ref(&leaving), &[], LIMITS);
+    assert_eq!(choices, [Choice::Wait(Wait::Slot)]);
+    let stuck = Builder { stuck: true, ..leaving };
+    assert_eq!(pick("p", &[request("a")], &[stuck], &[], LIMITS), [Choice::New(id("a", 1))]);
+}
+
+#[test]
+fn a_slot_that_has_its_cache_is_opened_first() {
+    let choices = pick("p", &[request("a")], &[], &[volume("a", 1, 0)], LIMITS);
+    assert_eq!(choices, [Choice::New(id("a", 1))]);
+    let leaving = Volume { terminating: true, ..volume("a", 0, 0) };
+    assert_eq!(pick("p", &[request("a")], &[], &[leaving], LIMITS), [Choice::New(id("a", 1))]);
+}
+
+#[test]
+fn a_namespace_at_its_limit_of_volumes_gives_up_the_one_unused_for_longest() {
+    let two = Limits { volumes_per_namespace: Some(2), ..LIMITS };
+    let bytes = Limits { storage_per_namespace: Some(29), ..LIMITS };
+    let arm64 = Request { architecture: "arm64".into(), ..request("a") };
+    let for_arm64 = BuilderId { architecture: "arm64".into(), ..id("a", 0) };
+    let volumes = [volume("a", 0, 30), volume("a", 1, 20), volume("b", 0, 10)];
+    for (limits, wait) in [(two, Wait::VolumesPerNamespace), (bytes, Wait::StoragePerNamespace)] {
+        let pick = |builders: &[Builder], volumes: &[Volume]| {
+            pick("p", std::slice::from_ref(&arm64), builders, volumes, limits).remove(0)
+        };
+        assert_eq!(pick(&[], &volumes), Choice::Reclaim(id("a", 1)));
+        // A warm one goes only after the cold ones, and one at work not at all.
+        assert_eq!(pick(&[builder("a", 1, 0)], &volumes), Choice::Reclaim(id("a", 0)));
+        assert_eq!(pick(&[builder("a", 0, 1), builder("a", 1, 0)], &volumes), Choice::Reclaim(id("a", 1)));
+        let busy = [builder("a", 0, 1), builder("a", 1, 1)];
+        assert_eq!(pick(&busy, &volumes), Choice::Wait(wait));
+        let leaving = Volume { terminating: true, ..volume("a", 1, 20) };
+        assert_eq!(pick(&[], &[volume("a", 0, 30), leaving]), Choice::Wait(wait), "one is on its way out");
+        assert_eq!(pick(&[], &volumes[1..]), Choice::New(for_arm64.clone()));
+    }
+    // Nothing is given up where that cannot help, and nothing is counted where builders have no volumes.
+    let none = Limits { storage_per_namespace: Some(9), ..LIMITS };
+    let choices = pick("p", std::slice::from_ref(&arm64), &[], &volumes, none);
+    assert_eq!(choices, [Choice::Wait(Wait::StoragePerNamespace)]);
+    let without = Limits { volume_size: 0, ..two };
+    assert_eq!(pick("p", &[arm64], &[], &volumes, without), [Choice::New(for_arm64)]);
+}
+
+#[test]
+fn what_is_waited_for_names_the_limit() {
+    let limits = Limits { volumes_per_namespace: Some(2), storage_per_namespace: Some(9), ..LIMITS };
+    for (wait, field) in [
+        (Wait::BuildersPerNamespace, "limits.buildersPerNamespace"),
+        (Wait::Builders, "maxBuilders"),
+        (Wait::VolumesPerNamespace, "limits.volumesPerNamespace"),
+        (Wait::StoragePerNamespace, "limits.storagePerNamespace"),
+    ] {
+        let text = wait.explain("p", &limits);
+        assert!(text.contains(field) && text.contains("BuilderPool p"), "{text}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn limits_of_volumes_hold(
+        wants in proptest::collection::vec(("[ab]", "amd64|arm64", "[xy]?"), 0..16),
+        kept in proptest::collection::vec(("[ab]", 0_u32..3, 0_u32..3, any::<bool>()), 0..6),
+        most in 1_u32..4,
+        by_size in any::<bool>(),
+    ) {
+        let limits = Limits {
+            builders: 20,
+            builders_per_namespace: 20,
+            volumes_per_namespace: (!by_size).then_some(most),
+            storage_per_namespace: by_size.then_some(u64::from(most) * 10 + 5),
+            ..LIMITS
+        };
+        let mut volumes = BTreeMap::new();
+        let mut builders = BTreeMap::new();
+        for (namespace, slot, jobs, warm) in &kept {
+            let of = |v: &&Volume| v.id.domain.namespace == *namespace;
+            if volumes.values().filter(of).count() < most as usize {
+                volumes.insert(id(namespace, *slot), volume(namespace, *slot, 0));
+                if *warm { builders.insert(id(namespace, *slot), builder(namespace, *slot, *jobs)); }
+            }
+        }
+        let (volumes, builders): (Vec<_>, Vec<_>) = (volumes.into_values().collect(), builders.into_values().collect());
+        let requests: Vec<Request> = wants
+            .iter()
+            .map(|(namespace, architecture, build)| {
+                let scope = if build.is_empty() { CacheScope::Namespace } else { CacheScope::ImageBuild };
+                Request {
+                    domain: TrustDomain::new(namespace, namespace, build, scope),
+                    architecture: architecture.clone(),
+                    bundles: vec![],
+                }
+            })
+            .collect();
+        let mut after: Vec<BuilderId> = volumes.iter().map(|volume| volume.id.clone()).collect();
+        for choice in pick("p", &requests, &builders, &volumes, limits) {
+            match choice {
+                Choice::New(id) if !after.contains(&id) => after.push(id),
+                Choice::Reclaim(id) => {
+                    let at_work = builders.iter().any(|builder| builder.id == id && builder.jobs > 0);
+                    prop_assert!(!at_work, "a volume in use is never given up");
+                    prop_assert!(volumes.iter().any(|volume| volume.id == id));
+                }
+                _ => {}
+            }
+        }
+        // A volume that is given up counts until it is gone.
+        for namespace in ["a", "b"] {
+            prop_assert!(after.iter().filter(|id| id.domain.namespace == namespace).count() <= most as usize);
+        }
+    }
+
+    #[test]
+    fn limits_hold(
+        wants in proptest::collection::vec("[a-c]", 0..20),
+        jobs in proptest::collection::vec(0u32..3, 0..3),
+    ) {
+        let requests: Vec<Request> = wants.iter().map(|namespace| request(namespace)).collect();
+        let builders: Vec<Builder> =
+            jobs.iter().zip(["a", "b", "c"]).map(|(jobs, namespace)| builder(namespace, 0, *jobs)).collect();
+        let choices = pick("p", &requests, &builders, &[], LIMITS);
+        prop_assert_eq!(choices.len(), requests.len());
+        let mut load: BTreeMap<BuilderId, u32> = builders.iter().map(|b| (b.id.clone(), b.jobs)).collect();
+        for (choice, request) in choices.iter().zip(&requests) {
+            if let Choice::Existing(id) | Choice::New(id) = choice {
+                prop_assert_eq!(&id.domain, &request.domain);
+                *load.entry(id.clone()).or_default() += 1;
+            }
+        }
+        prop_assert!(load.len() <= LIMITS.builders as usize);
+        prop_assert!(load.values().all(|jobs| *jobs <= LIMITS.jobs_per_builder));
+        for namespace in ["a", "b", "c"] {
+            let count = load.keys().filter(|id| id.domain.namespace == namespace).count();
+            prop_assert!(count <= LIMITS.builders_per_namespace as usize);
+        }
+    }
+}
