@@ -60,6 +60,13 @@ pub enum Observation {
     Unreachable(String),
 }
 
+impl Observation {
+    /// Whether the agent does not work on the job any more.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Succeeded { .. } | Self::Failed(_) | Self::Unknown | Self::Refused)
+    }
+}
+
 struct Entry {
     builder: String,
     observation: Observation,
@@ -103,10 +110,13 @@ impl Jobs {
         })
     }
 
-    /// The jobs that are followed or have a place kept, with their builders.
+    /// The jobs that run or have a place kept, with their builders. One that has ended has given its place back.
     #[must_use]
     pub fn places(&self) -> Vec<(String, String)> {
-        self.with(|entries| entries.iter().map(|(job, entry)| (job.clone(), entry.builder.clone())).collect())
+        self.with(|entries| {
+            let holding = entries.iter().filter(|(_, entry)| !entry.observation.is_final());
+            holding.map(|(job, entry)| (job.clone(), entry.builder.clone())).collect()
+        })
     }
 
     /// What is known of a job. `None`: it is not followed.

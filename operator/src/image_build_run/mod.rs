@@ -31,7 +31,7 @@ use tracing::{info, warn};
 
 use self::dereference::{Inputs, dereference};
 use self::end::{cancel_jobs, conclude, end, failure_of, finish, secret_versions};
-use self::place::{Placed, place};
+use self::place::{Placed, place, wait_for_capacity};
 use self::plan::{Bounds, Next, Stop, advance, deadline, due, job_id, next};
 use self::status::Waiting;
 use crate::agent::{Agent, Observation};
@@ -180,14 +180,22 @@ async fn build(
         Err(fault) => return wait_for_mending(run, former, status, &fault, context, now).await,
     };
     let uid = run.uid().unwrap_or_default();
-    let needs_inputs = status.platforms.iter().any(|platform| match platform.phase {
-        PlatformPhase::Queued => due(platform).is_none_or(|due| due <= now),
-        PlatformPhase::Starting => context.jobs.observation(&job_id(&uid, &platform.name, platform.attempt)).is_none(),
-        _ => false,
+    let queued = status
+        .platforms
+        .iter()
+        .any(|platform| platform.phase == PlatformPhase::Queued && due(platform).is_none_or(|due| due <= now));
+    let starting = status.platforms.iter().any(|platform| {
+        platform.phase == PlatformPhase::Starting
+            && context.jobs.observation(&job_id(&uid, &platform.name, platform.attempt)).is_none()
     });
     let mut placed = Placed::default();
     let mut inputs = None;
-    if needs_inputs {
+    if queued
+        && !starting
+        && let Some(waits) = wait_for_capacity(context, run, &pool, &status.platforms, now)
+    {
+        placed = waits;
+    } else if queued || starting {
         match dereference(context, run, &pool).await {
             Ok(read) => {
                 status.secrets.clone_from(&read.versions);

@@ -21,7 +21,7 @@ use crate::builder::config::{Bundles, bundle_hash};
 use crate::builder::ensure::{self, Made};
 use crate::builder::node::{NodeFacts, architectures};
 use crate::builder::observe::{builders, pod, profile, ready, remove_pod, remove_with_volume, template, volumes};
-use crate::builder::pick::{Choice, Request, pick};
+use crate::builder::pick::{Choice, Limits, Request, Wait, pick};
 use crate::builder::pod::Template;
 use crate::builder::profile::Profile;
 use crate::builder::{BuilderId, TrustDomain};
@@ -63,14 +63,13 @@ pub async fn place(
     let mut placed = Placed::default();
     let placing = context.placing.lock().await;
     let template = template(context, pool);
-    let (own, requests) = queue(context, run, pool, &nodes, inputs, platforms, now);
-    let builders = builders(context, pool, template, &nodes, now);
-    let limits = limits(pool, template.volume_size());
-    let choices = pick(&pool.name_any(), &requests, &builders, &volumes(context, pool), limits);
+    let bundles: Vec<String> =
+        inputs.pool_bundles.iter().chain(&inputs.registry.ca).map(|pem| bundle_hash(pem)).collect();
+    let (choices, limits) = choose(context, run, pool, &nodes, &bundles, platforms, now);
     let mut to_make: Vec<BuilderId> = Vec::new();
-    for (index, position) in own {
+    for (index, choice) in choices {
         let platform = &mut platforms[index];
-        let waiting = match &choices[position] {
+        let waiting = match &choice {
             Choice::Existing(id) => match pod(context, &id.name()) {
                 Some(pod) => match ready(&pod) {
                     Some((agent, builder)) => {
@@ -111,10 +110,7 @@ pub async fn place(
             Choice::Wait(wait) => {
                 // Capacity wakes the run; a slot whose pod hangs on a lost node is given up by time alone.
                 placed.look_again = now.checked_add(LOOK_AGAIN).ok();
-                Waiting {
-                    reason: Reason::WaitingForCapacity,
-                    message: format!("{}: {}", platform.name, wait.explain(&pool.name_any(), &limits)),
-                }
+                full(platform, *wait, pool, &limits)
             }
         };
         placed.waiting.get_or_insert(waiting);
@@ -136,6 +132,51 @@ pub async fn place(
     }
     drop(placing);
     Ok(placed)
+}
+
+/// What comes of a run whose queued platforms all have to wait, whatever CAs they need: nothing that it names has to be
+/// read for that, and of a hundred builds that were made at once most wait. `None`: a builder may be had.
+pub fn wait_for_capacity(
+    context: &Context,
+    run: &ImageBuildRun,
+    pool: &BuilderPool,
+    platforms: &[PlatformStatus],
+    now: Timestamp,
+) -> Option<Placed> {
+    // A builder that lacks a CA is replaced where it is idle, and one that is idle has room for a job without a CA.
+    let (choices, limits) = choose(context, run, pool, &context.nodes(), &[], platforms, now);
+    let mut waiting = None;
+    for (index, choice) in choices {
+        let Choice::Wait(wait) = choice else { return None };
+        waiting.get_or_insert_with(|| full(&platforms[index], wait, pool, &limits));
+    }
+    waiting.as_ref()?;
+    Some(Placed { waiting, look_again: now.checked_add(LOOK_AGAIN).ok(), ..Placed::default() })
+}
+
+/// A choice for each queued platform of a run, with the platform's index, and the limits that were kept.
+fn choose(
+    context: &Context,
+    run: &ImageBuildRun,
+    pool: &BuilderPool,
+    nodes: &[NodeFacts],
+    bundles: &[String],
+    platforms: &[PlatformStatus],
+    now: Timestamp,
+) -> (Vec<(usize, Choice)>, Limits) {
+    let template = template(context, pool);
+    let (own, requests) = queue(context, run, pool, nodes, bundles, platforms, now);
+    let builders = builders(context, pool, template, nodes, now);
+    let limits = limits(pool, template.volume_size());
+    let choices = pick(&pool.name_any(), &requests, &builders, &volumes(context, pool), limits);
+    (own.into_iter().map(|(index, position)| (index, choices[position].clone())).collect(), limits)
+}
+
+fn full(platform: &PlatformStatus, wait: Wait, pool: &BuilderPool, limits: &Limits) -> Waiting {
+    Waiting {
+        reason: Reason::WaitingForCapacity,
+        message: format!("{}: {}", platform.name, wait.explain(&pool.name_any(), limits)),
+    }
 }
 
 /// A platform whose next attempt has been given to a builder. Of the last one, why it failed stays.
@@ -161,14 +202,14 @@ fn coming() -> Waiting {
     Waiting { reason: Reason::WaitingForBuilder, message: "a builder is being started".to_owned() }
 }
 
-/// All queued platforms of the pool in the order in which they are served ([`fair`]), and which of them are this run's own, as pairs
-/// of the platform's index and its position.
+/// All queued platforms of the pool in the order in which they are served ([`fair`]), and which of them are this run's
+/// own, as pairs of the platform's index and its position. `bundles`: the CAs that this run needs.
 fn queue(
     context: &Context,
     run: &ImageBuildRun,
     pool: &BuilderPool,
     nodes: &[NodeFacts],
-    inputs: &Inputs,
+    bundles: &[String],
     platforms: &[PlatformStatus],
     now: Timestamp,
 ) -> (Vec<(usize, usize)>, Vec<Request>) {
@@ -192,8 +233,6 @@ fn queue(
         *held.entry(namespace).or_default() += 1;
     }
     let runs = fair(waiting, |run| run.namespace().unwrap_or_default(), &held);
-    let bundles: Vec<String> =
-        inputs.pool_bundles.iter().chain(&inputs.registry.ca).map(|pem| bundle_hash(pem)).collect();
     let mut own = Vec::new();
     let mut requests = Vec::new();
     for other in runs {
@@ -210,7 +249,11 @@ fn queue(
             if is_own {
                 own.push((index, requests.len()));
             }
-            requests.push(Request { domain, architecture, bundles: if is_own { bundles.clone() } else { Vec::new() } });
+            requests.push(Request {
+                domain,
+                architecture,
+                bundles: if is_own { bundles.to_vec() } else { Vec::new() },
+            });
         }
     }
     (own, requests)
