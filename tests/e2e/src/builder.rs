@@ -74,6 +74,20 @@ impl Tenant {
         node.labels().get("kubernetes.io/arch").cloned().expect("each node has the label kubernetes.io/arch")
     }
 
+    /// Whether a builder's agent container has a file of this path. It has no shell: `git` looks.
+    pub async fn agent_has(&self, pod: &str, path: &str) -> bool {
+        let parameters = AttachParams::default().container("agent").stderr(false);
+        let mut attached = self
+            .builder_pods()
+            .exec(pod, ["git", "hash-object", path], &parameters)
+            .await
+            .unwrap_or_else(|error| panic!("exec in {pod}: {error}"));
+        let mut bytes = Vec::new();
+        attached.stdout().expect("stdout is attached").read_to_end(&mut bytes).await.expect("it can be read");
+        attached.join().await.expect("exec ends");
+        !bytes.is_empty()
+    }
+
     /// The command lines of all processes that a builder's buildkitd container sees, arguments parted by spaces.
     pub async fn processes(&self, pod: &str) -> String {
         let show = "for file in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $file; echo; done 2>/dev/null";

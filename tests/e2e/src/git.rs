@@ -20,6 +20,8 @@ pub struct Commit<'a> {
     pub branch: &'a str,
     /// Files that it writes, by path; the others stay. One that begins with `#!` is executable.
     pub files: &'a [(&'a str, &'a str)],
+    /// Symbolic links that it writes, by path, each to a target.
+    pub links: &'a [(&'a str, &'a str)],
     /// Submodules that it sets, by path, each to a commit.
     pub submodules: &'a [(&'a str, &'a str)],
     /// Paths that it removes.
@@ -28,9 +30,17 @@ pub struct Commit<'a> {
     pub date: i64,
 }
 
+/// A tree that no `git add` makes.
+pub enum Tree<'a> {
+    /// A file's content, or a link's target.
+    Blob(&'a str),
+    /// Mode, name and content of each entry.
+    Entries(&'a [(&'a str, &'a str, Tree<'a>)]),
+}
+
 impl Default for Commit<'_> {
     fn default() -> Self {
-        Self { branch: "main", files: &[], submodules: &[], removed: &[], date: 1_700_000_000 }
+        Self { branch: "main", files: &[], links: &[], submodules: &[], removed: &[], date: 1_700_000_000 }
     }
 }
 
@@ -73,7 +83,7 @@ impl Repository {
     /// Makes a commit; its id.
     #[allow(clippy::must_use_candidate, reason = "many tests need no id")]
     pub fn commit(&self, commit: &Commit<'_>) -> String {
-        let Commit { branch, files, submodules, removed, date } = commit;
+        let Commit { branch, files, links, submodules, removed, date } = commit;
         // A stream of git-fast-import: no working tree is needed, and each date is as given.
         let mut stream =
             format!("commit refs/heads/{branch}\ncommitter Kiln <kiln@example.com> {date} +0000\ndata 4\ntest\n");
@@ -86,6 +96,9 @@ impl Repository {
         for (path, content) in *files {
             let mode = if content.starts_with("#!") { "100755" } else { "100644" };
             writeln!(stream, "M {mode} inline {path}\ndata {}\n{content}", content.len()).unwrap();
+        }
+        for (path, target) in *links {
+            writeln!(stream, "M 120000 inline {path}\ndata {}\n{target}", target.len()).unwrap();
         }
         for (path, commit) in *submodules {
             writeln!(stream, "M 160000 {commit} {path}").unwrap();
@@ -102,6 +115,40 @@ impl Repository {
         let status =
             self.git(&["tag", "--force", name, commit]).stdout(Stdio::null()).status().expect("git can be started");
         assert!(status.success(), "git tag {name} {commit}");
+    }
+
+    /// Sets `main` to a commit whose tree is written as told, right or wrong: lines as `git mktree` reads them, each
+    /// with the content of a blob in place of an object's id, or with the lines of another tree.
+    #[allow(clippy::must_use_candidate, reason = "many tests need no id")]
+    pub fn commit_tree(&self, tree: &Tree<'_>) -> String {
+        let tree = self.object(tree);
+        let commit =
+            self.run(&["-c", "user.name=Kiln", "-c", "user.email=k@e", "commit-tree", "-m", "test", &tree], "");
+        self.run(&["update-ref", "refs/heads/main", &commit], "");
+        commit
+    }
+
+    fn object(&self, tree: &Tree<'_>) -> String {
+        match tree {
+            Tree::Blob(content) => self.run(&["hash-object", "-w", "--stdin"], content),
+            Tree::Entries(entries) => {
+                let mut lines = String::new();
+                for (mode, name, entry) in *entries {
+                    let kind = if matches!(entry, Tree::Blob(_)) { "blob" } else { "tree" };
+                    writeln!(lines, "{mode} {kind} {}\t{name}", self.object(entry)).unwrap();
+                }
+                self.run(&["mktree"], &lines)
+            }
+        }
+    }
+
+    fn run(&self, arguments: &[&str], input: &str) -> String {
+        let mut child =
+            self.git(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("git can be started");
+        child.stdin.take().expect("stdin is a pipe").write_all(input.as_bytes()).expect("git reads");
+        let output = child.wait_with_output().expect("git ends");
+        assert!(output.status.success(), "git {arguments:?} in {}", self.directory.display());
+        String::from_utf8(output.stdout).expect("an id is ASCII").trim().to_owned()
     }
 
     fn resolve(&self, revision: &str) -> Option<String> {

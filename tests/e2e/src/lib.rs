@@ -5,16 +5,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "this code runs in tests only")]
 #![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
 
+pub mod audit;
 pub mod build;
 pub mod builder;
 pub mod cluster;
 pub mod diagnosis;
 pub mod elf;
 pub mod git;
+pub mod hostile_server;
 pub mod pod;
 pub mod pool;
+pub mod recorder;
 pub mod registry;
 pub mod tenant;
+pub mod tls_front;
 pub mod wait;
 
 pub use build::Build;

@@ -11,7 +11,8 @@ use crate::Cluster;
 /// A client of the test registry, of its one user.
 pub struct Registry {
     http: reqwest::Client,
-    host: String,
+    /// Its `host:port`.
+    pub host: String,
     user: String,
     password: String,
 }
@@ -114,16 +115,44 @@ impl Registry {
         Image { platform: platform_of(descriptor), digest, manifest, config, entries }
     }
 
-    async fn json<T: serde::de::DeserializeOwned>(&self, repository: &str, path: &str) -> T {
+    /// A manifest (`manifests/…`) or blob (`blobs/…`) of a repository, read as JSON.
+    pub async fn json<T: serde::de::DeserializeOwned>(&self, repository: &str, path: &str) -> T {
         let bytes = self.bytes(repository, path).await;
         serde_json::from_slice(&bytes)
             .unwrap_or_else(|error| panic!("{repository} {path}: {error}: {}", String::from_utf8_lossy(&bytes)))
     }
 
-    async fn bytes(&self, repository: &str, path: &str) -> Vec<u8> {
+    /// A manifest (`manifests/…`) or blob (`blobs/…`) of a repository.
+    pub async fn bytes(&self, repository: &str, path: &str) -> Vec<u8> {
         let response = self.request(reqwest::Method::GET, repository, path).await;
         let response = response.error_for_status().unwrap_or_else(|error| panic!("{repository} {path}: {error}"));
         response.bytes().await.expect("the registry's answer can be read").to_vec()
+    }
+
+    /// Puts a blob into a repository, unless it is there
+    /// (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-blobs>).
+    pub async fn push_blob(&self, repository: &str, digest: &str, bytes: Vec<u8>) {
+        let there = self.request(reqwest::Method::HEAD, repository, &format!("blobs/{digest}")).await;
+        if there.status().is_success() {
+            return;
+        }
+        let upload = self.request(reqwest::Method::POST, repository, "blobs/uploads/").await;
+        let upload = upload.error_for_status().unwrap_or_else(|error| panic!("{repository}: {error}"));
+        let place = upload.headers()["location"].to_str().expect("a location is ASCII");
+        let mut place = upload.url().join(place).expect("a location is a URL");
+        place.query_pairs_mut().append_pair("digest", digest);
+        let request = self.http.put(place).basic_auth(&self.user, Some(&self.password)).body(bytes);
+        let answer = request.send().await.and_then(reqwest::Response::error_for_status);
+        answer.unwrap_or_else(|error| panic!("{repository} {digest}: {error:?}"));
+    }
+
+    /// Puts a manifest into a repository.
+    pub async fn push_manifest(&self, repository: &str, tag: &str, media_type: &str, manifest: String) {
+        let url = format!("https://{}/v2/{repository}/manifests/{tag}", self.host);
+        let request = self.http.put(url).basic_auth(&self.user, Some(&self.password));
+        let request = request.header("content-type", media_type).body(manifest);
+        let answer = request.send().await.and_then(reqwest::Response::error_for_status);
+        answer.unwrap_or_else(|error| panic!("{repository}:{tag}: {error:?}"));
     }
 
     async fn request(&self, method: reqwest::Method, repository: &str, path: &str) -> reqwest::Response {

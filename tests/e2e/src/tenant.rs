@@ -37,6 +37,8 @@ pub struct Tenant {
     pub cluster: Cluster,
     /// Its name.
     pub namespace: String,
+    /// Its level of Pod Security.
+    level: String,
     /// BuilderPools to be removed with it.
     pub(crate) pools: Mutex<Vec<String>>,
 }
@@ -64,11 +66,19 @@ impl Tenant {
     }
 
     async fn create(cluster: Cluster, name: &str, level: &str) -> Self {
+        let namespace = format!("e2e-{name}-{}", unique());
+        let tenant = Self { cluster, namespace, level: level.to_owned(), pools: Mutex::default() };
+        tenant.fill().await;
+        tenant
+    }
+
+    /// Makes the namespace and what every tenant has in it.
+    pub async fn fill(&self) {
         let namespace = Namespace {
             metadata: ObjectMeta {
-                name: Some(format!("e2e-{name}-{}", unique())),
+                name: Some(self.namespace.clone()),
                 labels: Some(
-                    [(LABEL, "true"), ("pod-security.kubernetes.io/enforce", level)]
+                    [(LABEL, "true"), ("pod-security.kubernetes.io/enforce", &self.level)]
                         .map(|(key, value)| (key.to_owned(), value.to_owned()))
                         .into(),
                 ),
@@ -76,22 +86,19 @@ impl Tenant {
             },
             ..Namespace::default()
         };
-        let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
-        let namespace =
-            namespaces.create(&PostParams::default(), &namespace).await.expect("a namespace can be made").name_any();
-        let tenant = Self { cluster, namespace, pools: Mutex::default() };
-        let Cluster { registry_user, registry_password, git_user, git_password, .. } = &tenant.cluster;
-        tenant.registry_secret(registry_user, registry_password).await;
-        tenant.secret(GIT_SECRET, "Opaque", &[("username", git_user), ("password", git_password)]).await;
+        let namespaces: Api<Namespace> = Api::all(self.cluster.client.clone());
+        namespaces.create(&PostParams::default(), &namespace).await.expect("a namespace can be made");
+        let Cluster { registry_user, registry_password, git_user, git_password, .. } = &self.cluster;
+        self.registry_secret(registry_user, registry_password).await;
+        self.secret(GIT_SECRET, "Opaque", &[("username", git_user), ("password", git_password)]).await;
         // Registry and Git server may have a CA each.
-        let bundle = format!("{}\n{}", tenant.cluster.registry_ca, tenant.cluster.git_ca);
+        let bundle = format!("{}\n{}", self.cluster.registry_ca, self.cluster.git_ca);
         let ca = ConfigMap {
             metadata: ObjectMeta { name: Some(CA.to_owned()), ..ObjectMeta::default() },
             data: Some(BTreeMap::from([("ca.crt".to_owned(), bundle)])),
             ..ConfigMap::default()
         };
-        tenant.api::<ConfigMap>().create(&PostParams::default(), &ca).await.expect("a ConfigMap can be made");
-        tenant
+        self.api::<ConfigMap>().create(&PostParams::default(), &ca).await.expect("a ConfigMap can be made");
     }
 
     async fn remove(&self) {

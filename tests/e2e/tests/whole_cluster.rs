@@ -5,13 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "this code runs in tests only")]
 #![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
 
-use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kiln_crds::ImageBuildRun;
 use kiln_crds::image_build_run::PlatformPhase;
+use kiln_e2e::audit::{Audit, is_lease, is_write, shown};
 use kiln_e2e::build::git;
 use kiln_e2e::cluster::{builders_namespace, operator_namespace, variable};
 use kiln_e2e::tenant::{GIT_SECRET, LABEL};
@@ -19,7 +18,6 @@ use kiln_e2e::{Build, Repository, Tenant, wait};
 use kube::api::{DeleteParams, ListParams};
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
-use serde_json::Value;
 use tokio::sync::Mutex;
 
 const IDLE: Duration = Duration::from_mins(2);
@@ -31,7 +29,7 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 #[tokio::test]
 async fn no_write_in_two_idle_minutes() {
     let _alone = ALONE.lock().await;
-    let log = variable("KILN_AUDIT_LOG");
+    let _log = variable("KILN_AUDIT_LOG");
     Tenant::run("quiet", async |tenant| {
         others_are_gone(tenant).await;
 
@@ -63,14 +61,9 @@ async fn no_write_in_two_idle_minutes() {
 
         // What follows the last event, such as the trimming of a history, is done soon.
         tokio::time::sleep(Duration::from_secs(5)).await;
-        let mut file = File::open(&log).unwrap_or_else(|error| panic!("KILN_AUDIT_LOG names {log}: {error}"));
-        file.seek(SeekFrom::End(0)).unwrap();
+        let mut audit = Audit::from_now();
         tokio::time::sleep(IDLE).await;
-        let mut text = String::new();
-        file.read_to_string(&mut text).unwrap();
-
-        let entries: Vec<Value> =
-            text.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(of_kiln).collect();
+        let entries = audit.of_kiln();
         assert!(entries.iter().any(is_lease), "the log shows what Kiln does: it renews its Lease");
         let writes: Vec<_> = entries.iter().filter(|entry| is_write(entry) && !is_lease(entry)).map(shown).collect();
         assert!(writes.is_empty(), "Kiln wrote while nothing changed:\n{}", writes.join("\n"));
@@ -125,31 +118,4 @@ async fn others_are_gone(tenant: &Tenant) {
             Ok(!pods.values().any(|pod| pod.labels().values().any(|value| value.starts_with("e2e-"))))
         })
         .await;
-}
-
-fn of_kiln(entry: &Value) -> bool {
-    entry["userAgent"].as_str().is_some_and(|agent| agent.starts_with("kiln"))
-}
-
-fn is_write(entry: &Value) -> bool {
-    entry["verb"].as_str().is_none_or(|verb| !matches!(verb, "get" | "list" | "watch"))
-}
-
-fn is_lease(entry: &Value) -> bool {
-    entry["objectRef"]["resource"] == "leases"
-}
-
-fn shown(entry: &Value) -> String {
-    let object = &entry["objectRef"];
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    format!(
-        "{} {} {}/{}/{} {}: {}",
-        text(&entry["requestReceivedTimestamp"]),
-        text(&entry["verb"]),
-        text(&object["resource"]),
-        text(&object["namespace"]),
-        text(&object["name"]),
-        text(&object["subresource"]),
-        entry["requestObject"].to_string().chars().take(500).collect::<String>()
-    )
 }

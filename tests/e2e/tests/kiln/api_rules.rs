@@ -129,6 +129,11 @@ async fn image_build_from_files() {
         ("/spec/source/inline/files/.dockerignore", json!(""), None),
         ("/spec/source/inline/files/a..b", json!(""), None),
         ("/spec/source/inline/files/big", text(262_145), LONG),
+        (
+            "/spec/source/inline/files",
+            json!({"Dockerfile": "", "a": text(262_144), "b": text(262_144), "c": text(262_144), "d": text(220_000)}),
+            Some("inline.files hold more than 1000000 characters together"),
+        ),
     ];
     try_all::<ImageBuild>(true, &good_inline(), &cases).await;
 }

@@ -63,7 +63,7 @@ async fn kubectl_get_and_describe() {
         assert_eq!(columns[1].1, "Succeeded");
         let columns = row(&kubectl(tenant, &["get", "bp"]));
         let heads: Vec<_> = columns.iter().map(|(head, _)| head.as_str()).collect();
-        assert_eq!(heads, ["NAME", "READY", "DEFAULT", "PROFILE", "BUILDERS", "AGE"]);
+        assert_eq!(heads, ["NAME", "READY", "DEFAULT", "PROFILE", "BUILDERS", "JOBS", "CACHE", "PLATFORMS", "AGE"]);
         let all = kubectl(tenant, &["get", "kiln", "-o", "name"]);
         for kind in ["imagebuild.kiln.build/app", "imagebuildrun.kiln.build/app-1"] {
             assert!(all.lines().any(|line| line == kind), "the category kiln holds {kind}: {all}");

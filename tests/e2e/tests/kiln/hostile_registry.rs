@@ -1,0 +1,227 @@
+//! Registries that never end, answer nonsense, or send Kiln elsewhere: each gets its reason in bounded time, nobody else
+//! gets the credential, and other builds go on. What the operator's client makes of single answers, such as a redirect of
+//! a read or a wrong digest, is in `operator/src/registry/wire_tests`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::response::Response;
+use k8s_openapi::api::core::v1::Pod;
+use kiln_crds::{CaRef, CaRefKind, SecretRef};
+use kiln_e2e::build::repository;
+use kiln_e2e::cluster::operator_namespace;
+use kiln_e2e::hostile_server::{Asked, HostileServer, ca, endless, reply, trickle};
+use kiln_e2e::tenant::{REGISTRY_SECRET, condition, run_of};
+use kiln_e2e::{Build, Tenant};
+use kube::api::ListParams;
+use kube::{Api, ResourceExt as _};
+
+/// The password that no server but the one it is for may see.
+const PASSWORD: &str = "planted-registry-password";
+
+/// What each registry answers, told by the first part of the repository's path, and the reason that it gets.
+const NONSENSE: [(&str, &str); 14] = [
+    ("page", "RegistryProtocol"),
+    ("redirect-loopback", "RegistryProtocol"),
+    ("silent", "RegistryUnavailable"),
+    ("endless-error", "RegistryUnavailable"),
+    ("huge-headers", "RegistryUnavailable"),
+    ("odd-challenge", "RegistryUnauthorized"),
+    ("wait-for-ever", "RegistryUnavailable"),
+    ("odd-words", "PushDenied"),
+    ("token-loopback", "AddressForbidden"),
+    ("token-plain", "RegistryProtocol"),
+    ("token-page", "RegistryProtocol"),
+    ("token-endless", "RegistryProtocol"),
+    ("token-trickle", "RegistryUnavailable"),
+    ("token-silent", "RegistryUnavailable"),
+];
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const PAGE: (&str, &str) = ("content-type", "text/html");
+
+fn nonsense(asked: &Asked) -> Option<Response> {
+    let path = asked.uri.path();
+    let host = asked.header("host");
+    let token = |realm: &str| {
+        let challenge = format!("Bearer realm=\"{realm}\",service=\"x\"");
+        Some(reply(401, &[("www-authenticate", &challenge)], ""))
+    };
+    match path.trim_start_matches("/v2/").split('/').next().unwrap_or_default() {
+        "page" | "realm-page" => Some(reply(200, &[PAGE], "<html>log in</html>")),
+        "redirect-loopback" => Some(reply(307, &[("location", "https://127.0.0.1:8443/v2/")], "")),
+        "endless-error" => Some(reply(500, &[PAGE], endless("<html>"))),
+        "huge-headers" => Some(reply(202, &[("x-padding", &"x".repeat(1 << 20))], "")),
+        "odd-challenge" => Some(reply(401, &[("www-authenticate", &"= , \"= ".repeat(4096))], "")),
+        "wait-for-ever" => Some(reply(429, &[("retry-after", "99999999999999999999")], "")),
+        "odd-words" => {
+            let words = "\\u001b[31m\\u0007\\u202e\\r\\nREASON".repeat(500);
+            Some(reply(403, &[JSON], format!(r#"{{"errors":[{{"code":"DENIED","message":"{words}"}}]}}"#)))
+        }
+        "token-loopback" => token("https://127.0.0.1:8443/token"),
+        "token-plain" => token(&format!("http://{host}/realm")),
+        "token-page" => token(&format!("https://{host}/realm-page")),
+        "token-endless" => token(&format!("https://{host}/realm-endless")),
+        "token-trickle" => token(&format!("https://{host}/realm-trickle")),
+        "token-silent" => token(&format!("https://{host}/realm-silent")),
+        // Realms have no /v2/ before them.
+        _ if path == "/realm-endless" => Some(reply(200, &[JSON], endless("{\"token\":\""))),
+        _ if path == "/realm-trickle" => Some(reply(200, &[JSON], trickle("{\"token\":\""))),
+        _ if path == "/realm-page" => Some(reply(200, &[PAGE], "<html>log in</html>")),
+        _ => None,
+    }
+}
+
+/// An ImageBuild for a hostile registry, with a credential for it.
+async fn build(tenant: &Tenant, name: &str, repository: &str) -> Build {
+    let host = repository.split('/').next().unwrap();
+    let secret = format!("login-{}", host.rsplit(':').next().unwrap());
+    tenant.secret(&secret, "kubernetes.io/basic-auth", &[("username", "planted"), ("password", PASSWORD)]).await;
+    tenant.secret("hostile-ca", "Opaque", &[("ca.crt", &ca())]).await;
+    Build::inline(tenant, name, &[("Dockerfile", "FROM busybox\nRUN echo 1 > /file\n")]).amd64().with(|spec| {
+        repository.clone_into(&mut spec.image.repository);
+        spec.image.secret_ref = Some(SecretRef { name: secret });
+        // For the base image.
+        spec.pull_secret_refs = vec![SecretRef { name: REGISTRY_SECRET.to_owned() }];
+        spec.image.ca_ref = Some(CaRef { kind: Some(CaRefKind::Secret), name: "hostile-ca".to_owned(), key: None });
+    })
+}
+
+/// The operator's pods, and how often each was started again.
+pub async fn operators(tenant: &Tenant) -> BTreeMap<String, i32> {
+    let pods: Api<Pod> = Api::namespaced(tenant.cluster.client.clone(), &operator_namespace());
+    let labels = ListParams::default().labels("app.kubernetes.io/component=operator");
+    let restarts = |pod: &Pod| -> i32 {
+        pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()).map(|c| c.restart_count).sum()
+    };
+    pods.list(&labels).await.unwrap().iter().map(|pod| (pod.name_any(), restarts(pod))).collect()
+}
+
+#[tokio::test]
+async fn nonsense_and_endless_answers() {
+    Tenant::run("hostile-registry", async |tenant| {
+        let before = operators(tenant).await;
+        let server = HostileServer::start(&tenant.cluster, nonsense).await;
+        let silent = HostileServer::silent(&tenant.cluster).await;
+        let elsewhere = format!("{}/app", silent.host);
+        let cases: Vec<_> = NONSENSE
+            .iter()
+            .map(|(kind, reason)| ((*kind).to_owned(), format!("{}/{kind}/app", server.host), *reason))
+            .chain([("no-tls".to_owned(), elsewhere, "RegistryUnavailable")])
+            .collect();
+        for (name, repository, _) in &cases {
+            tenant.create_build(&build(tenant, name, repository).await).await;
+        }
+        // They do not keep another build waiting.
+        tenant.build(&Build::inline(tenant, "other", &[("Dockerfile", "FROM busybox\n")]).amd64()).await;
+
+        for (name, _, reason) in &cases {
+            let failed = tenant.not_ready(name, reason).await;
+            let ready = condition(&failed, "Ready").unwrap();
+            assert_eq!(run_of(&failed), "", "{name}: no run is made for a registry that cannot be pushed to");
+            assert!(ready.message.len() < 2048, "{name}: {} bytes of message", ready.message.len());
+            assert!(
+                !ready.message.chars().any(|char| char.is_control() || char == '\u{202e}'),
+                "{name}: {:?}",
+                ready.message
+            );
+            assert!(!ready.message.contains(PASSWORD), "{name}: {}", ready.message);
+        }
+        assert_eq!(operators(tenant).await, before, "the operator is the same one");
+    })
+    .await;
+}
+
+/// A registry that asks for a login, and wants what is pushed to go to another host.
+fn sends_elsewhere(other: String) -> impl Fn(&Asked) -> Option<Response> {
+    move |asked| {
+        if !asked.has_credential() {
+            return Some(reply(401, &[("www-authenticate", "Basic realm=\"x\"")], ""));
+        }
+        match asked.method.as_str() {
+            "POST" => Some(reply(202, &[("location", &format!("https://{other}/upload?state=1"))], "")),
+            "HEAD" | "GET" if asked.uri.path() != "/v2/" => Some(reply(404, &[], "")),
+            _ => Some(reply(200, &[], "")),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_sent_elsewhere_takes_no_credential_along() {
+    Tenant::run("upload-elsewhere", async |tenant| {
+        let challenge = [("www-authenticate", "Basic realm=\"x\"")];
+        let other = HostileServer::start(&tenant.cluster, move |_| Some(reply(401, &challenge, ""))).await;
+        let server = HostileServer::start(&tenant.cluster, sends_elsewhere(other.host.clone())).await;
+        let build = build(tenant, "app", &format!("{}/app", server.host)).await;
+        tenant.create_build(&build.with(|spec| spec.retries = Some(0))).await;
+        tenant
+            .wait_build("app", "failed", kiln_e2e::wait::BUILD, |build| {
+                Ok(build.status.as_ref().is_some_and(|status| status.failure.is_some()))
+            })
+            .await;
+        assert!(
+            server.asked().iter().any(|asked| asked.has_credential() && !asked.by_operator()),
+            "the builder logs in"
+        );
+        let seen = other.asked();
+        assert!(!seen.is_empty(), "the builder goes where the registry sends it");
+        assert!(!seen.iter().any(Asked::has_credential), "without the credential: {seen:#?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn silent_once_the_operator_is_content() {
+    Tenant::run("silent-registry", async |tenant| {
+        let server = HostileServer::start(&tenant.cluster, |asked| {
+            let here = format!("https://{}/upload", asked.header("host"));
+            asked.by_operator().then(|| reply(202, &[("location", &here)], ""))
+        })
+        .await;
+        let timeout = |spec: &mut kiln_crds::ImageBuildSpec| spec.timeout = Some(Duration::from_secs(20).into());
+        tenant.create_build(&build(tenant, "push", &format!("{}/app", server.host)).await.with(timeout)).await;
+        let from = format!("FROM {}/base\n", server.host);
+        let pull = build(tenant, "pull", &format!("{}/other", server.host)).await.with(timeout);
+        let pull = pull.with(|spec| from.clone_into(kiln_e2e::build::file(spec, "Dockerfile")));
+        tenant.create_build(&pull).await;
+        for name in ["push", "pull"] {
+            tenant.not_ready(name, "BuildTimeout").await;
+        }
+        // The builder is as good as before.
+        tenant.build(&Build::inline(tenant, "other", &[("Dockerfile", "FROM busybox\n")]).amd64()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_registry_that_stores_nothing() {
+    Tenant::run("lying-registry", async |tenant| {
+        let server = HostileServer::start(&tenant.cluster, |asked| {
+            let here = format!("https://{}/upload", asked.header("host"));
+            Some(match asked.method.as_str() {
+                "POST" => reply(202, &[("location", &here)], ""),
+                "PUT" | "PATCH" => reply(201, &[("location", &here)], ""),
+                "HEAD" if !asked.by_operator() => reply(404, &[], ""),
+                _ => reply(200, &[PAGE], "<html>yes</html>"),
+            })
+        })
+        .await;
+        tenant.create_build(&build(tenant, "app", &format!("{}/app", server.host)).await).await;
+        // It may be in trouble: what is built is offered again and again, and the user is told meanwhile.
+        let told = tenant
+            .wait_build("app", "told of a registry that is none", kiln_e2e::wait::BUILD, |build| {
+                Ok(condition(build, "Ready").is_some_and(|ready| ready.reason == "RegistryProtocol"))
+            })
+            .await;
+        assert!(told.status.as_ref().unwrap().image.is_none(), "no image is claimed that is not there");
+        // And the user is not held up by it.
+        tenant
+            .edit("app", |build| {
+                build.spec.image.repository = repository(tenant, "app");
+                build.spec.image.secret_ref = Some(SecretRef { name: REGISTRY_SECRET.to_owned() });
+            })
+            .await;
+        tenant.built_after("app", &run_of(&told)).await;
+    })
+    .await;
+}

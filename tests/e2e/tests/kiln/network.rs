@@ -1,0 +1,262 @@
+//! What builds and others reach over the network, tried from where they are: the chart's `NetworkPolicy` objects, the
+//! rules on addresses for Git servers and registries, names that change their mind. A recorder stands where nobody may
+//! come.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kiln_crds::image_build::CacheSpec;
+use kiln_e2e::cluster::operator_namespace;
+use kiln_e2e::git::Commit;
+use kiln_e2e::recorder::Recorder;
+use kiln_e2e::registry::Registry;
+use kiln_e2e::tenant::{CA, condition, image_of, run_of};
+use kiln_e2e::{Build, Repository, Tenant};
+use kube::api::{ListParams, PostParams};
+use kube::{Api, ResourceExt as _};
+use serde::Deserialize as _;
+use serde_json::json;
+
+/// For each `$TARGETS`, which are `host:port`, whether a connection is made.
+const TRY: &str = "for target in $TARGETS; do nc -w 5 ${target%:*} ${target##*:} </dev/null >/dev/null 2>&1 && echo $target open || echo $target shut; done";
+
+/// The port of agents.
+const AGENT: u16 = 8443;
+
+#[tokio::test]
+async fn steps_reach_what_builds_need_and_nothing_else() {
+    let Some(recorder) = Recorder::here() else { return };
+    Tenant::run("reach", async |tenant| {
+        // Two builders: an ImageBuild with a cache of its own has a builder of its own.
+        tenant.build(&Build::inline(tenant, "other", &[("Dockerfile", "FROM busybox\nRUN true\n")]).amd64()).await;
+        let other = address(&tenant.builders().await[0]);
+        tokio::net::TcpStream::connect((other, AGENT)).await.expect("the node itself reaches an agent, as probes do");
+
+        let (registry, git) = (&tenant.cluster.registry, tenant.cluster.git.trim_start_matches("https://"));
+        let api = api_server(tenant).await;
+        let mut shut = vec![format!("{}:80", recorder.metadata), format!("metadata.{}:80", recorder.zone)];
+        shut.extend(api.iter().map(ToString::to_string));
+        shut.push(format!("{other}:{AGENT}"));
+        // A private host, which the chart leaves open unless told otherwise.
+        let open = [registry.as_str(), git, &format!("{}:80", recorder.forbidden)].map(str::to_owned);
+
+        let dockerfile = format!("FROM busybox\nARG TARGETS\nRUN {TRY} >/tries\n");
+        let build = Build::inline(tenant, "app", &[("Dockerfile", &dockerfile)]).amd64().with(|spec| {
+            spec.cache = Some(serde_json::from_value::<CacheSpec>(json!({"scope": "ImageBuild"})).unwrap());
+            spec.args.insert("TARGETS".to_owned(), [&open[..], &shut[..]].concat().join(" "));
+        });
+        let image = image_of(&tenant.build(&build).await);
+        let image = Registry::new(&tenant.cluster).image_for(&image.repository, &image.digest, "linux/amd64").await;
+        assert_eq!(image.text("tries"), lines(&open, &shut));
+
+        let builders: Vec<_> = tenant.builders().await.iter().map(address).collect();
+        assert_eq!(builders.len(), 2);
+        let visits = recorder.visits(&builders);
+        assert!(
+            !visits.is_empty() && visits.iter().all(|visit| visit.destination.ip() == recorder.forbidden),
+            "only the private host that is open has been visited: {visits:?}"
+        );
+
+        // A pod that no policy selects reaches all but agents, and is recorded: so the tries above do tell something.
+        let targets = [&open[..], &shut[..]].concat();
+        let (own, tries) = tries(tenant, &targets).await;
+        let (shut, open): (Vec<_>, Vec<_>) =
+            targets.into_iter().partition(|target| *target == format!("{other}:{AGENT}"));
+        assert_eq!(tries, lines(&open, &shut));
+        for reached in [recorder.metadata, recorder.forbidden] {
+            let visits = recorder.visits(&[own]);
+            assert!(visits.iter().any(|visit| visit.destination.ip() == reached), "{reached}: {visits:?}");
+        }
+    })
+    .await;
+}
+
+/// The chart's policies with another value, in a namespace of the test's own: its pods are then what builders are.
+#[tokio::test]
+async fn private_addresses_can_be_closed() {
+    let Some(recorder) = Recorder::here() else { return };
+    Tenant::run("closed", async |tenant| {
+        let api = api_server(tenant).await;
+        let policies = tenant.api::<NetworkPolicy>();
+        for policy in chart_policies(&tenant.namespace, &api) {
+            policies.create(&PostParams::default(), &policy).await.expect("the chart's NetworkPolicy is one");
+        }
+        let mut shut = vec![
+            tenant.cluster.registry.clone(),
+            format!("{}:80", recorder.forbidden),
+            format!("private.{}:443", recorder.zone),
+            format!("{}:80", recorder.metadata),
+        ];
+        shut.extend(api.iter().map(ToString::to_string));
+        let (own, tries) = tries(tenant, &shut).await;
+        assert_eq!(tries, lines(&[], &shut));
+        let visits = recorder.visits(&[own]);
+        assert!(visits.is_empty(), "{visits:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn git_servers_and_registries_at_forbidden_addresses() {
+    let Some(recorder) = Recorder::here() else { return };
+    Tenant::run("forbidden", async |tenant| {
+        let closed = serde_json::from_value(json!({"privateAddresses": false})).unwrap();
+        let pool = tenant.pool("public", |spec| spec.allow = Some(closed)).await;
+        let zone = &recorder.zone;
+        // Host, and whether only that pool forbids it.
+        let hosts = [
+            (format!("metadata.{zone}"), false),
+            (format!("loopback.{zone}"), false),
+            (recorder.metadata.to_string(), false),
+            (format!("private.{zone}"), true),
+            (recorder.forbidden.to_string(), true),
+        ];
+        for (number, (host, private)) in hosts.iter().enumerate() {
+            let place = |build: Build| if *private { build.pool(&pool) } else { build };
+            let git =
+                with_url(Build::inline(tenant, &format!("git-{number}"), &[]), &format!("https://{host}/app.git"));
+            tenant.create_build(&place(git.amd64())).await;
+            let pushed = Build::inline(tenant, &format!("push-{number}"), &[("Dockerfile", "FROM busybox\n")]).amd64();
+            let pushed = pushed.with(|spec| {
+                spec.image.repository = format!("{host}:5000/app");
+                spec.image.secret_ref = None;
+            });
+            tenant.create_build(&place(pushed)).await;
+        }
+        for (number, (host, private)) in hosts.iter().enumerate() {
+            for name in ["git", "push"] {
+                let build = tenant.not_ready(&format!("{name}-{number}"), "AddressForbidden").await;
+                assert_eq!(run_of(&build), "", "{host}: no run");
+                let message = &condition(&build, "Ready").unwrap().message;
+                assert_eq!(message.contains("allow.privateAddresses"), *private, "{host}: {message}");
+            }
+        }
+        nobody_came(tenant, &recorder).await;
+    })
+    .await;
+}
+
+/// A name that is a good server when the operator looks it up, and another address when the builder does.
+#[tokio::test]
+async fn rebinding_names_gain_nothing() {
+    let Some(recorder) = Recorder::here() else { return };
+    Tenant::run("rebind", async |tenant| {
+        let repository = Repository::public(tenant, "app");
+        repository.commit(&Commit { files: &[("Dockerfile", "FROM busybox\n")], ..Commit::default() });
+        let path = repository.url.strip_prefix(&tenant.cluster.git).expect("it is on the Git server");
+        let port = tenant.cluster.git.rsplit_once(':').expect("the Git server's URL has a port").1;
+        let url = |host: &str| format!("https://{host}:{port}{path}");
+        let build = |name: &str, host: &str| with_url(Build::git(tenant, name, &repository), &url(host)).amd64();
+
+        // The server does answer to names, and one good address of two is used.
+        tenant.build(&build("steady", &format!("git.{}", recorder.zone))).await;
+        tenant.build(&build("mixed", &format!("mixed.{}", recorder.zone))).await;
+
+        for label in ["metadata", "loopback"] {
+            let host = recorder.rebinding(&tenant.namespace, label);
+            tenant.create_build(&build(label, &host)).await;
+            let failed = tenant.not_ready(label, "AddressForbidden").await;
+            // The operator saw the good address, so there is a run, and it was the builder that refused.
+            assert_ne!(run_of(&failed), "", "{host}");
+            let failure = tenant.run_of(&failed).await.status.unwrap().failure.unwrap();
+            assert_eq!(failure.reason, "AddressForbidden", "{failure:?}");
+        }
+        nobody_came(tenant, &recorder).await;
+    })
+    .await;
+}
+
+fn with_url(build: Build, url: &str) -> Build {
+    let source = json!({"git": {"url": url, "caRef": {"name": CA}}});
+    build.with(|spec| spec.source = serde_json::from_value(source).unwrap())
+}
+
+fn lines(open: &[String], shut: &[String]) -> String {
+    let mut lines = String::new();
+    for (targets, word) in [(open, "open"), (shut, "shut")] {
+        for target in targets {
+            writeln!(lines, "{target} {word}").unwrap();
+        }
+    }
+    lines.trim_end().to_owned()
+}
+
+/// Tries the targets from a pod of the tenant's; its address, and what it got.
+async fn tries(tenant: &Tenant, targets: &[String]) -> (IpAddr, String) {
+    let pod = json!({
+        "metadata": {"generateName": "tries-"},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+            "terminationGracePeriodSeconds": 0,
+            "nodeSelector": {"kubernetes.io/arch": "amd64"},
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 65534, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "tries",
+                "image": "busybox",
+                "command": ["sh", "-c", format!("hostname -i; {TRY}")],
+                "env": [{"name": "TARGETS", "value": targets.join(" ")}],
+                "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+            }],
+        },
+    });
+    let printed = tenant.run_pod(pod).await;
+    let (own, tries) = printed.split_once('\n').expect("an address and a line for each try");
+    (own.parse().expect("a pod knows its address"), tries.to_owned())
+}
+
+/// Neither the operator nor a builder of the tenant's has come to the recorder's addresses.
+async fn nobody_came(tenant: &Tenant, recorder: &Recorder) {
+    let pods: Api<Pod> = Api::namespaced(tenant.cluster.client.clone(), &operator_namespace());
+    let mut from: Vec<_> = pods.list(&ListParams::default()).await.unwrap().iter().map(address).collect();
+    assert!(!from.is_empty(), "there is an operator");
+    from.extend(tenant.builders().await.iter().map(address));
+    // A line is there as soon as a connection is, but for the time that the recorder needs to write it.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let visits = recorder.visits(&from);
+    assert!(visits.is_empty(), "{visits:?}");
+}
+
+fn address(pod: &Pod) -> IpAddr {
+    let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref());
+    address.unwrap_or_else(|| panic!("{} has an address", pod.name_any())).parse().unwrap()
+}
+
+/// All addresses of the API server: the Service's and the real ones.
+async fn api_server(tenant: &Tenant) -> Vec<SocketAddr> {
+    let services: Api<k8s_openapi::api::core::v1::Service> = Api::namespaced(tenant.cluster.client.clone(), "default");
+    let service = services.get("kubernetes").await.unwrap().spec.unwrap();
+    let port = u16::try_from(service.ports.unwrap()[0].port).unwrap();
+    let mut found = vec![SocketAddr::new(service.cluster_ip.unwrap().parse().unwrap(), port)];
+    let slices: Api<EndpointSlice> = Api::namespaced(tenant.cluster.client.clone(), "default");
+    let of_service = ListParams::default().labels("kubernetes.io/service-name=kubernetes");
+    for slice in slices.list(&of_service).await.unwrap() {
+        let port = u16::try_from(slice.ports.as_ref().unwrap()[0].port.unwrap()).unwrap();
+        let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+        found.extend(addresses.map(|address| SocketAddr::new(address.parse().unwrap(), port)));
+    }
+    assert!(found.len() > 1, "a Service has endpoints: {found:?}");
+    found
+}
+
+/// The chart's policies for a builders namespace of this name, with private addresses closed.
+fn chart_policies(namespace: &str, api: &[SocketAddr]) -> Vec<NetworkPolicy> {
+    let addresses: Vec<_> = api.iter().map(|one| json!({"address": one.ip(), "port": one.port()})).collect();
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/kiln");
+    let output = Command::new("helm")
+        .args(["template", "kiln", chart, "--namespace", &operator_namespace()])
+        .args(["--show-only", "templates/network-policies.yaml"])
+        .args(["--set", &format!("builder.namespace.name={namespace},builder.networkPolicy.privateAddresses=false")])
+        .args(["--set-json", &format!("builder.networkPolicy.apiServer={}", json!(addresses))])
+        .output()
+        .expect("helm is in PATH");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_yaml_ng::Deserializer::from_slice(&output.stdout)
+        .map(|document| NetworkPolicy::deserialize(document).expect("it is a NetworkPolicy"))
+        .collect()
+}

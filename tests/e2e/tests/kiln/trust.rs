@@ -1,0 +1,161 @@
+//! Whom a build trusts: a CA that only its ImageBuild names, a self-signed certificate, and what is said of one that
+//! cannot be trusted.
+
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kiln_crds::{CaRef, CaRefKind, SecretRef};
+use kiln_e2e::build::git;
+use kiln_e2e::tenant::{condition, image_of};
+use kiln_e2e::tls_front::TlsFront;
+use kiln_e2e::{Build, Repository, Tenant};
+use kube::ResourceExt as _;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+const DOCKERFILE: [(&str, &str); 1] = [("Dockerfile", "FROM busybox\nRUN echo 1 > /file\n")];
+
+fn key() -> KeyPair {
+    KeyPair::generate().unwrap()
+}
+
+/// A self-signed certificate for these subject alternative names, marked as a CA or not, and its key.
+fn self_signed(names: &[&str], is_ca: IsCa) -> (String, String) {
+    let key = key();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "registry.example");
+    params.is_ca = is_ca;
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+/// An ImageBuild that pushes to this front with the registry's credential, and names this CA.
+async fn build(tenant: &Tenant, name: &str, front: &TlsFront, ca: &str) -> Build {
+    let secret = |part| format!("{name}-{part}");
+    let login =
+        [("username", tenant.cluster.registry_user.as_str()), ("password", tenant.cluster.registry_password.as_str())];
+    tenant.secret(&secret("login"), "kubernetes.io/basic-auth", &login).await;
+    tenant.secret(&secret("ca"), "Opaque", &[("ca.crt", ca)]).await;
+    let repository = format!("{}/e2e/{}/{name}", front.host, tenant.namespace);
+    Build::inline(tenant, name, &DOCKERFILE).amd64().with(|spec| {
+        spec.image.repository = repository;
+        spec.image.secret_ref = Some(SecretRef { name: secret("login") });
+        // For the base image.
+        spec.pull_secret_refs = vec![SecretRef { name: kiln_e2e::tenant::REGISTRY_SECRET.to_owned() }];
+        spec.image.ca_ref = Some(CaRef { kind: Some(CaRefKind::Secret), name: secret("ca"), key: None });
+    })
+}
+
+fn claims(volumes: &[PersistentVolumeClaim]) -> Vec<Option<String>> {
+    volumes.iter().map(kube::ResourceExt::uid).collect()
+}
+
+/// An ImageBuild that names a CA which nobody knew has its builder replaced, and nothing else is to be done.
+#[tokio::test]
+async fn a_new_ca_works_without_touching_the_pool() {
+    Tenant::run("new-ca", async |tenant| {
+        let former = Build::inline(tenant, "former", &DOCKERFILE).amd64();
+        tenant.build(&former).await;
+        let (builder, volumes) = (tenant.builders().await.remove(0), tenant.volumes().await);
+
+        let issuer_key = key();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "a CA that nobody knew");
+        let ca = params.self_signed(&issuer_key).unwrap().pem();
+        let issuer = Issuer::new(params, issuer_key);
+        let front = TlsFront::before_registry(&tenant.cluster, |host| {
+            let own = key();
+            let certificate = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&own, &issuer).unwrap();
+            (certificate.pem(), own.serialize_pem())
+        })
+        .await;
+        let built = tenant.build(&build(tenant, "app", &front, &ca).await).await;
+        assert!(image_of(&built).repository.starts_with(&front.host));
+        let builders = tenant.builders().await;
+        assert!(builders.iter().all(|pod| pod.uid() != builder.uid()), "the builder that lacked the CA was replaced");
+        assert_eq!(claims(&tenant.volumes().await), claims(&volumes), "its cache was kept");
+
+        // The new one serves those that need the CA and those that do not.
+        tenant.rebuild("former", "again").await;
+        tenant.rebuild("app", "again").await;
+        let now: Vec<_> = tenant.builders().await.iter().map(kube::ResourceExt::uid).collect();
+        assert_eq!(now, builders.iter().map(kube::ResourceExt::uid).collect::<Vec<_>>());
+    })
+    .await;
+}
+
+/// A self-signed certificate that is its own CA bundle, as many a private registry and forge has one.
+#[tokio::test]
+async fn a_self_signed_certificate_is_trusted_where_it_is_named() {
+    Tenant::run("self-signed", async |tenant| {
+        let marked = IsCa::Ca(BasicConstraints::Unconstrained);
+        for (name, is_ca) in [("plain", IsCa::NoCa), ("explicit", IsCa::ExplicitNoCa), ("marked", marked)] {
+            let mut ca = String::new();
+            let front = TlsFront::before_registry(&tenant.cluster, |host| {
+                let (certificate, key) = self_signed(&[host], is_ca);
+                ca.clone_from(&certificate);
+                (certificate, key)
+            })
+            .await;
+            let built = tenant.build(&build(tenant, name, &front, &ca).await).await;
+            assert!(image_of(&built).repository.starts_with(&front.host), "{name}");
+
+            let front = TlsFront::before_git(&tenant.cluster, |host| {
+                let (certificate, key) = self_signed(&[host], is_ca);
+                ca.clone_from(&certificate);
+                (certificate, key)
+            })
+            .await;
+            let repository = Repository::public(tenant, name);
+            repository.write(&DOCKERFILE);
+            let path = repository.url.trim_start_matches(&tenant.cluster.git).to_owned();
+            tenant.secret(&format!("{name}-git"), "Opaque", &[("ca.crt", &ca)]).await;
+            let source = Build::git(tenant, &format!("{name}-git"), &repository).amd64().with(|spec| {
+                git(spec).url = format!("https://{}{path}", front.host);
+                git(spec).ca_ref =
+                    Some(CaRef { kind: Some(CaRefKind::Secret), name: format!("{name}-git"), key: None });
+            });
+            tenant.build(&source).await;
+        }
+    })
+    .await;
+}
+
+/// A certificate without the right subject name says how to make a good one.
+#[tokio::test]
+async fn a_certificate_for_another_name_says_how_to_make_a_good_one() {
+    Tenant::run("wrong-name", async |tenant| {
+        // For another name, and with a common name only.
+        for (name, names) in [("other", &["other.example"][..]), ("none", &[])] {
+            let mut ca = String::new();
+            let identity = |host: &str, ca: &mut String| {
+                assert!(!names.contains(&host));
+                let (certificate, key) = self_signed(names, IsCa::NoCa);
+                ca.clone_from(&certificate);
+                (certificate, key)
+            };
+            let front = TlsFront::before_registry(&tenant.cluster, |host| identity(host, &mut ca)).await;
+            tenant.create_build(&build(tenant, name, &front, &ca).await).await;
+            let build = tenant.not_ready(name, "RegistryCertificateUntrusted").await;
+            let address = front.host.rsplit_once(':').unwrap().0;
+            let message = &condition(&build, "Ready").unwrap().message;
+            for words in ["openssl req -x509", &format!("subjectAltName=IP:{address}"), "common name alone"] {
+                assert!(message.contains(words), "{name}: {words}: {message}");
+            }
+
+            let front = TlsFront::before_git(&tenant.cluster, |host| identity(host, &mut ca)).await;
+            let repository = Repository::public(tenant, name);
+            repository.write(&DOCKERFILE);
+            let path = repository.url.trim_start_matches(&tenant.cluster.git).to_owned();
+            let secret = format!("{name}-git");
+            tenant.secret(&secret, "Opaque", &[("ca.crt", &ca)]).await;
+            let source = Build::git(tenant, &secret, &repository).amd64().with(|spec| {
+                git(spec).url = format!("https://{}{path}", front.host);
+                git(spec).ca_ref = Some(CaRef { kind: Some(CaRefKind::Secret), name: secret.clone(), key: None });
+            });
+            tenant.create_build(&source).await;
+            let build = tenant.not_ready(&secret, "GitCertificateUntrusted").await;
+            let message = &condition(&build, "Ready").unwrap().message;
+            assert!(message.contains("openssl req -x509") && message.contains("subjectAltName=IP:"), "{message}");
+        }
+    })
+    .await;
+}

@@ -1,0 +1,93 @@
+//! Two replicas: one takes over from the other in the middle of a build, and never do both lead.
+
+use std::time::{Duration, Instant};
+
+use kiln_crds::image_build_run::PlatformPhase;
+use kiln_e2e::{Repository, Tenant, wait};
+use kube::ResourceExt as _;
+use kube::api::DeleteParams;
+
+use crate::OPERATOR;
+use crate::host::{self, is_local};
+use crate::operator::{Operator, address};
+use crate::stage::{Stage, platforms};
+
+/// How long a silent leader's Lease is respected.
+const LEASE: Duration = Duration::from_secs(15);
+
+/// Creates a build whose step takes so long, and waits until both platforms are at it.
+async fn building(stage: &Stage<'_>, seconds: u64) -> Repository {
+    let (build, repository) = stage.build("app", &format!("FROM busybox\nRUN sleep {seconds}\n"));
+    stage.tenant.create_build(&build).await;
+    stage
+        .tenant
+        .wait_run("app-1", "both platforms build", wait::BUILD, |run| {
+            Ok(platforms(run).iter().filter(|platform| platform.phase == PlatformPhase::Building).count() == 2)
+        })
+        .await;
+    repository
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_told_to_stop_hands_over() {
+    if !is_local("a_leader_that_is_told_to_stop_hands_over") {
+        return;
+    }
+    let _alone = OPERATOR.write().await;
+    Tenant::run("hand-over", async |tenant| {
+        let stage = Stage::new(tenant).await;
+        let mut operator = Operator::of(tenant);
+        operator.start(2, None).await;
+        let _repository = building(&stage, 6).await;
+        let former = operator.leader().await.name_any();
+        let begun = Instant::now();
+        operator.api().delete(&former, &DeleteParams::default()).await.expect("the leader's pod can be deleted");
+        operator.leader_but(&former).await;
+        let took = begun.elapsed();
+        println!("handed over in {took:?}");
+        assert!(took < Duration::from_secs(5), "the Lease is given back, not waited for: {took:?}");
+        stage.made_once("app").await;
+    })
+    .await;
+}
+
+/// A leader whose API server does not answer any more cannot know whether it still leads, so it ends in time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_stops_before_another_leads() {
+    if !is_local("a_leader_that_is_cut_off_stops_before_another_leads") {
+        return;
+    }
+    let _alone = OPERATOR.write().await;
+    Tenant::run("cut-off", async |tenant| {
+        let stage = Stage::new(tenant).await;
+        let api = host::before_api_server(&tenant.cluster).await;
+        let mut operator = Operator::of(tenant);
+        operator.start(2, Some(api.address)).await;
+        let _repository = building(&stage, 18).await;
+        let former = operator.leader().await;
+        let process = Operator::processes(&former);
+        assert_eq!(process.len(), 1, "the leader is one process");
+
+        let begun = Instant::now();
+        api.cut(address(&former));
+        let ended = async {
+            while Operator::processes(&former).contains(&process[0]) {
+                assert!(begun.elapsed() < wait::SOON, "a leader that is cut off ends");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            begun.elapsed()
+        };
+        let name = former.name_any();
+        let led = async {
+            operator.leader_but(&name).await;
+            begun.elapsed()
+        };
+        let (ended, led) = tokio::join!(ended, led);
+        println!("cut off, it ended after {ended:?}; the other led after {led:?}");
+        assert!(ended < led, "it ended after {ended:?}, and another led after {led:?}");
+        assert!(led < LEASE + Duration::from_secs(10), "another leads soon after the Lease has expired: {led:?}");
+        stage.made_once("app").await;
+        api.mend();
+    })
+    .await;
+}
