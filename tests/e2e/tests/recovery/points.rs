@@ -76,7 +76,8 @@ impl Point {
     }
 
     fn dockerfile(self) -> &'static str {
-        if self == Self::Building { LONG } else { DOCKERFILE }
+        // A build that is all cached may be over before a status says that it has begun.
+        if matches!(self, Self::Building | Self::JobStarted) { LONG } else { DOCKERFILE }
     }
 
     /// Has the requests held that lead to this point or from it.
