@@ -31,6 +31,8 @@ impl Lifetime {
 
 impl Drop for Lifetime {
     fn drop(&mut self) {
+        // A CA of a few minutes would be followed by another one while later tests watch a cluster at rest.
+        host::run("kubectl", &["-n", &operator_namespace(), "delete", "secret", "kiln-ca"]);
         apply(&self.former);
     }
 }
