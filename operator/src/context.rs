@@ -24,12 +24,12 @@ use crate::builder::Authority;
 use crate::builder::node::NodeFacts;
 use crate::condition::cut;
 use crate::config::Settings;
-use crate::http_client::Clients;
 use crate::leader::LeaderToken;
 use crate::metrics::Metrics;
-use crate::registry::RegistryClients;
 use crate::trace::Traces;
 use crate::watches::{Synced, Wake};
+use kiln_registry::RegistryClients;
+use kiln_registry::http_client::Clients;
 
 /// The field manager of everything that Kiln applies.
 pub const FIELD_MANAGER: &str = "kiln";

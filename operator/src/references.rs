@@ -11,9 +11,9 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::context::Context;
 use crate::git::{self, BasicAuth, GitUrl};
-use crate::http_client::{AddressPolicy, FailureClass, HttpClient};
 use crate::reason::Reason;
-use crate::registry::{self, Credentials, Login, Repository, Scheme};
+use kiln_registry::http_client::{AddressPolicy, FailureClass, HttpClient};
+use kiln_registry::{self as registry, Credentials, Login, Repository, Scheme};
 
 /// What keeps a build from going on, told to the user in a condition.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -57,9 +57,9 @@ pub enum Error {
     },
 }
 
-impl From<registry::Error> for Fault {
-    fn from(error: registry::Error) -> Self {
-        use registry::ErrorKind as Kind;
+impl From<kiln_registry::Error> for Fault {
+    fn from(error: kiln_registry::Error) -> Self {
+        use kiln_registry::ErrorKind as Kind;
         let reason = match error.kind() {
             Kind::Unauthorized => Reason::RegistryUnauthorized,
             Kind::Denied => Reason::PushDenied,
@@ -183,7 +183,7 @@ pub struct RegistryAccess {
     /// The parsed repository.
     pub repository: Repository,
     /// A client with the credential for it.
-    pub client: registry::Client,
+    pub client: kiln_registry::Client,
     /// Every credential that builds may use, for base images too.
     pub logins: Vec<Login>,
     /// The CA bundle that `image.caRef` names, in PEM.
@@ -324,7 +324,7 @@ fn http_client(
     let bundle = (!bundle.is_empty()).then_some(bundle.as_bytes());
     context
         .http
-        .get(bundle, AddressPolicy { allow_private })
+        .get(bundle, AddressPolicy::new(allow_private))
         .map_err(|error| Fault::credential(Reason::CaInvalid, format!("{field}, or a CA of the BuilderPool: {error}")))
 }
 

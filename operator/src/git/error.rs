@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::http_client::{FailureClass, TransportFailure};
+use kiln_registry::http_client::{FailureClass, TransportFailure};
 
 /// A failed look at a Git server. `Display` is for the user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,7 +13,7 @@ use super::advertisement::{Greeting, GreetingReader, Malformed, Refs, RefsReader
 use super::error::Error;
 use super::refname::{Wanted, similar, wanted};
 use super::url::GitUrl;
-use crate::http_client::{BodyError, HttpClient, SecretString, TransportFailure, read_chunks, retry_after};
+use kiln_registry::http_client::{BodyError, HttpClient, SecretString, TransportFailure, read_chunks, retry_after};
 
 /// Version 0 servers send all their refs, which are many where each change has its own.
 const ADVERTISEMENT_LIMIT: usize = 64 * 1024 * 1024;

@@ -9,7 +9,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::*;
-use crate::http_client::{AddressPolicy, Clients, HttpClient, LOOPBACK_ALLOWED, SecretString};
+use kiln_registry::http_client::{AddressPolicy, Clients, HttpClient, SecretString};
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const B: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
@@ -94,7 +94,6 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
 
 impl Server {
     async fn start(version_2: bool) -> Self {
-        LOOPBACK_ALLOWED.set(true);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = Self { version_2, host: listener.local_addr().unwrap().to_string(), ..Self::default() };
         let router = Router::new().fallback(answer).with_state(server.clone());
@@ -112,7 +111,7 @@ impl Server {
 }
 
 fn http() -> HttpClient {
-    Clients::new().get(None, AddressPolicy::default()).unwrap()
+    Clients::new().get(None, AddressPolicy::default().with_loopback()).unwrap()
 }
 
 fn auth() -> BasicAuth {

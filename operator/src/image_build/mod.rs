@@ -23,9 +23,9 @@ use crate::builder_pool::select::pool;
 use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, until, write_status};
 use crate::git::Resolved;
-use crate::http_client::FailureClass;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
+use kiln_registry::http_client::FailureClass;
 
 /// Why a reconcile failed; it is tried again.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@ use kube::ResourceExt;
 
 use crate::reason::{Reason, is_credential};
 use crate::references::Fault;
-use crate::registry::Repository;
+use kiln_registry::Repository;
 
 /// How often a ref is looked at unless its ImageBuild says it.
 const INTERVAL: Duration = Duration::from_mins(5);

@@ -11,10 +11,10 @@ use kube::ResourceExt;
 
 use super::plan;
 use crate::condition::{Wanted, date, find};
-use crate::http_client::FailureClass;
 use crate::image_build_run::status::{human_duration, short_commit, short_digest};
 use crate::reason::Reason;
 use crate::references::Fault;
+use kiln_registry::http_client::FailureClass;
 
 /// What a status is made from.
 pub struct Observed<'a> {

@@ -11,7 +11,7 @@ use kube::ResourceExt;
 
 use crate::context::Context;
 use crate::references::{self, Error, GitAccess, RegistryAccess, git_access, pool_bundles, registry_access};
-use crate::registry::LoginSecret;
+use kiln_registry::LoginSecret;
 
 /// Everything that a run's jobs and its publishing need.
 pub struct Inputs {

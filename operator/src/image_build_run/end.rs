@@ -17,9 +17,9 @@ use super::plan::job_id;
 use super::status::{self, Waiting};
 use super::{Error, FINALIZER, agent_of, pod_of, publish, tell};
 use crate::context::{Context, backoff, namespaced, until, write_status};
-use crate::http_client::FailureClass;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
+use kiln_registry::http_client::FailureClass;
 
 /// How often an agent that seems alive is asked to cancel a job.
 const CANCEL_TRIES: u32 = 6;

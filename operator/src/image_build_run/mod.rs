@@ -39,9 +39,9 @@ use crate::builder::{BuilderId, observe};
 use crate::builder_pool::select;
 use crate::condition::find;
 use crate::context::{Context, is_conflict, until, write_status};
-use crate::http_client::FailureClass;
 use crate::references::{self, Fault};
 use crate::trace::traceparent;
+use kiln_registry::http_client::FailureClass;
 
 /// Keeps a run until its jobs are cancelled.
 pub const FINALIZER: &str = "kiln.build/cancel-jobs";

@@ -13,7 +13,7 @@ use crate::condition::seconds;
 use crate::context::Context;
 use crate::reason::Reason;
 use crate::references::Fault;
-use crate::registry::{self, IndexBytes, PublishOutcome};
+use kiln_registry::{self as registry, IndexBytes, PublishOutcome};
 
 /// Pushes index and tags. `None`: a newer run has taken over, and nothing more was written.
 pub async fn publish(
@@ -33,7 +33,7 @@ pub async fn publish(
     let index = index(run, status)?;
     let repository = &inputs.registry.repository;
     let still_newest = || async { context.leader.is_leader() && super::is_newest(context, run) };
-    let outcome = registry::publish(&inputs.registry.client, repository, &index, &tags, still_newest).await?;
+    let outcome = kiln_registry::publish(&inputs.registry.client, repository, &index, &tags, still_newest).await?;
     if outcome == PublishOutcome::Superseded {
         return Ok(None);
     }
@@ -65,7 +65,7 @@ fn index(run: &ImageBuildRun, status: &ImageBuildRunStatus) -> Result<IndexBytes
         let digest = platform.digest.as_deref().unwrap_or_default().parse().map_err(|_| broken(name))?;
         let size = platform.size.and_then(|size| u64::try_from(size).ok()).ok_or_else(|| broken(name))?;
         let parsed: Platform = name.parse().map_err(|_| broken(name))?;
-        Ok(registry::PlatformImage {
+        Ok(kiln_registry::PlatformImage {
             platform: parsed,
             media_type: platform.media_type.clone().unwrap_or_default(),
             digest,
@@ -73,5 +73,5 @@ fn index(run: &ImageBuildRun, status: &ImageBuildRunStatus) -> Result<IndexBytes
         })
     });
     let parts = parts.collect::<Result<Vec<_>, Fault>>()?;
-    Ok(registry::assemble(&parts, &run.spec.build.annotations))
+    Ok(kiln_registry::assemble(&parts, &run.spec.build.annotations))
 }

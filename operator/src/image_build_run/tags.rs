@@ -4,7 +4,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::reason::Reason;
 use crate::references::Fault;
-use crate::registry::Tag;
+use kiln_registry::Tag;
 
 /// What a tag may speak of.
 #[derive(Clone, Copy, Debug)]

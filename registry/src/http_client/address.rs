@@ -1,4 +1,5 @@
-//! Which addresses the operator may connect to on a tenant's behalf, checked on the resolved address at connect.
+//! Which addresses the operator and builders may connect to on a tenant's behalf, checked on the resolved address at
+//! connect.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -8,14 +9,13 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 /// addresses never may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AddressPolicy {
-    /// Whether private ranges may be reached: RFC 1918, unique local (RFC 4193) and carrier-grade NAT (RFC 6598).
-    /// Most registries and forges are there.
-    pub allow_private: bool,
+    allow_private: bool,
+    allow_loopback: bool,
 }
 
 impl Default for AddressPolicy {
     fn default() -> Self {
-        Self { allow_private: true }
+        Self::new(true)
     }
 }
 
@@ -43,12 +43,23 @@ const METADATA_V6: [Ipv6Addr; 2] = [
 ];
 
 impl AddressPolicy {
+    /// `allow_private`: whether private ranges may be reached: RFC 1918, unique local (RFC 4193) and carrier-grade NAT
+    /// (RFC 6598). Most registries and forges are there.
+    #[must_use]
+    pub const fn new(allow_private: bool) -> Self {
+        Self { allow_private, allow_loopback: false }
+    }
+
+    /// Reaches loopback addresses too: for unit tests, whose servers listen there. No setting leads here.
+    #[must_use]
+    pub const fn with_loopback(self) -> Self {
+        Self { allow_loopback: true, ..self }
+    }
+
     /// Whether `ip` may be reached. IPv6 addresses that carry an IPv4 one (mapped, compatible, NAT64, 6to4) are
     /// judged by that.
     pub fn permits(self, ip: IpAddr) -> Result<(), AddressForbidden> {
-        // The unit tests' servers listen on loopback; no other build has this exception.
-        #[cfg(test)]
-        if tests::LOOPBACK_ALLOWED.get() && ip.is_loopback() {
+        if self.allow_loopback && ip.is_loopback() {
             return Ok(());
         }
         let forbidden = match ip {
@@ -162,20 +173,14 @@ impl Resolve for Resolver {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::cell::Cell;
-
-    thread_local! {
-        /// Lets a test on this thread (with a current-thread runtime) reach its own server on loopback.
-        pub(crate) static LOOPBACK_ALLOWED: Cell<bool> = const { Cell::new(false) };
-    }
 
     #[test]
     fn table() {
-        let open = AddressPolicy { allow_private: true };
-        let closed = AddressPolicy { allow_private: false };
+        let open = AddressPolicy::new(true);
+        let closed = AddressPolicy::new(false);
         // (address, with private allowed, without)
         for (ip, with, without) in [
             ("127.0.0.1", false, false),
@@ -223,7 +228,7 @@ pub(crate) mod tests {
 
     #[test]
     fn says_what_forbids() {
-        let closed = AddressPolicy { allow_private: false };
+        let closed = AddressPolicy::new(false);
         insta::assert_snapshot!(
             closed.permits("10.0.0.1".parse().unwrap()).unwrap_err(),
             @"10.0.0.1 is a private address: Kiln does not connect there, because the BuilderPool's allow.privateAddresses is false"
@@ -237,7 +242,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn mapped_addresses_are_judged_as_their_v4(bits: u32, allow_private: bool) {
-            let policy = AddressPolicy { allow_private };
+            let policy = AddressPolicy::new(allow_private);
             let v4 = Ipv4Addr::from(bits);
             let plain = policy.permits(v4.into()).is_ok();
             prop_assert_eq!(policy.permits(v4.to_ipv6_mapped().into()).is_ok(), plain);
@@ -246,8 +251,8 @@ pub(crate) mod tests {
         #[test]
         fn forbidding_private_never_allows_more(bits: u128) {
             let ip = IpAddr::from(Ipv6Addr::from(bits));
-            if (AddressPolicy { allow_private: false }).permits(ip).is_ok() {
-                let open = AddressPolicy { allow_private: true };
+            if AddressPolicy::new(false).permits(ip).is_ok() {
+                let open = AddressPolicy::new(true);
                 prop_assert!(open.permits(ip).is_ok());
             }
         }

@@ -52,8 +52,8 @@ impl RegistryClients {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LoginSecret;
     use crate::http_client::{AddressPolicy, Clients, SecretString};
-    use crate::registry::LoginSecret;
 
     fn login(registry: &str, password: &str) -> Login {
         let secret = LoginSecret::Password(SecretString::new(password));
@@ -64,8 +64,8 @@ mod tests {
     fn kept_by_what_makes_them_differ_until_idle() {
         let clients = RegistryClients::new();
         let https = Clients::new();
-        let open = https.get(None, AddressPolicy { allow_private: true }).unwrap();
-        let closed = https.get(None, AddressPolicy { allow_private: false }).unwrap();
+        let open = https.get(None, AddressPolicy::new(true)).unwrap();
+        let closed = https.get(None, AddressPolicy::new(false)).unwrap();
         let start = Instant::now();
         let (a, b, other) = (login("a", "x"), login("a", "y"), login("b", "x"));
         let all = [

@@ -214,7 +214,7 @@ async fn nonsense() {
 #[tokio::test]
 async fn no_detour_leads_to_a_private_address() {
     let private = "10.217.0.66:9";
-    let closed = AddressPolicy { allow_private: false };
+    let closed = AddressPolicy::new(false).with_loopback();
     let server = Server::start(Auth::None).await;
     let http = Clients::new().get(None, closed).unwrap();
     let client = Client::new(http, Scheme::Http, None);

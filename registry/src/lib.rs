@@ -1,5 +1,8 @@
 //! A small client of OCI registries: references, credentials, the push check, manifests, copies, and publishing an
-//! index with its tags (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md>).
+//! index with its tags (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md>). Beneath it the HTTP
+//! client that operator and agent share, with the rules of whom it trusts and which addresses it reaches.
+
+pub mod http_client;
 
 mod auth;
 mod challenge;
