@@ -10,7 +10,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "kiln.agent.v1.StartRequest",
             "kiln.agent.v1.Login",
             "kiln.agent.v1.GitSource",
+            "kiln.agent.v1.HttpSource",
             "kiln.agent.v1.Source",
+            "kiln.agent.v1.Context",
         ])
         .compile_fds(descriptors)?;
     Ok(())

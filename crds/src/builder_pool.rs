@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::bounds;
-use crate::reference::CaRef;
+use crate::reference::{CaRef, SecretRef};
 
 /// Where and how builders run, and which namespaces they serve.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -55,6 +55,12 @@ pub struct BuilderPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub security_profile: Option<SecurityProfile>,
 
+    /// Builders that are kept up for each namespace with ImageBuilds of this pool and each architecture that they build on,
+    /// from the moment in which the first ImageBuild is there. Omitted: 0, builders start with the first build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 16))]
+    pub min_builders: Option<u32>,
+
     /// How many builders this pool may run at once. Omitted: 20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
@@ -86,6 +92,17 @@ pub struct BuilderPoolSpec {
     /// Where builder pods are put, and what they may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<BuilderTemplate>,
+
+    /// Build arguments of every build, such as `HTTPS_PROXY`; those of an ImageBuild go before them. A change makes no new
+    /// runs.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "bounds::string_map")]
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[A-Za-z_][A-Za-z0-9_]*$'))").message("the name of a build argument is made of letters, digits and _, and does not begin with a digit"))]
+    pub default_args: BTreeMap<String, String>,
+
+    /// The volume that `spec.archive` of ImageBuilds writes to and `platforms[].archive` reads from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archives: Option<PoolArchives>,
 
     /// How registries are reached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -151,6 +168,15 @@ pub struct PoolCache {
     pub retention: Option<Duration>,
 }
 
+/// The volume for tarballs of images. Each namespace has a directory of its own there.
+#[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolArchives {
+    /// A PersistentVolumeClaim of the builders namespace, which every node with builders can mount at the same time.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+}
+
 /// Where builder pods are put.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -190,6 +216,10 @@ pub struct PoolRegistry {
         inner(length(min = 1, max = 512), regex(pattern = "^[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._/-]+)?$"))
     )]
     pub mirrors: Vec<String>,
+    /// A credential for this registry as a mirror, in the builders namespace: used by every build of the pool that has none
+    /// of its own for this host, to pull.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
     /// Whether this registry is spoken to without TLS.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub plain_http: bool,
@@ -205,6 +235,10 @@ pub struct PoolAllow {
     /// Whether a `# syntax=` line may name a frontend image. Omitted: no, BuildKit's own Dockerfile frontend is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frontends: Option<bool>,
+    /// Whether a platform that no node runs natively is built by emulation, many times slower. Its nodes need handlers, which
+    /// the chart's `emulation` installs. Omitted: no, such a platform waits for a node, unless its stages only copy files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emulation: Option<bool>,
     /// Whether Git servers and registries may have private addresses. Omitted: yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_addresses: Option<bool>,

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::image_build::{BuildFailure, BuiltImage, ImageBuildSpec};
+use crate::image_build::{BuildFailure, BuildWarning, BuiltImage, ImageBuildSpec, ImageContent, Resolved};
 
 /// One attempt at one resolved input of an ImageBuild. Kiln makes it; a user may set `cancel`.
 #[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -30,7 +30,7 @@ use crate::image_build::{BuildFailure, BuiltImage, ImageBuildSpec};
 #[serde(rename_all = "camelCase")]
 #[allow(clippy::duplicated_attributes, reason = "each column has a type")]
 #[x_kube(
-    validation = Rule::new("self.imageBuild == oldSelf.imageBuild && self.number == oldSelf.number && self.inputHash == oldSelf.inputHash && has(self.commit) == has(oldSelf.commit) && (!has(self.commit) || self.commit == oldSelf.commit) && has(self.ref) == has(oldSelf.ref) && (!has(self.ref) || self.ref == oldSelf.ref) && self.build == oldSelf.build").message("a run's spec cannot be changed, but for cancel: change the ImageBuild, which makes a new run"),
+    validation = Rule::new("self.imageBuild == oldSelf.imageBuild && self.number == oldSelf.number && self.inputHash == oldSelf.inputHash && has(self.commit) == has(oldSelf.commit) && (!has(self.commit) || self.commit == oldSelf.commit) && has(self.ref) == has(oldSelf.ref) && (!has(self.ref) || self.ref == oldSelf.ref) && self.build == oldSelf.build && has(self.contentHash) == has(oldSelf.contentHash) && (!has(self.contentHash) || self.contentHash == oldSelf.contentHash) && (has(self.resolved) ? self.resolved : []) == (has(oldSelf.resolved) ? oldSelf.resolved : []) && (has(self.fresh) && self.fresh) == (has(oldSelf.fresh) && oldSelf.fresh) && has(self.copyOf) == has(oldSelf.copyOf) && (!has(self.copyOf) || self.copyOf == oldSelf.copyOf)").message("a run's spec cannot be changed, but for cancel: change the ImageBuild, which makes a new run"),
     validation = Rule::new("!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)").message("a cancelled run cannot be taken up again: annotate the ImageBuild with kiln.build/rebuild for a new one"),
 )]
 pub struct ImageBuildRunSpec {
@@ -50,6 +50,20 @@ pub struct ImageBuildRunSpec {
     /// Digest of what matters to the build.
     #[schemars(length(max = 128))]
     pub input_hash: String,
+    /// Digest of what matters to the image's content: where it goes, and under which tags, is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub content_hash: Option<String>,
+    /// What tags, refs and ImageBuilds were resolved to that the source, contexts and platforms name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 33))]
+    pub resolved: Vec<Resolved>,
+    /// Builds without any cache, because the cache has grown older than `cache.maxAge`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
+    /// The last good image, which is copied instead of being built again: only tags or repositories have changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<BuiltImage>,
     /// The ImageBuild's spec as it was, with the operator's default platforms filled in.
     pub build: ImageBuildSpec,
     /// Set it to true to stop the run.
@@ -101,6 +115,14 @@ pub struct ImageBuildRunStatus {
     /// The image, once its index and tags are pushed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<BuiltImage>,
+    /// Why the last good image could not be copied, so that it is built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub copy_failure: Option<String>,
+    /// BuildKit's lint of the Dockerfile, and images that grew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub warnings: Vec<BuildWarning>,
     /// Why the run failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<BuildFailure>,
@@ -182,6 +204,24 @@ pub struct PlatformStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub media_type: Option<String>,
+    /// How its RUN steps are run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution: Option<Execution>,
+    /// Set once a builder has found that this platform's steps run programs, which its node cannot: it needs a node of its own
+    /// architecture.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_node: bool,
+    /// Where it was taken from, by digest, or its file on the archive volume. Absent where it was built and pushed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 640))]
+    pub origin: Option<String>,
+    /// Its size and layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<ImageContent>,
+    /// What BuildKit's lint says of its Dockerfile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub warnings: Vec<BuildWarning>,
     /// The Dockerfile's steps in the order in which they began, and other work of the builder that took a second or more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128))]
@@ -193,6 +233,19 @@ pub struct PlatformStatus {
     /// What it waits for, or why the last attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<BuildFailure>,
+}
+
+/// How the RUN steps of a platform are run.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, schemars::JsonSchema)]
+pub enum Execution {
+    /// By a node of the platform's architecture.
+    Native,
+    /// By an emulator on a node of another architecture, many times slower.
+    Emulated,
+    /// On the builder that `buildOn` names, for its own architecture.
+    Cross,
+    /// Not at all: the target's stages only copy files, which any builder can do.
+    CopyOnly,
 }
 
 /// One step of a build.

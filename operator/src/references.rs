@@ -6,7 +6,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kiln_crds::image_build::{GitSource, ImageTarget};
 use kiln_crds::image_build_run::SecretVersion;
-use kiln_crds::{BuilderPool, CaRef, CaRefKind, ImageBuildSpec};
+use kiln_crds::{BuilderPool, CaRef, CaRefKind, ImageBuildSpec, SecretRef};
 use kube::{Api, Client, ResourceExt};
 
 use crate::context::Context;
@@ -178,81 +178,158 @@ pub async fn pool_bundles(context: &Context, pool: &BuilderPool) -> Result<Vec<S
     futures::future::try_join_all(read).await
 }
 
-/// How a registry is reached with what an ImageBuild names.
+/// How registries are reached with what an ImageBuild names.
 pub struct RegistryAccess {
-    /// The parsed repository.
-    pub repository: Repository,
-    /// A client with the credential for it.
-    pub client: kiln_registry::Client,
-    /// Every credential that builds may use, for base images too.
+    /// Where the image goes: `image.repository`, then `image.copies`. Empty: nowhere.
+    pub targets: Vec<Target>,
+    /// Every credential that builds may use, one a registry, for base images too.
     pub logins: Vec<Login>,
     /// The CA bundle that `image.caRef` names, in PEM.
     pub ca: Option<String>,
     /// The Secrets that were read.
     pub versions: Vec<SecretVersion>,
+    /// Hosts that are spoken to without TLS.
+    pub plain_http: Vec<String>,
+    http: HttpClient,
+    clients: kiln_registry::RegistryClients,
+}
+
+/// One repository that gets the image.
+pub struct Target {
+    /// The parsed repository.
+    pub repository: Repository,
+    /// Its tags, as the ImageBuild has them.
+    pub tags: Vec<String>,
+    /// A client with the credential for it.
+    pub client: kiln_registry::Client,
+}
+
+impl RegistryAccess {
+    /// A client that reads from `repository`, with the credential for its registry if there is one.
+    #[must_use]
+    pub fn reader(&self, repository: &Repository) -> kiln_registry::Client {
+        let login = self.logins.iter().find(|login| login.registry == repository.registry);
+        self.clients.get(&self.http, scheme(&self.plain_http, repository), login)
+    }
+}
+
+fn scheme(plain_http: &[String], repository: &Repository) -> Scheme {
+    if plain_http.contains(&repository.registry) { Scheme::Http } else { Scheme::Https }
+}
+
+/// A repository that an ImageBuild names, and what it says of it.
+struct Named<'a> {
+    field: &'static str,
+    repository: &'a str,
+    tags: &'a [String],
+    secret_ref: Option<&'a SecretRef>,
+    ca_ref: Option<&'a CaRef>,
+}
+
+fn named(image: &ImageTarget) -> Vec<Named<'_>> {
+    let main = Named {
+        field: "image",
+        repository: &image.repository,
+        tags: &image.tags,
+        secret_ref: image.secret_ref.as_ref(),
+        ca_ref: image.ca_ref.as_ref(),
+    };
+    let copies = image.copies.iter().map(|copy| Named {
+        field: "image.copies",
+        repository: &copy.repository,
+        tags: if copy.tags.is_empty() { &image.tags } else { &copy.tags },
+        secret_ref: copy.secret_ref.as_ref(),
+        ca_ref: copy.ca_ref.as_ref(),
+    });
+    std::iter::once(main).chain(copies).collect()
 }
 
 /// Reads what `image` and `pullSecretRefs` name.
 pub async fn registry_access(
     context: &Context,
     namespace: &str,
-    image: &ImageTarget,
-    pull_secrets: &[kiln_crds::SecretRef],
+    image: Option<&ImageTarget>,
+    pull_secrets: &[SecretRef],
     pool: &BuilderPool,
     pool_bundles: &[String],
 ) -> Result<RegistryAccess, Error> {
-    let repository: Repository = image
-        .repository
-        .parse()
-        .map_err(|error| Fault::user(Reason::RepositoryInvalid, format!("image.repository: {error}")))?;
-    let (own, pull, ca) = futures::try_join!(
-        async {
-            match &image.secret_ref {
-                Some(reference) => credentials(context, namespace, &reference.name, "image.secretRef").await.map(Some),
-                None => Ok(None),
-            }
-        },
+    let named = image.map(named).unwrap_or_default();
+    let (own, pull) = futures::try_join!(
+        futures::future::try_join_all(named.iter().map(|named| async {
+            let repository: Repository = named.repository.parse().map_err(|error| {
+                Fault::user(Reason::RepositoryInvalid, format!("{}.repository: {error}", named.field))
+            })?;
+            let login = match named.secret_ref {
+                Some(reference) => {
+                    let field = format!("{}.secretRef", named.field);
+                    Some(credentials(context, namespace, &reference.name, &field).await?)
+                }
+                None => None,
+            };
+            let field = format!("{}.caRef", named.field);
+            let ca = match named.ca_ref {
+                Some(reference) => Some(ca_bundle(&context.client, namespace, reference, &field).await?),
+                None => None,
+            };
+            Ok::<_, Error>((repository, login, ca))
+        })),
         futures::future::try_join_all(pull_secrets.iter().map(|reference| credentials(
             context,
             namespace,
             &reference.name,
             "pullSecretRefs"
         ))),
-        async {
-            match &image.ca_ref {
-                Some(reference) => ca_bundle(&context.client, namespace, reference, "image.caRef").await.map(Some),
-                None => Ok(None),
-            }
-        }
     )?;
-    let mut logins = Vec::new();
+    let plain_http: Vec<String> = pool
+        .spec
+        .registries
+        .iter()
+        .filter(|registry| registry.plain_http)
+        .map(|registry| registry.host.clone())
+        .collect();
+    let mut logins: Vec<Login> = Vec::new();
     let mut versions = Vec::new();
-    let mut login = None;
-    if let Some((credentials, version)) = own {
-        login = credentials.for_registry(&repository);
-        if login.is_none() {
-            let message = format!(
-                "the Secret {namespace}/{}, which image.secretRef names, holds no credential for {}: add one",
-                version.name, repository.registry
-            );
-            return Err(Fault::credential(Reason::SecretInvalid, message).into());
+    let mut targets = Vec::new();
+    let mut trusted = Vec::new();
+    let mut main_ca = None;
+    for (position, (repository, credentials, ca)) in own.into_iter().enumerate() {
+        let Named { field, tags, .. } = named[position];
+        let mut login = None;
+        if let Some((credentials, version)) = credentials {
+            login = credentials.for_registry(&repository);
+            if login.is_none() {
+                let message = format!(
+                    "the Secret {namespace}/{}, which {field}.secretRef names, holds no credential for {}: add one",
+                    version.name, repository.registry
+                );
+                return Err(Fault::credential(Reason::SecretInvalid, message).into());
+            }
+            add_logins(&mut logins, credentials.logins(Some(&repository)));
+            versions.push(version);
         }
-        logins.extend(credentials.logins(Some(&repository)));
-        versions.push(version);
+        let http = http_client(context, pool, pool_bundles, ca.as_deref(), &format!("{field}.caRef"))?;
+        let client = context.registries.get(&http, scheme(&plain_http, &repository), login.as_ref());
+        targets.push(Target { repository, tags: tags.to_vec(), client });
+        trusted.extend(ca.clone());
+        if position == 0 {
+            main_ca = ca;
+        }
     }
     for (credentials, version) in pull {
-        for login in credentials.logins(None) {
-            if !logins.iter().any(|known: &Login| known.registry == login.registry) {
-                logins.push(login);
-            }
-        }
+        add_logins(&mut logins, credentials.logins(None));
         versions.push(version);
     }
-    let plain = pool.spec.registries.iter().any(|registry| registry.plain_http && registry.host == repository.registry);
-    let http = http_client(context, pool, pool_bundles, ca.as_deref(), "image.caRef")?;
-    let scheme = if plain { Scheme::Http } else { Scheme::Https };
-    let client = context.registries.get(&http, scheme, login.as_ref());
-    Ok(RegistryAccess { repository, client, logins, ca, versions })
+    let http = http_client(context, pool, pool_bundles, Some(&trusted.join("\n")), "image.caRef")?;
+    Ok(RegistryAccess { targets, logins, ca: main_ca, versions, plain_http, http, clients: context.registries.clone() })
+}
+
+/// Adds those for registries that have none yet.
+fn add_logins(logins: &mut Vec<Login>, more: Vec<Login>) {
+    for login in more {
+        if !logins.iter().any(|known| known.registry == login.registry) {
+            logins.push(login);
+        }
+    }
 }
 
 async fn credentials(
@@ -343,8 +420,11 @@ pub async fn secret_versions(
     namespace: &str,
     spec: &ImageBuildSpec,
 ) -> Result<Vec<SecretVersion>, Error> {
-    let git = spec.source.git.iter().filter_map(|git| git.secret_ref.as_ref()).map(|reference| &reference.name);
-    let image = spec.image.secret_ref.iter().chain(&spec.pull_secret_refs).map(|reference| &reference.name);
+    let git = spec.git().into_iter().filter_map(|git| git.secret_ref.as_ref()).map(|reference| &reference.name);
+    let targets = spec.image.iter().flat_map(|image| {
+        image.secret_ref.iter().chain(image.copies.iter().filter_map(|copy| copy.secret_ref.as_ref()))
+    });
+    let image = targets.chain(&spec.pull_secret_refs).map(|reference| &reference.name);
     let build = spec.secrets.iter().map(|secret| &secret.secret_ref.name);
     let mut names: Vec<&String> = git.chain(image).chain(build).collect();
     names.sort();

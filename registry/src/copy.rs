@@ -5,22 +5,20 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{StreamExt as _, TryStreamExt as _};
-use http::{HeaderValue, Method, header};
+use http::Method;
 use oci_spec::image::{Descriptor, Digest};
-use reqwest::Url;
 use serde::Deserialize;
 
-use super::auth::{Asking, Scope};
-use super::client::{Client, Scheme, Upload};
-use super::error::{Attempt, Error};
+use super::auth::Scope;
+use super::client::{Client, Upload};
+use super::error::Error;
 use super::reference::{Identifier, Repository};
 use super::request::Request;
-use crate::http_client::TransportFailure;
+use super::upload::{BLOB_TIMEOUT, BlobStream, nowhere};
 
 /// An index of indexes of indexes is deeper than anybody's.
 const DEPTH: usize = 4;
 const BLOBS_AT_ONCE: usize = 4;
-const BLOB_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long the source may send nothing.
 const STALL: Duration = Duration::from_mins(1);
 
@@ -97,57 +95,23 @@ async fn copy_blob(ends: Ends<'_>, blob: Descriptor) -> Result<(), Error> {
     let upload = match target.begin_upload(&attempt, to, mount).await? {
         Upload::Mounted => return Ok(()),
         Upload::Session(url) => url,
-        Upload::Nowhere => return Err(attempt.protocol("the registry does not say where to send the blob")),
+        Upload::Nowhere => return Err(nowhere(&attempt)),
     };
-    let fetch = source.attempt(from, &format!("fetch the blob {digest} of"));
-    let url = source.url(&fetch, from, &format!("blobs/{digest}"))?;
+    let open = || -> BoxFuture<'_, Result<BlobStream, Error>> { Box::pin(fetch_blob(source, from, digest)) };
+    target.upload(&attempt, to, upload, &blob, &open).await
+}
+
+async fn fetch_blob(source: &Client, from: &Repository, digest: &Digest) -> Result<BlobStream, Error> {
+    let attempt = source.attempt(from, &format!("fetch the blob {digest} of"));
+    let url = source.url(&attempt, from, &format!("blobs/{digest}"))?;
     let request = Request { timeout: Some(BLOB_TIMEOUT), ..Request::new(Method::GET, url) };
-    let response = source.send(&fetch, &[Scope::pull(from)], request).await?;
+    let response = source.send(&attempt, &[Scope::pull(from)], request).await?;
     if !response.status().is_success() {
-        return Err(source.refused(&fetch, response).await);
+        return Err(source.refused(&attempt, response).await);
     }
     let chunks = tokio_stream::StreamExt::timeout(response.bytes_stream(), STALL).map(|chunk| match chunk {
         Ok(chunk) => chunk.map_err(std::io::Error::other),
         Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the source registry stopped sending")),
     });
-    let body = reqwest::Body::wrap_stream(chunks);
-    target.finish_upload(&attempt, to, upload, &blob, body).await
-}
-
-impl Client {
-    /// Sends a whole blob to an upload session; the registry checks its digest.
-    async fn finish_upload(
-        &self,
-        attempt: &Attempt,
-        repository: &Repository,
-        mut url: Url,
-        blob: &Descriptor,
-        body: reqwest::Body,
-    ) -> Result<(), Error> {
-        url.query_pairs_mut().append_pair("digest", blob.digest().as_ref());
-        let mut request = self
-            .inner
-            .http
-            .request(Method::PUT, url.clone())
-            .map_err(|e| attempt.transport(&e))?
-            .timeout(BLOB_TIMEOUT)
-            .header(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
-            .header(header::CONTENT_LENGTH, blob.size())
-            .body(body);
-        // A stream cannot be sent twice, so the authorisation has to be right at once; the session's start made it known.
-        if self.url(attempt, repository, "")?.origin() == url.origin() {
-            let asking = Asking {
-                http: &self.inner.http,
-                login: self.login_for(&repository.registry),
-                attempt,
-                scopes: &[Scope::push(repository)],
-                plain_http: self.inner.scheme == Scheme::Http,
-            };
-            if let Some(authorization) = self.inner.auth.known(&asking).await? {
-                request = request.header(header::AUTHORIZATION, authorization);
-            }
-        }
-        let response = request.send().await.map_err(|e| attempt.transport(&TransportFailure::from_reqwest(&e)))?;
-        if response.status().is_success() { Ok(()) } else { Err(self.refused(attempt, response).await) }
-    }
+    Ok(chunks.boxed())
 }

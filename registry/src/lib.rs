@@ -15,6 +15,7 @@ mod index;
 mod publish;
 mod reference;
 mod request;
+mod upload;
 #[cfg(test)]
 mod wire_tests;
 
@@ -28,6 +29,7 @@ use oci_spec::image::Sha256Digest;
 pub use oci_spec::image::{Descriptor, Digest};
 pub use publish::{PublishOutcome, publish};
 pub use reference::{DOCKER_HUB, Identifier, Reference, ReferenceError, Repository, Tag};
+pub use upload::{BlobStream, OpenBlob};
 
 /// The SHA-256 digest of `bytes`, as registries name content.
 #[must_use]

@@ -348,7 +348,7 @@ impl Follower {
 
 fn outcome(event: proto::event::Kind) -> Option<Observation> {
     match event {
-        proto::event::Kind::Result(proto::Result { digest, size, media_type }) => {
+        proto::event::Kind::Result(proto::Result { digest, size, media_type, .. }) => {
             Some(Observation::Succeeded { digest, size, media_type })
         }
         proto::event::Kind::Failure(failure) => Some(Observation::Failed(failure)),

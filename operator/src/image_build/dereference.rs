@@ -20,7 +20,7 @@ pub struct Named {
 pub async fn dereference(context: &Context, build: &ImageBuild, pool: &BuilderPool) -> Result<Named, Error> {
     let namespace = build.namespace().unwrap_or_default();
     let pool_bundles = pool_bundles(context, pool).await?;
-    let git = match &build.spec.source.git {
+    let git = match build.spec.git() {
         Some(git) => Some(git_access(context, &namespace, git, pool, &pool_bundles).await?),
         None => None,
     };
@@ -29,7 +29,7 @@ pub async fn dereference(context: &Context, build: &ImageBuild, pool: &BuilderPo
 
 /// The commit that the ref names now. `None`: the source is inline.
 pub async fn resolve(build: &ImageBuild, named: &Named) -> Result<Option<Resolved>, Fault> {
-    let (Some(source), Some(access)) = (&build.spec.source.git, &named.git) else { return Ok(None) };
+    let (Some(source), Some(access)) = (build.spec.git(), &named.git) else { return Ok(None) };
     let reference = source.reference.as_deref();
     Ok(Some(git::resolve(&access.http, &access.url, reference, access.auth.as_ref()).await?))
 }
@@ -38,12 +38,15 @@ pub async fn resolve(build: &ImageBuild, named: &Named) -> Result<Option<Resolve
 pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool, named: &Named) -> Result<(), Error> {
     let namespace = build.namespace().unwrap_or_default();
     let ImageBuildSpec { image, pull_secret_refs, secrets, .. } = &build.spec;
-    let access = registry_access(context, &namespace, image, pull_secret_refs, pool, &named.pool_bundles).await?;
+    let access =
+        registry_access(context, &namespace, image.as_ref(), pull_secret_refs, pool, &named.pool_bundles).await?;
     for secret in secrets {
         let reference = &secret.secret_ref;
         let field = format!("secrets[{}].secretRef", secret.id);
         secret_value(&context.client, &namespace, &reference.name, &reference.key, &field).await?;
     }
-    access.client.check_push(&access.repository).await.map_err(Fault::from)?;
+    for target in &access.targets {
+        target.client.check_push(&target.repository).await.map_err(Fault::from)?;
+    }
     Ok(())
 }

@@ -175,12 +175,12 @@ fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, no
     let uid = build.uid().unwrap_or_default();
     let mut memory = context.image_builds.get(&uid);
     let hash = spec_hash(&build.spec, build.annotations().get(REBUILD_ANNOTATION).map(String::as_str));
-    let ref_of = |build: &kiln_crds::ImageBuildSpec| build.source.git.as_ref().and_then(|git| git.reference.clone());
+    let ref_of = |build: &kiln_crds::ImageBuildSpec| build.git().and_then(|git| git.reference.clone());
     if memory.spec_hash != hash {
         memory = Memory { spec_hash: hash, ..Memory::default() };
         let newest = runs.iter().max_by_key(|run| run.spec.number);
         let same = newest.filter(|run| {
-            run.spec.input_hash == input_hash(&memory.spec_hash, run.spec.commit.as_deref())
+            run.spec.input_hash == input_hash(&memory.spec_hash, run.spec.commit.as_deref(), &run.spec.resolved)
                 && ref_of(&run.spec.build) == ref_of(&build.spec)
         });
         if let Some((run, commit)) = same.and_then(|run| Some((run, run.spec.commit.clone()?))) {
@@ -215,7 +215,7 @@ async fn advance(
     let namespace = build.namespace().unwrap_or_default();
     let pool = pool(context, &namespace, build.spec.pool.as_deref()).map_err(references::Error::from)?;
     let due = memory.looked_at.and_then(|looked_at| plan::next_look(build, looked_at)).is_some_and(|at| at <= now);
-    let git = build.spec.source.git.is_some();
+    let git = build.spec.git().is_some();
     let mut access = None;
     // A new commit does not stop a build that runs; it is looked for when that has ended.
     if git && (memory.resolved.is_none() || (due && !active)) {
@@ -224,7 +224,7 @@ async fn advance(
         memory.looked_at = Some(now);
         access = Some(read);
     }
-    let hash = input_hash(&memory.spec_hash, memory.resolved.as_ref().map(|resolved| resolved.commit.as_str()));
+    let hash = input_hash(&memory.spec_hash, memory.resolved.as_ref().map(|resolved| resolved.commit.as_str()), &[]);
     // A number that is recorded and not there: its run was removed by hand, or is not in the copy yet.
     let recorded = build.status.as_ref().and_then(|status| status.run.as_deref());
     let number = plan::recorded_number(&build.name_any(), recorded);
@@ -245,7 +245,7 @@ async fn advance(
     if let Some((owner, tag)) = plan::tag_owner(build, &context.stores.image_builds.state()) {
         let message = format!(
             "{owner} is older and has the tag {tag} of {}: write another tag or repository",
-            build.spec.image.repository
+            build.spec.image.as_ref().map_or("", |image| &image.repository)
         );
         return Err(references::Error::from(Fault::user(Reason::TagConflict, message)).into());
     }

@@ -21,15 +21,7 @@ const INTERVAL: Duration = Duration::from_mins(5);
 pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result<Vec<PlatformSpec>, Fault> {
     let invalid = |message: String| Fault::user(Reason::PlatformInvalid, message);
     let Some(named) = named else {
-        return Ok(default
-            .iter()
-            .map(|platform| PlatformSpec {
-                name: platform.to_string(),
-                dockerfile: None,
-                target: None,
-                args: [].into(),
-            })
-            .collect());
+        return Ok(default.iter().map(|platform| PlatformSpec::named(platform.to_string())).collect());
     };
     let mut seen = BTreeSet::new();
     let mut platforms = Vec::new();
@@ -54,9 +46,9 @@ pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result
 #[must_use]
 pub fn tag_owner(build: &ImageBuild, others: &[Arc<ImageBuild>]) -> Option<(String, String)> {
     let key = |build: &ImageBuild| (build.creation_timestamp().map(|time| time.0), build.uid());
-    let repository = |build: &ImageBuild| build.spec.image.repository.parse::<Repository>().ok();
+    let repository = |build: &ImageBuild| build.spec.image.as_ref()?.repository.parse::<Repository>().ok();
     let tags = |build: &ImageBuild| {
-        let tags = build.spec.image.tags.clone();
+        let tags = build.spec.image.as_ref().map(|image| image.tags.clone()).unwrap_or_default();
         if tags.is_empty() { vec!["latest".to_owned()] } else { tags }
     };
     let own = repository(build)?;
@@ -85,7 +77,7 @@ pub fn tag_owner(build: &ImageBuild, others: &[Arc<ImageBuild>]) -> Option<(Stri
 /// When the ref is looked at again. `None`: never.
 #[must_use]
 pub fn next_look(build: &ImageBuild, looked_at: Timestamp) -> Option<Timestamp> {
-    let git = build.spec.source.git.as_ref()?;
+    let git = build.spec.git()?;
     let interval = git.interval.map_or(INTERVAL, Duration::from);
     if interval.is_zero() { None } else { looked_at.checked_add(interval).ok() }
 }
@@ -265,7 +257,7 @@ mod tests {
         let mut build = (*build("app", 0, "r.example/app", &[])).clone();
         let at = Timestamp::from_second(1000).unwrap();
         assert_eq!(next_look(&build, at).map(Timestamp::as_second), Some(1300));
-        if let Some(git) = &mut build.spec.source.git {
+        if let Some(git) = build.spec.source.as_mut().and_then(|source| source.git.as_mut()) {
             git.interval = serde_json::from_str("\"0s\"").ok();
         }
         assert_eq!(next_look(&build, at), None);

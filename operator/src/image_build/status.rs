@@ -52,6 +52,8 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         source: former.source,
         input_hash: newest.map_or(former.input_hash, |run| Some(run.spec.input_hash.clone())),
         run: newest.map_or(former.run, |run| Some(run.name_any())),
+        warnings: former.warnings,
+        cache_since: former.cache_since,
         failure: newest.and_then(|run| failure(run)),
         summary: None,
     };
@@ -62,13 +64,11 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         let Some(image) = run.status.as_ref().and_then(|status| status.image.as_ref()) else { continue };
         if status.image.as_ref().is_none_or(|known| known.pushed_at.0 <= image.pushed_at.0) {
             status.image = Some(image.clone());
-            status.source = run
-                .spec
-                .build
-                .source
-                .git
-                .as_ref()
-                .map(|git| SourceStatus { url: Some(git.url.clone()), commit: run.spec.commit.clone() });
+            status.source = run.spec.build.git().map(|git| SourceStatus {
+                url: Some(git.url.clone()),
+                commit: run.spec.commit.clone(),
+                resolved: run.spec.resolved.clone(),
+            });
         }
     }
     status.summary = Some(summary(&status, newest, former.summary.as_ref()));

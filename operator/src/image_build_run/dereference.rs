@@ -31,9 +31,9 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
     let build = &run.spec.build;
     let pool_bundles = pool_bundles(context, pool).await?;
     let (registry, git, secrets) = futures::try_join!(
-        registry_access(context, &namespace, &build.image, &build.pull_secret_refs, pool, &pool_bundles),
+        registry_access(context, &namespace, build.image.as_ref(), &build.pull_secret_refs, pool, &pool_bundles),
         async {
-            match &build.source.git {
+            match build.git() {
                 Some(git) => git_access(context, &namespace, git, pool, &pool_bundles).await.map(Some),
                 None => Ok(None),
             }
@@ -102,17 +102,18 @@ impl Inputs {
                     }
                 })
                 .collect(),
-            repository: self.registry.repository.to_string(),
+            repository: self.registry.targets.first().map(|target| target.repository.to_string()).unwrap_or_default(),
             timeout_seconds: u32::try_from(super::plan::Bounds::of(build).timeout.as_secs()).unwrap_or(u32::MAX),
             allow_frontends: pool.spec.allow.as_ref().and_then(|allow| allow.frontends).unwrap_or(false),
             allow_private_addresses: pool.spec.allow.as_ref().and_then(|allow| allow.private_addresses).unwrap_or(true),
             traceparent,
+            ..proto::Job::default()
         }
     }
 
     fn source(&self, run: &ImageBuildRun) -> proto::Source {
-        let source = &run.spec.build.source;
-        let kind = if let (Some(git), Some(access)) = (&source.git, &self.git) {
+        let build = &run.spec.build;
+        let kind = if let (Some(git), Some(access)) = (build.git(), &self.git) {
             proto::source::Kind::Git(proto::GitSource {
                 url: access.url.as_str().to_owned(),
                 commit: run.spec.commit.clone().unwrap_or_default(),
@@ -122,9 +123,13 @@ impl Inputs {
                 username: access.auth.as_ref().map(|auth| auth.username.clone()).unwrap_or_default(),
                 password: access.auth.as_ref().map(|auth| auth.password.expose().to_owned()).unwrap_or_default(),
                 ca_pem: access.ca.clone(),
+                lfs: git.lfs,
+                keep_git_dir: git.keep_git_dir,
+                full_history: git.full_history,
+                ..proto::GitSource::default()
             })
         } else {
-            let files = source.inline.as_ref().map(|inline| into_map(&inline.files)).unwrap_or_default();
+            let files = build.inline().map(|inline| into_map(&inline.files)).unwrap_or_default();
             proto::source::Kind::Inline(proto::InlineSource { files })
         };
         proto::Source { kind: Some(kind) }

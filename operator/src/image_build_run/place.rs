@@ -401,7 +401,7 @@ async fn bundles(context: &Context, run: &ImageBuildRun, inputs: &Inputs) -> Res
         .state()
         .iter()
         .filter(|other| other.namespace().as_deref() == Some(&namespace))
-        .filter_map(|other| other.spec.image.ca_ref.clone())
+        .filter_map(|other| other.spec.image.as_ref()?.ca_ref.clone())
         .collect();
     references.sort();
     references.dedup();

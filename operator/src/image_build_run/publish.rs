@@ -29,11 +29,12 @@ pub async fn publish(
         created,
         number: run.spec.number,
     };
-    let tags = render(&run.spec.build.image.tags, values)?;
+    let tags = render(run.spec.build.image.as_ref().map_or(&[], |image| &image.tags), values)?;
     let index = index(run, status)?;
-    let repository = &inputs.registry.repository;
+    let Some(target) = inputs.registry.targets.first() else { return Ok(None) };
+    let repository = &target.repository;
     let still_newest = || async { context.leader.is_leader() && super::is_newest(context, run) };
-    let outcome = kiln_registry::publish(&inputs.registry.client, repository, &index, &tags, still_newest).await?;
+    let outcome = kiln_registry::publish(&target.client, repository, &index, &tags, still_newest).await?;
     if outcome == PublishOutcome::Superseded {
         return Ok(None);
     }
@@ -49,8 +50,11 @@ pub async fn publish(
             .map(|platform| PlatformImage {
                 name: platform.name.clone(),
                 digest: platform.digest.clone().unwrap_or_default(),
+                origin: platform.origin.clone(),
+                content: platform.content.clone(),
             })
             .collect(),
+        copies: Vec::new(),
     }))
 }
 

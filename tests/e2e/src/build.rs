@@ -1,6 +1,6 @@
 //! ImageBuilds as a test writes them.
 
-use kiln_crds::image_build::{ImageBuildSpec, PlatformSpec};
+use kiln_crds::image_build::{ImageBuildSpec, ImageTarget, PlatformSpec};
 use kiln_crds::{ImageBuild, SecretRef};
 use serde_json::json;
 
@@ -62,7 +62,7 @@ impl Build {
     /// With these tags, in place of `latest`.
     #[must_use]
     pub fn tags(self, tags: &[&str]) -> Self {
-        self.with(|spec| spec.image.tags = tags.iter().map(|tag| (*tag).to_owned()).collect())
+        self.with(|spec| image(spec).tags = tags.iter().map(|tag| (*tag).to_owned()).collect())
     }
 
     /// In this BuilderPool.
@@ -91,12 +91,20 @@ pub fn platform(name: &str) -> PlatformSpec {
     serde_json::from_value(json!({"name": name})).expect("a platform needs a name only")
 }
 
+/// Where a spec's image goes.
+///
+/// # Panics
+/// Where it goes nowhere.
+pub fn image(spec: &mut ImageBuildSpec) -> &mut ImageTarget {
+    spec.image.as_mut().expect("the image is pushed")
+}
+
 /// The Git source of a spec.
 ///
 /// # Panics
 /// Where it has none.
 pub fn git(spec: &mut ImageBuildSpec) -> &mut kiln_crds::image_build::GitSource {
-    spec.source.git.as_mut().expect("the source is Git")
+    spec.source.as_mut().and_then(|source| source.git.as_mut()).expect("the source is Git")
 }
 
 /// A file of an inline source.
@@ -104,5 +112,11 @@ pub fn git(spec: &mut ImageBuildSpec) -> &mut kiln_crds::image_build::GitSource 
 /// # Panics
 /// Where the source is not inline.
 pub fn file<'a>(spec: &'a mut ImageBuildSpec, path: &str) -> &'a mut String {
-    spec.source.inline.as_mut().expect("the source is inline").files.entry(path.to_owned()).or_default()
+    spec.source
+        .as_mut()
+        .and_then(|source| source.inline.as_mut())
+        .expect("the source is inline")
+        .files
+        .entry(path.to_owned())
+        .or_default()
 }

@@ -25,7 +25,7 @@ pub struct Build<'a> {
     pub spec: &'a Spec,
     /// Its context.
     pub source: &'a Source,
-    /// The Dockerfile, relative to the context.
+    /// The Dockerfile, relative to the source's `dockerfile_dir`.
     pub dockerfile: &'a Path,
     /// The job's directory in memory.
     pub memory: &'a Path,
@@ -68,7 +68,7 @@ impl Build<'_> {
         })?;
         if !finished.status.success() {
             let dockerfile = self.dockerfile.to_string_lossy();
-            let content = read_dockerfile(&self.source.context, self.dockerfile);
+            let content = read_dockerfile(&self.source.dockerfile_dir, self.dockerfile);
             let build = Circumstances {
                 dockerfile: &dockerfile,
                 platform: &self.spec.platform,
@@ -90,7 +90,7 @@ impl Build<'_> {
                 self.spec.platform
             );
             let dockerfile = self.dockerfile.to_string_lossy().into_owned();
-            let content = read_dockerfile(&self.source.context, self.dockerfile).unwrap_or_default();
+            let content = read_dockerfile(&self.source.dockerfile_dir, self.dockerfile).unwrap_or_default();
             let excerpt = Box::new(Excerpt::of_line(&dockerfile, line, &content));
             return Err(JobFailure {
                 dockerfile,
@@ -110,9 +110,9 @@ impl Build<'_> {
         let mut arguments: Vec<String> =
             ["build", "--progress=rawjson", "--frontend=dockerfile.v0"].map(str::to_owned).to_vec();
         arguments.push(format!("--metadata-file={}", metadata.display()));
-        for name in ["context", "dockerfile"] {
-            arguments.push(format!("--local={name}={}", self.source.context.display()));
-        }
+        arguments.push(format!("--local=context={}", self.source.context.display()));
+        arguments.push(format!("--local=dockerfile={}", self.source.dockerfile_dir.display()));
+        arguments.extend(self.source.context_arguments());
         let mut option = |name: &str, value: &str| arguments.push(format!("--opt={name}={value}"));
         if !spec.allow_frontends {
             // buildkitd's own frontend, whatever a `# syntax=` line says.
@@ -230,7 +230,7 @@ fn result(metadata: &[u8]) -> Result<JobResult, serde_json::Error> {
         size: u64,
     }
     let Descriptor { media_type, digest, size } = serde_json::from_slice::<Metadata>(metadata)?.descriptor;
-    Ok(JobResult { digest, size, media_type })
+    Ok(JobResult { digest, size, media_type, ..JobResult::default() })
 }
 
 /// Whether `text` is a traceparent: version, trace, parent and flags in lower-case hexadecimal digits.
@@ -248,12 +248,10 @@ fn is_full(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     fn arguments(spec: &Spec) -> String {
-        let source = Source { context: PathBuf::from("/work/job/source/app"), name: String::new() };
+        let source = Source::new("/work/job/source/app".into(), String::new());
         let build = Build {
             spec,
             source: &source,
@@ -301,7 +299,7 @@ mod tests {
 
     #[test]
     fn refuses_what_no_program_can_be_given() {
-        let source = Source { context: PathBuf::from("/work/job/source"), name: String::new() };
+        let source = Source::new("/work/job/source".into(), String::new());
         let long = "x".repeat(8192);
         let names: Vec<String> = (0..32).map(|number| format!("k{number}")).collect();
         let annotations: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), long.as_str())).collect();

@@ -58,12 +58,16 @@ impl GitJob<'_> {
         let place =
             if path.as_os_str().is_empty() { String::new() } else { format!("directory {:?} of ", path.display()) };
         let name = format!("{place}commit {} of {}", &commit.id[..12], remote.url);
+        let source = Source {
+            context: directory.join(path),
+            commit_time: Some(commit.second),
+            ..Source::new(directory.to_owned(), name.clone())
+        };
         let mut waiting = self.check_out_one(commit, remote, directory, path, submodules).await?;
-        let context = directory.join(path);
         let mut seen = 0;
         for _ in 0..DEEPEST {
             if !submodules || waiting.is_empty() {
-                return Ok(Source { context, name });
+                return Ok(source);
             }
             let mut deeper = Vec::new();
             seen += waiting.len();
@@ -81,7 +85,7 @@ impl GitJob<'_> {
             waiting = deeper;
         }
         if waiting.is_empty() {
-            return Ok(Source { context, name });
+            return Ok(source);
         }
         Err(JobFailure::new(
             Reason::InvalidJob,
@@ -300,6 +304,7 @@ fn decode_hex(id: &str) -> Vec<u8> {
 mod tests {
     use std::{os::unix::fs::MetadataExt as _, process::Command};
 
+    use kiln_registry::http_client::AddressPolicy;
     use tokio_util::sync::CancellationToken;
 
     use super::{
@@ -363,8 +368,8 @@ mod tests {
         let (repository, _) = repositories.at(url.as_str(), &first);
         git(root.path(), &["clone", "--quiet", "--bare", "tree", repository.to_str().unwrap()]);
         let stop = CancellationToken::new();
-        let job = GitJob { repositories: &repositories, stop: &stop, memory: &memory, allow_private: true };
-        let remote = Remote::new(url, "", "", None, true);
+        let job = GitJob { repositories: &repositories, stop: &stop, memory: &memory, addresses: AddressPolicy::new(true) };
+        let remote = Remote::new(url, "", "", None, AddressPolicy::new(true));
         let check_out = async |id: &str, path: &str| {
             let commit = job.commit(remote.clone(), id, "").await.unwrap();
             job.check_out(commit, &remote, &root.path().join(format!("{id}{path}")), Path::new(path), false).await

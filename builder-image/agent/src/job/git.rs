@@ -9,6 +9,7 @@ use std::{
 };
 
 use kiln_agent_proto::GitSource;
+use kiln_registry::http_client::AddressPolicy;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio_util::sync::CancellationToken;
@@ -90,8 +91,8 @@ pub struct GitJob<'a> {
     pub stop: &'a CancellationToken,
     /// The job's directory in memory.
     pub memory: &'a Path,
-    /// Whether servers may have private addresses.
-    pub allow_private: bool,
+    /// Which addresses servers may have.
+    pub addresses: AddressPolicy,
 }
 
 /// What a run of `git` came to.
@@ -125,7 +126,7 @@ impl GitJob<'_> {
                     .map_err(|error| JobFailure::agent("write the Git server's CA", &error))?,
             )
         };
-        let remote = Remote::new(url, &source.username, &source.password, bundle, self.allow_private);
+        let remote = Remote::new(url, &source.username, &source.password, bundle, self.addresses);
         let commit = self.commit(remote.clone(), &source.commit, &source.r#ref).await?;
         self.check_out(commit, &remote, directory, &path, source.submodules).await
     }

@@ -40,7 +40,7 @@ pub fn write(source: &InlineSource, directory: &Path) -> Result<Source, JobFailu
             .and_then(|()| mtime::set(path, mtime::of_directory(SECOND)))
             .map_err(|error| JobFailure::agent("set the time of a directory", &error))?;
     }
-    Ok(Source { context: directory.to_owned(), name: "the inline files".to_owned() })
+    Ok(Source::new(directory.to_owned(), "the inline files".to_owned()))
 }
 
 fn write_file(path: &Path, content: &str) -> io::Result<()> {

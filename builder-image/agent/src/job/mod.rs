@@ -3,24 +3,23 @@
 use std::{
     fs::File,
     io::{BufWriter, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
-use kiln_agent_proto::{Failure, Job as Spec, Log, Phase, Result as JobResult, Step, event::Kind, source};
+use kiln_agent_proto::{Failure, Job as Spec, Log, Phase, Result as JobResult, Step, event::Kind};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     buildkit::BuildkitError,
     jobs::{Job, Registry},
-    paths,
     process::ProcessError,
     reasons::{JobFailure, Reason},
 };
 use mask::{Masker, shorten};
+pub use source::Source;
 
-pub mod address;
 pub mod buildctl;
 pub mod checkout;
 pub mod credentials;
@@ -32,20 +31,12 @@ pub mod mask;
 pub mod mtime;
 pub mod progress;
 pub mod remote;
+pub mod source;
 
 /// The most that is written to a job's log on the volume, in bytes.
 const LONGEST_LOG: u64 = 16 << 20;
 /// The longest message of a failure, in bytes: it goes into an object's status.
 const LONGEST_MESSAGE: usize = 2048;
-
-/// A directory with the build's context, and the source's name for messages.
-#[derive(Debug)]
-pub struct Source {
-    /// The context's root.
-    pub context: PathBuf,
-    /// What it is, such as `commit 1234abcd of https://host/repo.git`.
-    pub name: String,
-}
 
 /// Tells what happens in a job: as events, and in its log on the volume, secret values masked in both.
 pub struct Recorder {
@@ -171,6 +162,7 @@ impl Recorder {
             exit_code,
             log_tail: log_tail.iter().map(|line| self.masker.line(line)).collect(),
             excerpt: excerpt.render(|text| self.masker.line(text)),
+            ..Failure::default()
         }
     }
 
@@ -198,31 +190,15 @@ pub async fn run(
     work: &Path,
     memory: &Path,
 ) -> Result<JobResult, JobFailure> {
-    let dockerfile = if spec.dockerfile.is_empty() { "Dockerfile" } else { &spec.dockerfile };
-    let dockerfile = paths::relative_file(dockerfile).map_err(|problem| {
-        JobFailure::new(Reason::InvalidJob, format!("the Dockerfile's path {dockerfile:?} {problem}"))
-    })?;
     credentials::write(memory, spec).map_err(|error| JobFailure::agent("write the job's credentials", &error))?;
 
     recorder.phase(Phase::Fetching);
-    let source = match spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
-        Some(source::Kind::Git(git)) => {
-            let job = git::GitJob {
-                repositories: registry.repositories(),
-                stop,
-                memory,
-                allow_private: spec.allow_private_addresses,
-            };
-            job.fetch(git, &work.join("source")).await?
-        }
-        Some(source::Kind::Inline(inline)) => inline::write(inline, &work.join("source"))?,
-        None => return Err(JobFailure::new(Reason::InvalidJob, "the job has no source")),
-    };
-    find_dockerfile(&source, &dockerfile)?;
+    let repositories = registry.repositories();
+    let source = source::Fetch { repositories, spec, stop, work, memory }.fetch().await?;
 
     registry.buildkit().wait(stop).await.map_err(buildkit_failure)?;
     recorder.phase(Phase::Building);
-    let build = buildctl::Build { spec, source: &source, dockerfile: &dockerfile, memory };
+    let build = buildctl::Build { spec, source: &source, dockerfile: &source.dockerfile, memory };
     build.run(registry.buildkit(), recorder, stop).await
 }
 
@@ -244,56 +220,4 @@ fn process_failure(error: ProcessError) -> JobFailure {
         ),
         error => JobFailure::agent("run a program", &error),
     }
-}
-
-/// Fails where the context has no such Dockerfile, and names those that it has.
-fn find_dockerfile(source: &Source, dockerfile: &Path) -> Result<(), JobFailure> {
-    let path = source.context.join(dockerfile);
-    // A link is followed by BuildKit itself, inside the context only.
-    match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_file() || metadata.is_symlink() => return Ok(()),
-        _ => {}
-    }
-    let near = dockerfiles_near(&source.context, dockerfile);
-    let hint = if near.is_empty() {
-        "there is no other Dockerfile near it".to_owned()
-    } else {
-        format!("there is {}", near.join(", "))
-    };
-    let message = format!(
-        "there is no Dockerfile {:?} in {}; {hint}; set spec.dockerfile, or spec.source.git.path",
-        dockerfile.display(),
-        source.name
-    );
-    Err(JobFailure {
-        dockerfile: dockerfile.display().to_string(),
-        ..JobFailure::new(Reason::DockerfileNotFound, message)
-    })
-}
-
-/// The Dockerfiles in the context's root, in its directories, and in the directory that was named.
-fn dockerfiles_near(context: &Path, dockerfile: &Path) -> Vec<String> {
-    const MOST: usize = 5;
-    let list = |directory: &Path| -> Vec<PathBuf> {
-        std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
-    };
-    let mut directories = vec![context.to_owned()];
-    directories.extend(list(context).into_iter().filter(|path| path.is_dir() && !path.is_symlink()));
-    // A link may lead out of the context.
-    let named = dockerfile.parent().and_then(|parent| context.join(parent).canonicalize().ok());
-    directories.extend(named.filter(|named| context.canonicalize().is_ok_and(|context| named.starts_with(context))));
-    let mut found: Vec<String> = directories
-        .iter()
-        .flat_map(|directory| list(directory))
-        .filter(|path| path.is_file())
-        .filter_map(|path| Some(path.strip_prefix(context).ok()?.to_str()?.to_owned()))
-        .filter(|path| {
-            let name = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
-            (name.contains("dockerfile") || name.contains("containerfile")) && !name.ends_with("ignore")
-        })
-        .collect();
-    found.sort();
-    found.dedup();
-    found.truncate(MOST);
-    found
 }

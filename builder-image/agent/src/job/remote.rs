@@ -3,9 +3,10 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
+use kiln_registry::http_client::{AddressForbidden, AddressPolicy};
 use url::{Host, Url};
 
-use super::{address::permit, credentials::basic};
+use super::credentials::basic;
 use crate::reasons::{JobFailure, Reason};
 
 /// A repository's URL and what it takes to fetch from it.
@@ -17,8 +18,8 @@ pub struct Remote {
     password: String,
     /// The bundle of CAs to trust; none: the system's.
     bundle: Option<PathBuf>,
-    /// Whether its address may be in a private range.
-    allow_private: bool,
+    /// Which addresses it may have.
+    policy: AddressPolicy,
     /// The addresses that the host's name stood for when they were checked.
     addresses: Vec<IpAddr>,
 }
@@ -53,9 +54,9 @@ pub fn parse_url(url: &str) -> Result<Url, JobFailure> {
 impl Remote {
     /// The remote at `url`, with a credential unless both are empty, and a bundle of CAs unless the system's will do.
     #[must_use]
-    pub fn new(url: Url, username: &str, password: &str, bundle: Option<PathBuf>, allow_private: bool) -> Self {
+    pub fn new(url: Url, username: &str, password: &str, bundle: Option<PathBuf>, policy: AddressPolicy) -> Self {
         let (username, password) = (username.to_owned(), password.to_owned());
-        Self { url, username, password, bundle, allow_private, addresses: Vec::new() }
+        Self { url, username, password, bundle, policy, addresses: Vec::new() }
     }
 
     /// The same server's other repository, or another server: that one gets no credential.
@@ -63,7 +64,7 @@ impl Remote {
     pub fn at(&self, url: Url) -> Self {
         let same = url.origin() == self.url.origin();
         let (username, password) = if same { (self.username.as_str(), self.password.as_str()) } else { ("", "") };
-        Self::new(url, username, password, self.bundle.clone(), self.allow_private)
+        Self::new(url, username, password, self.bundle.clone(), self.policy)
     }
 
     /// Whether a credential is sent.
@@ -102,15 +103,14 @@ impl Remote {
             },
             None => Vec::new(),
         };
-        self.addresses =
-            addresses.iter().copied().filter(|address| permit(*address, self.allow_private).is_ok()).collect();
+        let (permitted, refused): (Vec<_>, Vec<_>) =
+            addresses.into_iter().map(|address| self.policy.permits(address).map(|()| address)).partition(Result::is_ok);
+        self.addresses = permitted.into_iter().flatten().collect();
         self.addresses.dedup();
         if !self.addresses.is_empty() {
             return Ok(());
         }
-        let refused = addresses.iter().find_map(|address| Some((address, permit(*address, self.allow_private).err()?)));
-        let why =
-            refused.map_or("has no address".to_owned(), |(address, why)| format!("has the address {address}: {why}"));
+        let why = refused.into_iter().find_map(Result::err).map_or("has no address".to_owned(), |forbidden| forbids(&forbidden));
         Err(JobFailure::new(Reason::AddressForbidden, format!("the Git server {} {why}", self.host())))
     }
 
@@ -161,6 +161,16 @@ impl Remote {
         joined.set_path(&format!("{}/{rest}", base.join("/")));
         parse_url(joined.as_str())
     }
+}
+
+/// Why builds do not connect to a server, after its name.
+fn forbids(AddressForbidden { ip, range, private }: &AddressForbidden) -> String {
+    let why = if *private {
+        "and the BuilderPool's allow.privateAddresses is false; use a public server, or ask for another pool"
+    } else {
+        "which builds may not reach"
+    };
+    format!("has the address {ip}: it is {range}, {why}")
 }
 
 /// What `git` meant by failing.
@@ -297,7 +307,7 @@ mod tests {
     use super::*;
 
     fn remote(url: &str) -> Remote {
-        Remote::new(parse_url(url).unwrap(), "user", "hunter22", None, true)
+        Remote::new(parse_url(url).unwrap(), "user", "hunter22", None, AddressPolicy::new(true))
     }
 
     #[test]
@@ -357,7 +367,7 @@ mod tests {
     #[tokio::test]
     async fn private_addresses_are_refused_where_the_pool_says_so() {
         let message = async |url: &str, allow_private| {
-            let mut remote = Remote::new(parse_url(url).unwrap(), "", "", None, allow_private);
+            let mut remote = Remote::new(parse_url(url).unwrap(), "", "", None, AddressPolicy::new(allow_private));
             match remote.check_addresses().await {
                 Ok(()) => String::new(),
                 Err(failure) => {
@@ -378,10 +388,10 @@ mod tests {
             assert!(message(url, false).await.contains("allow.privateAddresses is false"), "{url}");
         }
         for url in ["https://127.0.0.1/x", "https://localhost/x", "https://169.254.169.254/x", "https://2130706433/x"] {
-            assert!(message(url, true).await.contains("builds may not reach it"), "{url}");
+            assert!(message(url, true).await.contains("which builds may not reach"), "{url}");
         }
         // Redirects and submodules inherit it.
-        let remote = Remote::new(parse_url("https://host/x").unwrap(), "", "", None, false);
+        let remote = Remote::new(parse_url("https://host/x").unwrap(), "", "", None, AddressPolicy::new(false));
         let mut other = remote.at(remote.submodule("https://10.0.0.1/y").unwrap());
         assert_eq!(other.check_addresses().await.unwrap_err().reason, Reason::AddressForbidden);
     }

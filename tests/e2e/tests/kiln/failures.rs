@@ -80,8 +80,8 @@ async fn an_unreachable_registry() {
         let away = format!("{}:9", tenant.cluster.registry_host());
         tenant
             .edit("app", |build| {
-                build.spec.image.repository = format!("{away}/app");
-                build.spec.image.secret_ref = None;
+                build.spec.image.as_mut().unwrap().repository = format!("{away}/app");
+                build.spec.image.as_mut().unwrap().secret_ref = None;
             })
             .await;
         fails(tenant, &former, "RegistryUnavailable", &[&away]).await;
@@ -89,8 +89,8 @@ async fn an_unreachable_registry() {
         source.write(&[("file", "2")]);
         tenant
             .edit("app", |build| {
-                build.spec.image.repository = repository(tenant, "app");
-                build.spec.image.secret_ref = former.spec.image.secret_ref.clone();
+                build.spec.image.as_mut().unwrap().repository = repository(tenant, "app");
+                build.spec.image.as_mut().unwrap().secret_ref = former.spec.image.as_ref().unwrap().secret_ref.clone();
             })
             .await;
         tenant.rebuild("app", "now").await;
@@ -136,7 +136,7 @@ async fn a_missing_or_useless_secret_or_ca() {
         };
         tenant
             .edit("app", |build| {
-                build.spec.image.secret_ref = Some(SecretRef { name: "later".to_owned() });
+                build.spec.image.as_mut().unwrap().secret_ref = Some(SecretRef { name: "later".to_owned() });
                 ask(build, "secret");
             })
             .await;
@@ -167,15 +167,15 @@ async fn a_missing_or_useless_secret_or_ca() {
         // What every namespace has, and no CA of this server.
         tenant.edit("app", |build| git(&mut build.spec).ca_ref = Some(ca("kube-root-ca.crt"))).await;
         fails(tenant, &built, "GitCertificateUntrusted", &["caRef"]).await;
-        let right = former.spec.image.ca_ref.clone();
+        let right = former.spec.image.as_ref().unwrap().ca_ref.clone();
         tenant
             .edit("app", |build| {
                 git(&mut build.spec).ca_ref.clone_from(&right);
-                build.spec.image.ca_ref = None;
+                build.spec.image.as_mut().unwrap().ca_ref = None;
             })
             .await;
         fails(tenant, &built, "RegistryCertificateUntrusted", &["caRef"]).await;
-        tenant.edit("app", |build| build.spec.image.ca_ref.clone_from(&right)).await;
+        tenant.edit("app", |build| build.spec.image.as_mut().unwrap().ca_ref.clone_from(&right)).await;
         tenant.built_after("app", &run_of(&built)).await;
     })
     .await;
@@ -228,14 +228,14 @@ async fn a_tag_that_an_older_image_build_has() {
     Tenant::run("tag", async |tenant| {
         let files = [("Dockerfile", "FROM busybox\n")];
         let older = tenant.build(&Build::inline(tenant, "older", &files).amd64()).await;
-        let same = Build::inline(tenant, "app", &files)
-            .amd64()
-            .with(|spec| spec.image.repository.clone_from(&older.spec.image.repository));
+        let same = Build::inline(tenant, "app", &files).amd64().with(|spec| {
+            spec.image.as_mut().unwrap().repository.clone_from(&older.spec.image.as_ref().unwrap().repository)
+        });
         tenant.create_build(&same).await;
         let conflict = tenant.not_ready("app", "TagConflict").await;
         let message = &condition(&conflict, "Ready").unwrap().message;
         assert!(message.contains("older") && message.contains("latest"), "{message}");
-        tenant.edit("app", |build| build.spec.image.tags = vec!["other".to_owned()]).await;
+        tenant.edit("app", |build| build.spec.image.as_mut().unwrap().tags = vec!["other".to_owned()]).await;
         tenant.built("app").await;
     })
     .await;

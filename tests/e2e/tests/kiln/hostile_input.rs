@@ -244,7 +244,7 @@ async fn odd_words_arrive_as_they_are() {
             spec.annotations = odd();
         });
         let finished = tenant.build(&build).await;
-        assert_eq!(image_of(&finished).repository, build.object.spec.image.repository);
+        assert_eq!(image_of(&finished).repository, build.object.spec.image.as_ref().unwrap().repository);
         let registry = Registry::new(&tenant.cluster);
         let image = image(tenant, &finished).await;
         for (name, value) in odd() {
@@ -309,7 +309,7 @@ async fn as_much_as_an_object_holds() {
                 content.clone_into(file(spec, &format!("big{number}")));
             }
             spec.args = (0..128).map(|number| (format!("K{number}"), "x".repeat(2000))).collect();
-            spec.image.tags = (0..32).map(|number| format!("{number:0>128}")).collect();
+            spec.image.as_mut().unwrap().tags = (0..32).map(|number| format!("{number:0>128}")).collect();
         });
         let finished = tenant.build(&build).await;
         assert_eq!(image_of(&finished).tags.len(), 32);

@@ -79,11 +79,12 @@ async fn build(tenant: &Tenant, name: &str, repository: &str) -> Build {
     tenant.secret(&secret, "kubernetes.io/basic-auth", &[("username", "planted"), ("password", PASSWORD)]).await;
     tenant.secret("hostile-ca", "Opaque", &[("ca.crt", &ca())]).await;
     Build::inline(tenant, name, &[("Dockerfile", "FROM busybox\nRUN echo 1 > /file\n")]).amd64().with(|spec| {
-        repository.clone_into(&mut spec.image.repository);
-        spec.image.secret_ref = Some(SecretRef { name: secret });
+        repository.clone_into(&mut spec.image.as_mut().unwrap().repository);
+        spec.image.as_mut().unwrap().secret_ref = Some(SecretRef { name: secret });
         // For the base image.
         spec.pull_secret_refs = vec![SecretRef { name: REGISTRY_SECRET.to_owned() }];
-        spec.image.ca_ref = Some(CaRef { kind: Some(CaRefKind::Secret), name: "hostile-ca".to_owned(), key: None });
+        spec.image.as_mut().unwrap().ca_ref =
+            Some(CaRef { kind: Some(CaRefKind::Secret), name: "hostile-ca".to_owned(), key: None });
     })
 }
 
@@ -217,8 +218,8 @@ async fn a_registry_that_stores_nothing() {
         // And the user is not held up by it.
         tenant
             .edit("app", |build| {
-                build.spec.image.repository = repository(tenant, "app");
-                build.spec.image.secret_ref = Some(SecretRef { name: REGISTRY_SECRET.to_owned() });
+                build.spec.image.as_mut().unwrap().repository = repository(tenant, "app");
+                build.spec.image.as_mut().unwrap().secret_ref = Some(SecretRef { name: REGISTRY_SECRET.to_owned() });
             })
             .await;
         tenant.built_after("app", &run_of(&told)).await;

@@ -72,7 +72,12 @@ async fn deleted_while_building() {
             .wait(tenant.runs(), watcher::Config::default(), "its run is gone", wait::SOON, |runs| Ok(runs.is_empty()))
             .await;
         awake(tenant, &pod, 7301).await;
-        assert_eq!(Registry::new(&tenant.cluster).digest(&build.object.spec.image.repository, "latest").await, None);
+        assert_eq!(
+            Registry::new(&tenant.cluster)
+                .digest(&build.object.spec.image.as_ref().unwrap().repository, "latest")
+                .await,
+            None
+        );
     })
     .await;
 }
@@ -168,7 +173,9 @@ async fn what_makes_a_run_and_what_does_not() {
         assert_ne!(image_of(&third).digest, image_of(&fourth).digest);
 
         // So do other tags, and the image is the same.
-        tenant.edit("app", |build| build.spec.image.tags = vec!["v1".to_owned(), "{{run}}".to_owned()]).await;
+        tenant
+            .edit("app", |build| build.spec.image.as_mut().unwrap().tags = vec!["v1".to_owned(), "{{run}}".to_owned()])
+            .await;
         let fifth = image_of(&tenant.built("app").await);
         assert_eq!(
             (&fifth.tags, &fifth.platforms),

@@ -13,7 +13,7 @@ fn alone(tenant: &Tenant, pool: &str, name: &str, dockerfile: &str) -> Build {
     Build::inline(tenant, name, &[("Dockerfile", dockerfile)])
         .amd64()
         .pool(pool)
-        .with(|spec| spec.cache = Some(CacheSpec { scope: Some(CacheScope::ImageBuild) }))
+        .with(|spec| spec.cache = Some(CacheSpec { scope: Some(CacheScope::ImageBuild), ..CacheSpec::default() }))
 }
 
 async fn limited_to_one_volume(tenant: &Tenant, limits: PoolLimits, field: &str) {

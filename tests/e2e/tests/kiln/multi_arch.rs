@@ -44,7 +44,7 @@ async fn check(tenant: &Tenant, built: &ImageBuild, tags: &[&str]) {
     let registry = Registry::new(&tenant.cluster);
     let image = image_of(built);
     assert_eq!(image.reference, format!("{}@{}", image.repository, image.digest));
-    assert_eq!(image.repository, built.spec.image.repository);
+    assert_eq!(image.repository, built.spec.image.as_ref().unwrap().repository);
     assert_eq!(image.tags, tags);
     for tag in tags {
         assert_eq!(registry.digest(&image.repository, tag).await.as_deref(), Some(image.digest.as_str()), "tag {tag}");

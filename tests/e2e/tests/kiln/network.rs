@@ -123,8 +123,8 @@ async fn git_servers_and_registries_at_forbidden_addresses() {
             tenant.create_build(&place(git.amd64())).await;
             let pushed = Build::inline(tenant, &format!("push-{number}"), &[("Dockerfile", "FROM busybox\n")]).amd64();
             let pushed = pushed.with(|spec| {
-                spec.image.repository = format!("{host}:5000/app");
-                spec.image.secret_ref = None;
+                spec.image.as_mut().unwrap().repository = format!("{host}:5000/app");
+                spec.image.as_mut().unwrap().secret_ref = None;
             });
             tenant.create_build(&place(pushed)).await;
         }

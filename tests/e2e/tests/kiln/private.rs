@@ -39,8 +39,8 @@ async fn a_registry_credential_as_username_and_password_and_a_ca_in_a_secret() {
         let repository = Repository::public(tenant, "app");
         repository.write(&[("Dockerfile", "FROM busybox\n")]);
         let build = Build::git(tenant, "app", &repository).amd64().pool(&pool).with(|spec| {
-            spec.image.secret_ref = Some(SecretRef { name: "login".to_owned() });
-            spec.image.ca_ref = Some(trust.clone());
+            spec.image.as_mut().unwrap().secret_ref = Some(SecretRef { name: "login".to_owned() });
+            spec.image.as_mut().unwrap().ca_ref = Some(trust.clone());
             git(spec).ca_ref = Some(trust);
         });
         tenant.build(&build).await;

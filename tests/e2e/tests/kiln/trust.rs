@@ -35,11 +35,12 @@ async fn build(tenant: &Tenant, name: &str, front: &TlsFront, ca: &str) -> Build
     tenant.secret(&secret("ca"), "Opaque", &[("ca.crt", ca)]).await;
     let repository = format!("{}/e2e/{}/{name}", front.host, tenant.namespace);
     Build::inline(tenant, name, &DOCKERFILE).amd64().with(|spec| {
-        spec.image.repository = repository;
-        spec.image.secret_ref = Some(SecretRef { name: secret("login") });
+        spec.image.as_mut().unwrap().repository = repository;
+        spec.image.as_mut().unwrap().secret_ref = Some(SecretRef { name: secret("login") });
         // For the base image.
         spec.pull_secret_refs = vec![SecretRef { name: kiln_e2e::tenant::REGISTRY_SECRET.to_owned() }];
-        spec.image.ca_ref = Some(CaRef { kind: Some(CaRefKind::Secret), name: secret("ca"), key: None });
+        spec.image.as_mut().unwrap().ca_ref =
+            Some(CaRef { kind: Some(CaRefKind::Secret), name: secret("ca"), key: None });
     })
 }
 

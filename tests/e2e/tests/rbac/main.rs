@@ -195,7 +195,7 @@ impl<'a> Stage<'a> {
             Broken => {
                 let build = alone(tenant, &name);
                 let missing = kiln_crds::SecretRef { name: "missing".to_owned() };
-                tenant.create_build(&build.with(|spec| spec.image.secret_ref = Some(missing))).await;
+                tenant.create_build(&build.with(|spec| spec.image.as_mut().unwrap().secret_ref = Some(missing))).await;
             }
             Built => drop(tenant.create_build(&alone(tenant, &name)).await),
             Taken => {

@@ -34,7 +34,7 @@ async fn what_arrives_late_is_found_and_what_stays_away_causes_no_write() {
 
         tenant
             .create_build(&Build::inline(tenant, "secret", &files).amd64().with(|spec| {
-                spec.image.secret_ref.as_mut().unwrap().name = "late".to_owned();
+                spec.image.as_mut().unwrap().secret_ref.as_mut().unwrap().name = "late".to_owned();
             }))
             .await;
         tenant
@@ -50,9 +50,10 @@ async fn what_arrives_late_is_found_and_what_stays_away_causes_no_write() {
         tenant.api::<ConfigMap>().create(&PostParams::default(), &ca).await.unwrap();
         tenant
             .create_build(&Build::inline(tenant, "registry", &files).amd64().with(|spec| {
-                spec.image.repository = format!("{address}/e2e/{}/registry", tenant.namespace);
-                spec.image.secret_ref.as_mut().unwrap().name = "proxy-registry".to_owned();
-                spec.image.ca_ref = Some(serde_json::from_value::<CaRef>(json!({"name": "proxy-ca"})).unwrap());
+                spec.image.as_mut().unwrap().repository = format!("{address}/e2e/{}/registry", tenant.namespace);
+                spec.image.as_mut().unwrap().secret_ref.as_mut().unwrap().name = "proxy-registry".to_owned();
+                spec.image.as_mut().unwrap().ca_ref =
+                    Some(serde_json::from_value::<CaRef>(json!({"name": "proxy-ca"})).unwrap());
             }))
             .await;
         let (user, password) = (&tenant.cluster.registry_user, &tenant.cluster.registry_password);

@@ -55,9 +55,11 @@ impl<'a> Stage<'a> {
         repository.write(&[("Dockerfile", dockerfile)]);
         let ca = || Some(serde_json::from_value::<CaRef>(json!({"name": PROXY_CA})).expect("a name is enough"));
         let build = Build::git(self.tenant, name, &repository).platforms(&PLATFORMS).tags(&TAGS).with(|spec| {
-            spec.image.repository = self.repository(name);
-            PROXY_SECRET.clone_into(&mut spec.image.secret_ref.as_mut().expect("each build names a Secret").name);
-            spec.image.ca_ref = ca();
+            spec.image.as_mut().unwrap().repository = self.repository(name);
+            PROXY_SECRET.clone_into(
+                &mut spec.image.as_mut().unwrap().secret_ref.as_mut().expect("each build names a Secret").name,
+            );
+            spec.image.as_mut().unwrap().ca_ref = ca();
             let source = git(spec);
             source.ca_ref = ca();
             source.url = source.url.replace(&self.tenant.cluster.git, &format!("https://{}", self.git.address));

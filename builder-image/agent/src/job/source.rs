@@ -1,0 +1,217 @@
+//! What a job builds, on the volume: its context, the Dockerfile, which may lie elsewhere, and the contexts beside it.
+
+use std::{
+    fs,
+    path::{Component, Path, PathBuf},
+};
+
+use kiln_agent_proto::{Job as Spec, context, source::Kind};
+use kiln_registry::http_client::AddressPolicy;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    git::{GitJob, Repositories},
+    inline,
+};
+use crate::{
+    paths,
+    reasons::{JobFailure, Reason},
+};
+
+/// A directory with the build's context, where its Dockerfile is, and the source's name for messages.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The directory that all of the source is in: a Dockerfile outside of the context lies in it.
+    pub root: PathBuf,
+    /// The context's root: `root`, or a directory in it.
+    pub context: PathBuf,
+    /// The directory that BuildKit is given for the Dockerfile: the context's, the source's `root`, or one of its own.
+    pub dockerfile_dir: PathBuf,
+    /// The Dockerfile, relative to `dockerfile_dir`.
+    pub dockerfile: PathBuf,
+    /// What it is, such as `commit 1234abcd of https://host/repo.git`.
+    pub name: String,
+    /// When the commit was made, in seconds since 1970. None: the source is no commit.
+    pub commit_time: Option<i64>,
+    /// The contexts beside it.
+    pub contexts: Vec<NamedContext>,
+}
+
+/// A build context beside the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedContext {
+    /// The name that the Dockerfile uses.
+    pub name: String,
+    /// What it is.
+    pub content: ContextContent,
+}
+
+/// What a build context beside the source is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContextContent {
+    /// An image, by digest.
+    Image(String),
+    /// A directory on the volume.
+    Directory(PathBuf),
+}
+
+impl Source {
+    /// A source whose context is all of `directory`, with a Dockerfile of that name in it.
+    #[must_use]
+    pub fn new(directory: PathBuf, name: String) -> Self {
+        Self {
+            root: directory.clone(),
+            context: directory.clone(),
+            dockerfile_dir: directory,
+            dockerfile: PathBuf::from("Dockerfile"),
+            name,
+            commit_time: None,
+            contexts: Vec::new(),
+        }
+    }
+
+    /// The arguments of `buildctl build` that hand it the contexts beside the source.
+    pub fn context_arguments(&self) -> impl Iterator<Item = String> {
+        // A number, for a name may hold what the name of a local directory may not, such as `=`.
+        self.contexts.iter().enumerate().flat_map(|(number, NamedContext { name, content })| match content {
+            ContextContent::Image(reference) => vec![format!("--opt=context:{name}=docker-image://{reference}")],
+            ContextContent::Directory(directory) => vec![
+                format!("--local=beside-{number}={}", directory.display()),
+                format!("--opt=context:{name}=local:beside-{number}"),
+            ],
+        })
+    }
+}
+
+/// What it takes to fetch a job's source.
+pub struct Fetch<'a> {
+    /// Where repositories stay.
+    pub repositories: &'a Repositories,
+    /// The job.
+    pub spec: &'a Spec,
+    /// Ends everything.
+    pub stop: &'a CancellationToken,
+    /// The job's directory on the volume.
+    pub work: &'a Path,
+    /// The job's directory in memory.
+    pub memory: &'a Path,
+}
+
+impl Fetch<'_> {
+    /// Fetches the source and the contexts beside it, and finds the Dockerfile.
+    pub async fn fetch(&self) -> Result<Source, JobFailure> {
+        let directory = self.work.join("source");
+        let addresses = AddressPolicy::new(self.spec.allow_private_addresses);
+        let git = GitJob { repositories: self.repositories, stop: self.stop, memory: self.memory, addresses };
+        let mut source = match self.spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
+            Some(Kind::Git(source)) => git.fetch(source, &directory).await?,
+            Some(Kind::Inline(inline)) => inline::write(inline, &directory)?,
+            Some(Kind::Http(_) | Kind::Image(_)) => {
+                return Err(JobFailure::new(Reason::InvalidJob, "this builder cannot fetch such a source yet"));
+            }
+            Some(Kind::Archive(_)) => {
+                return Err(JobFailure::new(Reason::InvalidJob, "an archive is pushed, not built"));
+            }
+            None => return Err(JobFailure::new(Reason::InvalidJob, "the job has no source")),
+        };
+        self.place_dockerfile(&mut source)?;
+        for (number, beside) in self.spec.contexts.iter().enumerate() {
+            let content = match &beside.kind {
+                Some(context::Kind::Image(reference)) => ContextContent::Image(reference.clone()),
+                Some(context::Kind::Git(source)) => {
+                    let directory = self.work.join(format!("context-{number}"));
+                    ContextContent::Directory(git.fetch(source, &directory).await?.context)
+                }
+                None => {
+                    let message = format!("the context {:?} is of no kind", beside.name);
+                    return Err(JobFailure::new(Reason::InvalidJob, message));
+                }
+            };
+            source.contexts.push(NamedContext { name: beside.name.clone(), content });
+        }
+        Ok(source)
+    }
+
+    /// Says where the Dockerfile is: in the context, outside of it but in the source, or in the job itself.
+    fn place_dockerfile(&self, source: &mut Source) -> Result<(), JobFailure> {
+        if !self.spec.dockerfile_inline.is_empty() {
+            source.dockerfile_dir = self.work.join("dockerfile");
+            return fs::create_dir_all(&source.dockerfile_dir)
+                .and_then(|()| fs::write(source.dockerfile_dir.join(&source.dockerfile), &self.spec.dockerfile_inline))
+                .map_err(|error| JobFailure::agent("write the inline Dockerfile", &error));
+        }
+        let named = if self.spec.dockerfile.is_empty() { "Dockerfile" } else { &self.spec.dockerfile };
+        (source.dockerfile_dir, source.dockerfile) = place(source, named)?;
+        find_dockerfile(source, named)
+    }
+}
+
+/// The directory to look in for the Dockerfile called `named`, and its path there. `..` at its beginning leads out of the
+/// context, never out of the source.
+fn place(source: &Source, named: &str) -> Result<(PathBuf, PathBuf), JobFailure> {
+    let refuse = |why: &dyn std::fmt::Display| {
+        JobFailure::new(Reason::InvalidJob, format!("the Dockerfile's path {named:?} {why}"))
+    };
+    let mut rest = named.trim_start_matches("./");
+    if !rest.starts_with("../") {
+        let path = paths::relative_file(named).map_err(|problem| refuse(&problem))?;
+        return Ok((source.context.clone(), path));
+    }
+    let mut directory = source.context.strip_prefix(&source.root).unwrap_or(Path::new("")).to_owned();
+    while let Some(up) = rest.strip_prefix("../") {
+        if !directory.pop() {
+            return Err(refuse(&format_args!("leads out of {}; it must stay inside the source", source.name)));
+        }
+        rest = up.trim_start_matches("./");
+    }
+    let path = paths::relative_file(rest).map_err(|problem| refuse(&problem))?;
+    // The whole source, not the Dockerfile's directory: BuildKit follows links in what it is given only.
+    Ok((source.root.clone(), directory.join(path)))
+}
+
+/// Fails where the source has no such Dockerfile, and names those that it has.
+fn find_dockerfile(source: &Source, named: &str) -> Result<(), JobFailure> {
+    // A link is followed by BuildKit itself, inside the directory only.
+    match source.dockerfile_dir.join(&source.dockerfile).symlink_metadata() {
+        Ok(metadata) if metadata.is_file() || metadata.is_symlink() => return Ok(()),
+        _ => {}
+    }
+    let near = dockerfiles_near(&source.dockerfile_dir, &source.dockerfile);
+    let hint = if near.is_empty() {
+        "there is no other Dockerfile near it".to_owned()
+    } else {
+        format!("there is {}", near.join(", "))
+    };
+    let message = format!(
+        "there is no Dockerfile {named:?} in {}; {hint}; set spec.dockerfile, or the source's path, such as spec.source.git.path",
+        source.name
+    );
+    Err(JobFailure { dockerfile: named.to_owned(), ..JobFailure::new(Reason::DockerfileNotFound, message) })
+}
+
+/// The Dockerfiles in the root, in its directories, and in the directory that was named.
+fn dockerfiles_near(root: &Path, dockerfile: &Path) -> Vec<String> {
+    const MOST: usize = 5;
+    let list = |directory: &Path| -> Vec<PathBuf> {
+        fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let mut directories = vec![root.to_owned()];
+    directories.extend(list(root).into_iter().filter(|path| path.is_dir() && !path.is_symlink()));
+    // A link may lead out of the source.
+    let named = dockerfile.parent().and_then(|parent| root.join(parent).canonicalize().ok());
+    directories.extend(named.filter(|named| root.canonicalize().is_ok_and(|root| named.starts_with(root))));
+    let mut found: Vec<String> = directories
+        .iter()
+        .flat_map(|directory| list(directory))
+        .filter(|path| path.is_file())
+        .filter_map(|path| Some(path.strip_prefix(root).ok()?.to_str()?.to_owned()))
+        .filter(|path| {
+            let name = path.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+            (name.contains("dockerfile") || name.contains("containerfile")) && !name.ends_with("ignore")
+        })
+        .collect();
+    found.sort();
+    found.dedup();
+    found.truncate(MOST);
+    found
+}

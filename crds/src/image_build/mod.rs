@@ -1,0 +1,243 @@
+//! ImageBuild: what a user wants built, and the last good image of it.
+
+mod image;
+mod platform;
+mod source;
+mod status;
+mod step;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::core::Duration;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+pub use self::image::{
+    ArchiveTarget, CacheMode, CacheScope, CacheSpec, Compression, CompressionKind, ImageCopy, ImageTarget, MediaTypes,
+    RegistryCache,
+};
+pub use self::platform::PlatformSpec;
+pub use self::source::{BuildContext, GitSource, HttpSource, ImageBuildName, ImageSource, InlineSource, Source};
+pub use self::status::{
+    BuildFailure, BuildWarning, BuiltImage, ImageBuildStatus, ImageContent, ImageLayer, PlatformImage, PushedCopy,
+    Resolved, SourceStatus, Summary,
+};
+pub use self::step::{BuildSecret, BuildSsh, HostAlias, Network, PullPolicy, Ulimit};
+use crate::bounds;
+use crate::reference::SecretRef;
+
+/// An image to build from a source, for one or more platforms, and where to push it.
+///
+/// Kiln builds every platform on a node of its architecture, pushes one OCI index, and writes its digest to
+/// `status.image`, which keeps the last good image when a later build fails.
+#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[kube(
+    group = "kiln.build",
+    version = "v1alpha1",
+    kind = "ImageBuild",
+    namespaced,
+    status = "ImageBuildStatus",
+    derive = "PartialEq",
+    doc = "An image that Kiln builds from a source for one or more platforms, pushes as one OCI index, and names by digest in its status.",
+    shortname = "ib",
+    category = "kiln",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Image", type_ = "string", json_path = ".status.summary.image"),
+    printcolumn(name = "Commit", type_ = "string", json_path = ".status.summary.commit"),
+    printcolumn(name = "Platforms", type_ = "string", json_path = ".status.summary.platforms"),
+    printcolumn(name = "Duration", type_ = "string", json_path = ".status.summary.duration"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name.size() <= 52").message("metadata.name is too long: use at most 52 characters, for the names of its runs are longer"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.source) || (has(self.platforms) && self.platforms.all(p, has(p.image) || has(p.archive)))").message("source is missing: name a Git repository, files, a tarball or an image to build from, or give every platform an image of its own"),
+    validation = Rule::new("!has(self.source) || !has(self.source.inline) || has(self.dockerfileInline) || (has(self.platforms) && self.platforms.exists(p, has(p.dockerfile))) || (has(self.dockerfile) ? self.dockerfile : 'Dockerfile') in self.source.inline.files").message("source.inline.files does not hold the Dockerfile: add a file named Dockerfile, or name it in dockerfile"),
+    validation = Rule::new("!(has(self.dockerfile) && has(self.dockerfileInline))").message("dockerfile names a file of the source, dockerfileInline is one: write only one of them"),
+    validation = Rule::new("!(has(self.image) && has(self.archive))").message("an image goes to a registry (image) or to a volume (archive), not to both: make another ImageBuild for the other, whose build is in the cache"),
+    validation = Rule::new("has(self.image) || !has(self.platforms) || !self.platforms.exists(p, has(p.image) || has(p.archive))").message("platforms with an image or archive are taken into an index: name its repository in image"),
+    validation = Rule::new("!has(self.image) || !has(self.image.mediaTypes) || self.image.mediaTypes != 'Docker' || !has(self.image.compression) || self.image.compression.type != 'zstd'").message("zstd layers need the OCI media types: leave out image.mediaTypes, or choose gzip"),
+    validation = Rule::new("!has(self.image) || !has(self.image.mediaTypes) || self.image.mediaTypes != 'Docker' || !has(self.annotations) || self.annotations.size() == 0").message("Docker's media types have no annotations: leave out image.mediaTypes, or annotations"),
+)]
+pub struct ImageBuildSpec {
+    /// What to build. Omitted where every platform has an image of its own: then only their index is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+
+    /// Path of the Dockerfile, relative to the context's directory, such as `docker/Dockerfile` or, outside of it,
+    /// `../Dockerfile`. Omitted: `Dockerfile`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    #[x_kube(validation = Rule::new("!self.startsWith('/') && !self.matches('(^|/)[^/]*[^/.][^/]*/(.*/)?[.][.](/|$)') && !self.endsWith('/..') && self != '..'").message("dockerfile is a path relative to the context's directory, without a leading /; .. may only stand at its beginning, for a Dockerfile outside of the context"))]
+    pub dockerfile: Option<String>,
+
+    /// The Dockerfile's text, in place of one in the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 262_144))]
+    pub dockerfile_inline: Option<String>,
+
+    /// Build contexts beside the source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub contexts: Vec<BuildContext>,
+
+    /// The stage to build, as `docker build --target`. Omitted: the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub target: Option<String>,
+
+    /// Build arguments, as `docker build --build-arg`. They can be read from the image; use `secrets` for secrets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "bounds::string_map")]
+    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[A-Za-z_][A-Za-z0-9_]*$'))").message("the name of a build argument is made of letters, digits and _, and does not begin with a digit"))]
+    pub args: BTreeMap<String, String>,
+
+    /// Labels of the image's configuration, as `docker build --label`. For a Git source `org.opencontainers.image.source`,
+    /// `.revision`, `.created` and, for a tag, `.version` are added unless they or the Dockerfile set them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "bounds::string_map")]
+    pub labels: BTreeMap<String, String>,
+
+    /// OCI annotations of the index and of each platform's manifest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "bounds::string_map")]
+    pub annotations: BTreeMap<String, String>,
+
+    /// Values for `RUN --mount=type=secret`. They are in no layer, log or status.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub secrets: Vec<BuildSecret>,
+
+    /// Keys for `RUN --mount=type=ssh`: an agent in the builder signs with them, and RUN steps never see them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub ssh: Vec<BuildSsh>,
+
+    /// Builds every step afresh, as `docker build --no-cache`: layers are not reused, and cache mounts begin empty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_cache: bool,
+
+    /// Builds the steps of these stages afresh, as `docker buildx build --no-cache-filter`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 128), regex(pattern = "^[A-Za-z0-9_.-]+$")))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub no_cache_stages: Vec<String>,
+
+    /// When base images are looked up in their registry. Omitted: `Always`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullPolicy>,
+
+    /// Limits of RUN steps, as `docker build --ulimit`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub ulimits: Vec<Ulimit>,
+
+    /// The size of `/dev/shm` in RUN steps, as `docker build --shm-size`, such as `256Mi`. Omitted: `64Mi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("type(self) == int ? self > 0 : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))").message("shmSize is a quantity such as 256Mi, more than 0"))]
+    pub shm_size: Option<Quantity>,
+
+    /// Lines of `/etc/hosts` in RUN steps, as a Pod's `hostAliases` and `docker build --add-host`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["ip".into()]))]
+    pub host_aliases: Vec<HostAlias>,
+
+    /// The network of RUN steps, as `docker build --network`. Omitted: `Default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+
+    /// Whether a warning of BuildKit's lint fails the build.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fail_on_warnings: bool,
+
+    /// The platforms to build. Omitted: the operator's default list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub platforms: Option<Vec<PlatformSpec>>,
+
+    /// Where the image goes. Omitted, with `archive` omitted too: the build is a check, and nothing is pushed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageTarget>,
+
+    /// Writes the image to a volume instead. The pool must have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveTarget>,
+
+    /// Credentials for base images, as a Pod's `imagePullSecrets`. That of `image.secretRef` is used too, and, for registries
+    /// that neither names, the `imagePullSecrets` of the namespace's default service account.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub pull_secret_refs: Vec<SecretRef>,
+
+    /// How far the build cache is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSpec>,
+
+    /// How long a run may take from its first job's start, such as `30m`. Omitted: `1h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "bounds::duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("timeout is at least 1s, such as 30m"))]
+    pub timeout: Option<Duration>,
+
+    /// How long a build may print nothing, such as `10m`, before it counts as stuck and fails. Omitted: as long as `timeout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "bounds::duration")]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("silenceTimeout is at least 1s, such as 10m"))]
+    pub silence_timeout: Option<Duration>,
+
+    /// How often a platform's build is tried again when the infrastructure failed (a lost node, an unreachable
+    /// registry). A failure that the Dockerfile causes is never tried again. Omitted: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10))]
+    pub retries: Option<u32>,
+
+    /// While true, nothing new is built; a build that runs goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspend: bool,
+
+    /// How many finished runs are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<HistorySpec>,
+
+    /// The BuilderPool that builds. It must serve this namespace. Omitted: the default pool that does, the first by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub pool: Option<String>,
+}
+
+/// How many finished runs are kept.
+#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HistorySpec {
+    /// Runs that succeeded. Omitted: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub successful: Option<u32>,
+    /// Runs that failed or were cancelled. Omitted: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub failed: Option<u32>,
+}
+
+impl ImageBuildSpec {
+    /// The Git repository that is built.
+    #[must_use]
+    pub fn git(&self) -> Option<&GitSource> {
+        self.source.as_ref()?.git.as_ref()
+    }
+
+    /// The files that are built.
+    #[must_use]
+    pub fn inline(&self) -> Option<&InlineSource> {
+        self.source.as_ref()?.inline.as_ref()
+    }
+}
