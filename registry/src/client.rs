@@ -264,7 +264,7 @@ fn described(headers: &HeaderMap) -> Option<Descriptor> {
 }
 
 /// The digest of `bytes` by the algorithm of `digest`.
-fn digest_like(digest: &Digest, bytes: &[u8]) -> Option<Digest> {
+pub(super) fn digest_like(digest: &Digest, bytes: &[u8]) -> Option<Digest> {
     use sha2::Digest as _;
     match digest.algorithm().as_ref() {
         "sha256" => Some(sha256_digest(bytes)),

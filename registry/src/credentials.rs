@@ -267,6 +267,29 @@ mod tests {
     }
 
     #[test]
+    fn all_names_of_docker_hub() {
+        for key in [
+            "https://index.docker.io/v1/",
+            "https://index.docker.io/v1",
+            "index.docker.io",
+            "https://index.docker.io/v2/",
+            "registry-1.docker.io",
+            "https://registry-1.docker.io/v2/",
+            "docker.io",
+            "https://docker.io",
+            "Docker.io",
+            "registry.hub.docker.com",
+        ] {
+            let file = format!(r#"{{"auths": {{"{key}": {{"auth": "aHViOnB3"}}}}}}"#);
+            let credentials = config(&file).unwrap();
+            for repository in ["debian", "team/app", "docker.io/library/debian", "index.docker.io/team/app"] {
+                assert_eq!(user(&credentials, repository).as_deref(), Some("hub:pw"), "{key} {repository}");
+            }
+            assert_eq!(user(&credentials, "ghcr.io/team/app"), None, "{key}");
+        }
+    }
+
+    #[test]
     fn plain_secrets() {
         let data = |pairs: &[(&str, &str)]| {
             pairs.iter().map(|(k, v)| ((*k).to_owned(), ByteString((*v).into()))).collect::<BTreeMap<_, _>>()

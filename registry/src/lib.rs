@@ -5,6 +5,7 @@
 pub mod http_client;
 
 mod auth;
+mod blob;
 mod challenge;
 mod client;
 mod clients;
@@ -12,6 +13,7 @@ mod copy;
 mod credentials;
 mod error;
 mod index;
+mod inspect;
 mod publish;
 mod reference;
 mod request;
@@ -24,7 +26,8 @@ pub use clients::RegistryClients;
 pub use copy::copy_image;
 pub use credentials::{Credentials, CredentialsError, Login, LoginSecret};
 pub use error::{Error, ErrorKind};
-pub use index::{INDEX_MEDIA_TYPE, IndexBytes, PlatformImage, assemble};
+pub use index::{INDEX_MEDIA_TYPE, IndexBytes, MANIFEST_LIST_MEDIA_TYPE, PlatformImage, assemble};
+pub use inspect::{Image, Layer, inspect};
 use oci_spec::image::Sha256Digest;
 pub use oci_spec::image::{Descriptor, Digest};
 pub use publish::{PublishOutcome, publish};

@@ -5,7 +5,7 @@ use std::future::Future;
 
 use super::client::Client;
 use super::error::{Error, ErrorKind};
-use super::index::{INDEX_MEDIA_TYPE, IndexBytes};
+use super::index::IndexBytes;
 use super::reference::{Identifier, Repository, Tag};
 
 /// How often tags that someone else moved meanwhile are put right.
@@ -37,7 +37,7 @@ where
     Fut: Future<Output = bool> + Send,
 {
     let by_digest = Identifier::from(index.digest.clone());
-    client.put_manifest(repository, &by_digest, INDEX_MEDIA_TYPE, index.bytes.clone()).await?;
+    client.put_manifest(repository, &by_digest, &index.media_type, index.bytes.clone()).await?;
     for _ in 0..=ROUNDS {
         let mut written = false;
         for tag in tags {
@@ -47,7 +47,7 @@ where
             let tag = Identifier::from(tag.clone());
             let there = client.head_manifest(repository, &tag).await?;
             if there.is_none_or(|there| *there.digest() != index.digest) {
-                client.put_manifest(repository, &tag, INDEX_MEDIA_TYPE, index.bytes.clone()).await?;
+                client.put_manifest(repository, &tag, &index.media_type, index.bytes.clone()).await?;
                 written = true;
             }
         }

@@ -1,5 +1,7 @@
 //! One exchange with a registry: authentication when it is asked for, and redirects of reads.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Response, Url};
@@ -8,9 +10,13 @@ use super::auth::{Asking, Scope, mask};
 use super::challenge;
 use super::client::{Client, Scheme};
 use super::error::{Attempt, Error, ErrorKind};
-use crate::http_client::{TransportFailure, read_prefix};
+use crate::http_client::{TransportFailure, read_prefix, retry_after};
 
 const REDIRECTS: usize = 5;
+/// How often a request is sent again that the registry says came too soon.
+const RETRIES: u32 = 4;
+/// The longest wait before that; whoever is to wait longer comes again by itself.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How much of an error's body is looked at.
 const ERROR_BODY: usize = 16 * 1024;
 
@@ -22,7 +28,7 @@ pub(super) struct Request {
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     /// Instead of the usual one; for transfers of blobs.
-    pub(super) timeout: Option<std::time::Duration>,
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Request {
@@ -36,10 +42,17 @@ impl Request {
     }
 }
 
+/// How long to wait before a request is sent again, after so many times. `None`: too long, or often enough.
+fn wait(headers: &HeaderMap, retries: u32) -> Option<Duration> {
+    let wait = retry_after(headers, jiff::Timestamp::now()).unwrap_or(Duration::from_secs(1 << retries.min(2)));
+    (retries < RETRIES && wait <= LONGEST_WAIT).then_some(wait)
+}
+
 impl Client {
     /// Sends `request` to the registry, answering its challenge if there is one.
     ///
     /// Redirects of GET and HEAD are followed, others returned; the credential stays with the registry's own host.
+    /// Where the registry limits requests (429), the request is sent again after the few seconds that it asks for.
     /// Any status is returned, except a 401 to a fresh token.
     pub(super) async fn send(&self, attempt: &Attempt, scopes: &[Scope], request: Request) -> Result<Response, Error> {
         let asking = Asking {
@@ -54,6 +67,7 @@ impl Client {
         let mut authorization = self.inner.auth.known(&asking).await?;
         let mut answered = false;
         let mut redirects = 0;
+        let mut retries = 0;
         loop {
             let at_home = url.origin() == origin;
             let mut builder = self
@@ -94,6 +108,14 @@ impl Client {
                     return Err(attempt.protocol("the registry redirects in circles"));
                 }
                 url = self.location(attempt, &url, response.headers())?;
+                continue;
+            }
+            if status == StatusCode::TOO_MANY_REQUESTS
+                && let Some(wait) = wait(response.headers(), retries)
+            {
+                tracing::debug!(registry = attempt.registry, ?wait, "the registry limits requests");
+                retries += 1;
+                tokio::time::sleep(wait).await;
                 continue;
             }
             return Ok(response);

@@ -35,12 +35,7 @@ pub type OpenBlob<'a> = &'a (dyn Fn() -> BoxFuture<'a, Result<BlobStream, Error>
 impl Client {
     /// Pushes a blob whose digest and size `blob` names, unless the registry has it. `open` gives its bytes; it is called
     /// again where they have to be sent in another way. The registry checks the digest.
-    pub async fn push_blob(
-        &self,
-        repository: &Repository,
-        blob: &Descriptor,
-        open: OpenBlob<'_>,
-    ) -> Result<(), Error> {
+    pub async fn push_blob(&self, repository: &Repository, blob: &Descriptor, open: OpenBlob<'_>) -> Result<(), Error> {
         if self.head_blob(repository, blob.digest()).await?.is_some() {
             return Ok(());
         }
@@ -64,14 +59,14 @@ impl Client {
         let body = reqwest::Body::wrap_stream(open().await?);
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(blob.size()));
-        let mut url = session;
+        let mut url = session.clone();
         url.query_pairs_mut().append_pair("digest", blob.digest().as_ref());
-        let response = self.send_once(attempt, repository, Method::PUT, url.clone(), headers, body).await?;
+        let response = self.send_once(attempt, repository, Method::PUT, url, headers, body).await?;
         match response.status() {
             status if status.is_success() => Ok(()),
             StatusCode::PAYLOAD_TOO_LARGE | StatusCode::LENGTH_REQUIRED | StatusCode::NOT_IMPLEMENTED => {
                 tracing::debug!(%repository, status = %response.status(), "the blob is sent in parts");
-                self.cancel_upload(attempt, repository, url).await;
+                self.cancel_upload(attempt, repository, session).await;
                 let Upload::Session(url) = self.begin_upload(attempt, repository, None).await? else {
                     return Err(nowhere(attempt));
                 };

@@ -50,6 +50,12 @@ impl HttpClient {
         Ok(self.inner.request(method, url))
     }
 
+    /// Which addresses it reaches.
+    #[must_use]
+    pub fn addresses(&self) -> AddressPolicy {
+        self.key.1
+    }
+
     /// Whether both trust the same CAs and reach the same addresses.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {

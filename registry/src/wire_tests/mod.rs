@@ -23,10 +23,11 @@ fn index() -> IndexBytes {
     let part = PlatformImage {
         platform: "linux/amd64".parse().unwrap(),
         media_type: OCI_MANIFEST.into(),
+        os_features: Vec::new(),
         digest: sha256_digest(b"x"),
         size: 1,
     };
-    assemble(&[part], &BTreeMap::new())
+    assemble(&[part], &BTreeMap::new(), INDEX_MEDIA_TYPE)
 }
 
 #[tokio::test]
@@ -124,6 +125,12 @@ async fn refusals() {
     server.fault("HEAD", Fault { status: 429, headers: vec![("retry-after", "7".into())], ..Fault::default() });
     let error = client.head_manifest(&repository, &v1).await.unwrap_err();
     assert_eq!((error.kind(), error.retry_after()), (ErrorKind::RateLimited, Some(Duration::from_secs(7))));
+
+    // A short wait is nobody's business.
+    for after in ["0", "1"] {
+        server.fault("HEAD", Fault { status: 429, headers: vec![("retry-after", after.into())], ..Fault::default() });
+    }
+    assert!(client.head_manifest(&repository, &tag("none").into()).await.unwrap().is_none());
 
     server.fault("HEAD", Fault { status: 503, headers: vec![("retry-after", "999999".into())], ..Fault::default() });
     let error = client.head_manifest(&repository, &v1).await.unwrap_err();
@@ -352,5 +359,36 @@ async fn copies_by_mount_within_a_registry_and_by_stream_between_two() {
         copy_image(&client, &from, &client, &to, &digest).await.unwrap();
         let last = source.requests().split_off(before);
         assert!(last.iter().all(|r| r.starts_with("HEAD") || r.starts_with("GET /token")), "{last:?}");
+    }
+}
+
+fn in_pieces(bytes: &Bytes) -> BlobStream {
+    let pieces: Vec<_> = bytes.chunks(1_000_000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    Box::pin(futures::stream::iter(pieces))
+}
+
+#[tokio::test]
+async fn a_blob_too_large_for_one_request_is_sent_in_parts() {
+    for (status, is_sent) in [(413, true), (500, false)] {
+        let server = Server::start(Auth::Bearer).await;
+        let (client, repository) = (server.client(Some(PASSWORD)), server.repository("app"));
+        let bytes = Bytes::from((0..20_000_000_u32).map(|number| number.to_le_bytes()[1]).collect::<Vec<_>>());
+        let blob = Descriptor::new("application/octet-stream".into(), bytes.len() as u64, sha256_digest(&bytes));
+        server.fault("PUT /v2/app/blobs/uploads/", Fault { status, ..Fault::default() });
+        let open: OpenBlob<'_> = &|| Box::pin(std::future::ready(Ok(in_pieces(&bytes))));
+        let pushed = client.push_blob(&repository, &blob, open).await;
+        assert_eq!(pushed.is_ok(), is_sent, "{pushed:?}");
+        let parts = server.requests().iter().filter(|request| request.starts_with("PATCH")).count();
+        assert_eq!(parts, if is_sent { 3 } else { 0 });
+        if is_sent {
+            let stored = client.get_blob(&repository, blob.digest(), bytes.len()).await.unwrap();
+            assert_eq!(stored, bytes);
+            let end = client.get_blob_end(&repository, blob.digest(), blob.size(), 4).await.unwrap().unwrap();
+            assert_eq!(end, bytes[bytes.len() - 4..]);
+            // It is there: nothing is sent.
+            let before = server.requests().len();
+            client.push_blob(&repository, &blob, open).await.unwrap();
+            assert_eq!(server.requests().len(), before + 1);
+        }
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Content {
     pub(super) manifests: HashMap<(String, String), (String, Bytes)>,
     /// By repository and digest.
     pub(super) blobs: HashMap<(String, String), Bytes>,
+    /// What came of a blob in parts.
+    pub(super) parts: Vec<u8>,
     /// What came in: method, path with query, and `Authorization`.
     pub(super) requests: Vec<(String, String)>,
     /// For requests whose method and path begin so.
@@ -60,6 +62,7 @@ impl Server {
         let content = Content {
             manifests: HashMap::new(),
             blobs: HashMap::new(),
+            parts: Vec::new(),
             requests: Vec::new(),
             faults: VecDeque::new(),
             mounts: true,
@@ -157,7 +160,7 @@ pub(super) fn reply(status: u16, headers: &[(&str, &str)], body: impl Into<Body>
 
 async fn answer(State(server): State<Server>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+    let body = axum::body::to_bytes(body, 32 << 20).await.unwrap();
     let path = parts.uri.path().to_owned();
     let query: HashMap<String, String> =
         url::form_urlencoded::parse(parts.uri.query().unwrap_or("").as_bytes()).into_owned().collect();
@@ -197,8 +200,18 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
     }
     if let Some((repository, _)) = rest.split_once("/blobs/uploads/") {
         return match parts.method {
+            Method::PATCH => {
+                let from = content.parts.len();
+                let range = format!("{from}-{}", from + body.len() - 1);
+                if parts.headers["content-range"] != range.as_str() {
+                    return reply(416, &[], "");
+                }
+                content.parts.extend_from_slice(&body);
+                reply(202, &[("location", &format!("/v2/{repository}/blobs/uploads/1?from={range}"))], "")
+            }
             Method::PUT => {
                 let digest = query["digest"].clone();
+                let body = if body.is_empty() { std::mem::take(&mut content.parts).into() } else { body };
                 if sha256_digest(&body).to_string() != digest {
                     return reply(400, &[], "digest");
                 }
@@ -213,7 +226,16 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
             Some(blob) if parts.method == Method::HEAD => {
                 reply(200, &[("content-length", &blob.len().to_string())], "")
             }
-            Some(blob) => reply(200, &[], blob.clone()),
+            Some(blob) => {
+                match parts.headers.get("range").and_then(|range| range.to_str().unwrap().strip_prefix("bytes=")) {
+                    Some(range) => {
+                        let (first, last) = range.split_once('-').unwrap();
+                        let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+                        reply(206, &[], blob.slice(first..=last))
+                    }
+                    None => reply(200, &[], blob.clone()),
+                }
+            }
             None => reply(404, &[], r#"{"errors":[{"code":"BLOB_UNKNOWN"}]}"#),
         };
     }
