@@ -172,7 +172,7 @@ pub struct PoolCache {
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolArchives {
-    /// A PersistentVolumeClaim of the builders namespace, which every node with builders can mount at the same time.
+    /// A `PersistentVolumeClaim` of the builders namespace, which every node with builders can mount at the same time.
     #[schemars(length(min = 1, max = 253))]
     pub claim_name: String,
 }

@@ -5,6 +5,7 @@
 
 pub mod bounds;
 pub mod builder_pool;
+pub mod git_url;
 pub mod image_build;
 pub mod image_build_run;
 pub mod manifest;
@@ -12,6 +13,7 @@ pub mod platform;
 pub mod reference;
 
 pub use builder_pool::{BuilderPool, BuilderPoolSpec, BuilderPoolStatus, SecurityProfile};
+pub use git_url::{GitUrl, SshUrl, UrlError};
 pub use image_build::{ImageBuild, ImageBuildSpec, ImageBuildStatus};
 pub use image_build_run::{ImageBuildRun, ImageBuildRunSpec, ImageBuildRunStatus};
 pub use platform::Platform;

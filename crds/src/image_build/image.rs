@@ -28,7 +28,8 @@ pub struct ImageTarget {
         validation = Rule::new("self.all(t, t.matches('^([A-Za-z0-9_.-]|\\\\{\\\\{ *(branch|commit|shortCommit|timestamp|run) *\\\\}\\\\})+$') && !t.startsWith('.') && !t.startsWith('-'))").message("a tag is made of letters, digits and _ . -, begins with neither . nor -, and may hold {{branch}}, {{commit}}, {{shortCommit}}, {{timestamp}} and {{run}}"),
     )]
     pub tags: Vec<String>,
-    /// A Secret of type `kubernetes.io/dockerconfigjson`, or one with the keys `username` and `password`.
+    /// A Secret of type `kubernetes.io/dockerconfigjson`, or one with the keys `username` and `password`. Omitted: the
+    /// `imagePullSecrets` of the namespace's default service account, where one is for this registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
     /// The CA that signed the registry's certificate, where the system does not know it.
@@ -45,7 +46,7 @@ pub struct ImageTarget {
     /// How layers are compressed. Omitted: gzip.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
-    /// Sets the time of all files in layers to SOURCE_DATE_EPOCH, which is the commit's time unless `args` has it.
+    /// Sets the time of all files in layers to `SOURCE_DATE_EPOCH`, which is the commit's time unless `args` has it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rewrite_timestamp: bool,
     /// By how many per cent a platform's image may grow against the last good one without a warning. Omitted: none is given.
@@ -74,7 +75,8 @@ pub struct ImageCopy {
         validation = Rule::new("self.all(t, t.matches('^([A-Za-z0-9_.-]|\\\\{\\\\{ *(branch|commit|shortCommit|timestamp|run) *\\\\}\\\\})+$') && !t.startsWith('.') && !t.startsWith('-'))").message("a tag is made of letters, digits and _ . -, begins with neither . nor -, and may hold {{branch}}, {{commit}}, {{shortCommit}}, {{timestamp}} and {{run}}"),
     )]
     pub tags: Vec<String>,
-    /// A Secret of type `kubernetes.io/dockerconfigjson`, or one with the keys `username` and `password`.
+    /// A Secret of type `kubernetes.io/dockerconfigjson`, or one with the keys `username` and `password`. Omitted: that of
+    /// another repository of this ImageBuild or of the default service account, where one is for this registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretRef>,
     /// The CA that signed the registry's certificate, where the system does not know it.
@@ -155,7 +157,8 @@ pub struct CacheSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<CacheScope>,
     /// How old the cache of base images and RUN steps may grow, such as `168h`: after that the image is built afresh, without
-    /// any cache. Omitted: it never grows too old.
+    /// any cache, also where nothing has changed. Where that fails it is tried again with the next change, or when as much
+    /// time has passed again. Omitted: it never grows too old.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bounds::duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('10s')").message("cache.maxAge is at least 10s, such as 168h"))]

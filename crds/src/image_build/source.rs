@@ -1,4 +1,5 @@
 //! What is built: a Git repository, files, a tarball, an image; and what is built beside it.
+#![allow(clippy::struct_excessive_bools, reason = "each is a switch of its own; the derived schema repeats them")]
 
 use std::collections::BTreeMap;
 
@@ -56,7 +57,10 @@ pub struct GitSource {
     #[x_kube(validation = Rule::new("!self.startsWith('/') && !self.split('/').exists(s, s == '..')").message("git.path is a directory in the repository: write it without a leading / and without .."))]
     pub path: Option<String>,
 
-    /// How often the ref is looked at for a new commit, such as `5m`. `0s`: never again. Omitted: `5m`.
+    /// How often the ref is looked at for a new commit, such as `5m`. `0s`: never again. Omitted: `5m`. At the same times, of
+    /// several repositories at the shortest interval, the tags of images are looked at that source, contexts and platforms
+    /// name; where there is no Git repository, only when the spec or the annotation `kiln.build/rebuild` changes, or
+    /// `cache.maxAge` has passed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "bounds::duration")]
     #[x_kube(validation = Rule::new("duration(self) == duration('0s') || duration(self) >= duration('5s')").message("git.interval is 0s (never look again) or at least 5s"))]

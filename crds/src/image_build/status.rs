@@ -20,7 +20,7 @@ pub struct ImageBuildStatus {
     /// The last good image. A failure never takes it away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<BuiltImage>,
-    /// What that image was built from.
+    /// What that image was built from; of a check that pushes nothing, what was checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceStatus>,
     /// Digest of the newest run's input: a new one makes a new run.

@@ -68,7 +68,7 @@ pub struct HostAlias {
 /// The network of RUN steps.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, schemars::JsonSchema)]
 pub enum Network {
-    /// The builder's, as its NetworkPolicy allows.
+    /// The builder's, as its `NetworkPolicy` allows.
     Default,
     /// None but loopback.
     None,
