@@ -3,12 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
-use tokio::{
-    net::UnixStream,
-    process::Command,
-    sync::{Mutex, OnceCell},
-    time::Instant,
-};
+use tokio::{net::UnixStream, process::Command, sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::process::{self, ProcessError};
@@ -82,7 +77,6 @@ pub struct About {
 pub struct Buildkit {
     address: String,
     trust: PathBuf,
-    about: OnceCell<About>,
     usage: Mutex<Usage>,
 }
 
@@ -98,7 +92,7 @@ impl Buildkit {
     /// The one that listens at `address` (`unix://PATH`); `trust` is a directory of further CAs.
     #[must_use]
     pub fn new(address: &str, trust: PathBuf) -> Self {
-        Self { address: address.to_owned(), trust, about: OnceCell::new(), usage: Mutex::default() }
+        Self { address: address.to_owned(), trust, usage: Mutex::default() }
     }
 
     /// `buildctl`, to be given a command.
@@ -131,14 +125,11 @@ impl Buildkit {
         Ok(())
     }
 
-    /// What it is. Asked once; the pod's image holds one version.
-    pub async fn about(&self) -> Result<&About, BuildkitError> {
-        self.about
-            .get_or_try_init(|| async {
-                self.wait(&CancellationToken::new()).await?;
-                about(&self.workers().await?)
-            })
-            .await
+    /// What it is. Asked each time: emulators may be installed on its node while it runs, and buildkitd looks for them anew
+    /// when it is asked for its workers.
+    pub async fn about(&self) -> Result<About, BuildkitError> {
+        self.wait(&CancellationToken::new()).await?;
+        about(&self.workers().await?)
     }
 
     async fn workers(&self) -> Result<Vec<u8>, BuildkitError> {

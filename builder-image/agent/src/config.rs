@@ -38,6 +38,9 @@ pub struct Config {
     /// The most bytes that the cache may hold. 0: what buildkitd's own configuration says.
     #[arg(long, env = "KILN_CACHE_SIZE", default_value_t = 0)]
     pub cache_size: u64,
+    /// Directory for images as tarballs. Absent: builds cannot write or read any.
+    #[arg(long, env = "KILN_ARCHIVES_DIR")]
+    pub archives_dir: Option<PathBuf>,
     /// How the log is written.
     #[arg(long, env = "KILN_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,

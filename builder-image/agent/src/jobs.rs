@@ -19,7 +19,7 @@ use crate::{
     buildkit::Buildkit,
     config::Config,
     events::{Events, is_outcome},
-    job::{self, Recorder, git::Repositories},
+    job::{self, Recorder, git::Repositories, registries::Registries},
     reasons::{JobFailure, Reason},
 };
 
@@ -125,6 +125,7 @@ pub struct Registry {
     config: Config,
     buildkit: Buildkit,
     repositories: Repositories,
+    registries: Registries,
     known: Mutex<Known>,
     /// How many jobs run.
     running: watch::Sender<usize>,
@@ -162,6 +163,7 @@ impl Registry {
         Ok(Arc::new(Self {
             buildkit: Buildkit::new(&config.buildkit_addr, config.trust_dir.clone()),
             repositories: Repositories::new(config.state_dir.join("git")),
+            registries: Registries::new(config.trust_dir.clone()),
             config: config.clone(),
             known: Mutex::new(Known { jobs, draining: false }),
             running: watch::Sender::new(0),
@@ -184,6 +186,12 @@ impl Registry {
     #[must_use]
     pub fn repositories(&self) -> &Repositories {
         &self.repositories
+    }
+
+    /// The agent's own way to registries.
+    #[must_use]
+    pub fn registries(&self) -> &Registries {
+        &self.registries
     }
 
     /// Starts a job; false where its id is known already.

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use kiln_agent_proto::failure::Class;
+use kiln_agent_proto::{Warning, failure::Class};
 
 use crate::job::excerpt::Excerpt;
 
@@ -57,6 +57,24 @@ reasons! {
     AddressForbidden: User,
     /// What the Git server sends, or what the commit holds, is more than a builder takes.
     GitRepositoryTooLarge: User,
+    /// The ssh server's key is not in `known_hosts`, or is another one than there.
+    GitHostKeyUnknown: Credential,
+    /// The server has no files of Git LFS, or not those that the commit names.
+    GitLfsFailed: User,
+    /// The tarball's or registry's server asks for a credential or refuses the one it got.
+    SourceUnauthorized: Credential,
+    /// There is no such tarball, image or artifact.
+    SourceNotFound: User,
+    /// The tarball, image or artifact cannot be fetched now.
+    SourceDownloadFailed: Infrastructure,
+    /// The certificate of the tarball's or registry's server is not to be trusted.
+    SourceCertificateUntrusted: User,
+    /// The tarball, image or artifact is more than a builder takes.
+    SourceTooLarge: User,
+    /// The tarball, image or artifact is damaged, or holds what cannot be unpacked safely.
+    SourceInvalid: User,
+    /// What the URL gives is not what the checksum says.
+    ChecksumMismatch: User,
     /// Git failed in a way that none of the others names.
     GitFailed: Infrastructure,
     /// A RUN step ended with a status other than 0.
@@ -77,6 +95,28 @@ reasons! {
     BaseImageNotFound: User,
     /// The base image that the registry gave is of another platform than the build's.
     BaseImagePlatform: User,
+    /// The image holds a program of another architecture than its platform's.
+    WrongArchitecture: User,
+    /// The Dockerfile runs something for a platform that no node was sought for.
+    NodeNeeded: User,
+    /// The Dockerfile runs something for Windows, which no builder can.
+    WindowsStep: User,
+    /// A step needs a host that it cannot reach, or whose name nobody knows.
+    StepNoNetwork: User,
+    /// The Dockerfile's lint has a warning, and warnings are to fail the build.
+    LintFailed: User,
+    /// The build printed nothing for too long.
+    NoOutput: User,
+    /// An image's name in the Dockerfile or the build is not valid.
+    ReferenceInvalid: User,
+    /// A step needs a key for ssh and its id is not in the build's `ssh`.
+    SshKeyNotFound: User,
+    /// A key for ssh cannot be read.
+    SshKeyInvalid: User,
+    /// The tarball with an image is not there, or is none.
+    ArchiveInvalid: User,
+    /// This pool has no volume for archives.
+    ArchivesUnavailable: User,
     /// The Dockerfile asks for what builders do not allow.
     NotAllowed: User,
     /// A registry refused to hand out a base image.
@@ -130,6 +170,8 @@ pub struct JobFailure {
     pub log_tail: Vec<String>,
     /// The lines of the Dockerfile around the one that failed.
     pub excerpt: Box<Excerpt>,
+    /// What BuildKit's lint says of the Dockerfile.
+    pub warnings: Vec<Warning>,
 }
 
 impl JobFailure {
@@ -145,6 +187,7 @@ impl JobFailure {
             exit_code: None,
             log_tail: Vec::new(),
             excerpt: Box::default(),
+            warnings: Vec::new(),
         }
     }
 

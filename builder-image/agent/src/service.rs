@@ -49,8 +49,8 @@ impl Agent for Service {
         let used = self.registry.buildkit().cache_used().await;
         let configured = self.registry.config().cache_size;
         Ok(Response::new(DescribeResponse {
-            buildkit_version: about.version.clone(),
-            platforms: about.platforms.clone(),
+            buildkit_version: about.version,
+            platforms: about.platforms,
             running_jobs: self.registry.running(),
             draining: self.registry.draining(),
             cache_used_bytes: used.unwrap_or(0),

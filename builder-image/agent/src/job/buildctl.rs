@@ -1,57 +1,181 @@
 //! Runs `buildctl build` for a job and reads its result.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::Duration,
+};
 
-use kiln_agent_proto::{Job as Spec, Phase, Result as JobResult};
+use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult};
 use serde::Deserialize;
+use tokio::{process::Command, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Recorder, Source, credentials,
+    Recorder, Source, archive,
+    arguments::{self, Arguments},
+    content,
+    dockerfile::{Dockerfile, Instruction},
     excerpt::{Excerpt, read_dockerfile},
     failure::{Circumstances, explain},
-    process_failure,
+    pins, process_failure, programs,
     progress::{Progress, Update},
+    stages,
 };
 use crate::{
-    buildkit::{Buildkit, SAMPLER},
+    buildkit::SAMPLER,
+    jobs::Registry,
     process,
     reasons::{JobFailure, Reason},
 };
 
 /// What a build needs.
 pub struct Build<'a> {
+    /// What all jobs share.
+    pub registry: &'a Registry,
     /// The job.
     pub spec: &'a Spec,
-    /// Its context.
+    /// Its source.
     pub source: &'a Source,
-    /// The Dockerfile, relative to the source's `dockerfile_dir`.
-    pub dockerfile: &'a Path,
+    /// The job's directory on the volume.
+    pub work: &'a Path,
     /// The job's directory in memory.
     pub memory: &'a Path,
 }
 
+/// The builder's own platform.
+pub const BUILDER: &str = match std::env::consts::ARCH.as_bytes() {
+    b"x86_64" => "linux/amd64",
+    b"aarch64" => "linux/arm64",
+    _ => "linux",
+};
+
 impl Build<'_> {
     /// Builds and pushes, tells of it on the way, and gives the manifest.
-    pub async fn run(
+    pub async fn run(&self, recorder: &Recorder, stop: &CancellationToken) -> Result<JobResult, JobFailure> {
+        let spec = self.spec;
+        let text = read_dockerfile(&self.source.dockerfile_dir, &self.source.dockerfile).unwrap_or_default();
+        let dockerfile = Dockerfile::read(&text);
+        let copied_only = self.only_copies(&dockerfile)?;
+        let metadata = self.memory.join("metadata.json");
+        let archives = self.registry.config().archives_dir.as_deref();
+        let archive = archive::Target::of(spec, archives)?;
+        let policy = pins::policy(spec, &self.registry.config().state_dir, self.memory);
+        let arguments = Arguments {
+            spec,
+            source: self.source,
+            dockerfile: &dockerfile,
+            memory: self.memory,
+            metadata: &metadata,
+            policy: policy.as_deref(),
+            archive: archive.as_ref().map(archive::Target::temporary),
+        };
+
+        let mut progress = Progress::new(recorder.masker());
+        let ended = self.buildctl(arguments.list()?, &mut progress, recorder, stop).await?;
+        if !ended.success() {
+            if policy.is_some() {
+                // A digest may be gone from its registry: the next attempt asks for the names again.
+                pins::forget(&self.registry.config().state_dir);
+            }
+            let content = Some(text.as_str());
+            let dockerfile = self.source.dockerfile.to_string_lossy();
+            let build = Circumstances {
+                dockerfile: &dockerfile,
+                platform: &spec.platform,
+                repository: &spec.repository,
+                arguments: Some(&spec.build_args),
+                no_network: spec.no_network,
+                volume_full: is_full(&self.source.context),
+                content,
+            };
+            let failure = explain(progress.text(), progress.failed_step().as_ref(), build);
+            let failure = JobFailure { warnings: progress.warnings().to_vec(), ..failure };
+            return Err(if failure.reason == Reason::LintFailed { self.lint_failure(failure, &text) } else { failure });
+        }
+        // BuildKit puts the build's platform on the image whatever the base was: the wrong programs under the right
+        // name. Its linter notices.
+        if let Some(warning) = progress.warnings().iter().find(|warning| warning.rule == "InvalidBaseImagePlatform") {
+            let message = format!(
+                "{}: its registry gave the base image of another platform; choose a base image that has {}",
+                warning.message, spec.platform
+            );
+            let failure = self.failure_at(warning.line, &text, Reason::BaseImagePlatform, message);
+            return Err(JobFailure { warnings: progress.warnings().to_vec(), ..failure });
+        }
+        pins::record(&self.registry.config().state_dir, progress.base_images());
+        let metadata =
+            fs::read(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
+        let (mut result, config) =
+            result(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
+        if let Some(archive) = archive {
+            archive.finish()?;
+        }
+        let content = content::read(self.registry.registries(), spec, &result.digest, config.as_deref()).await;
+        if arguments::may_hold_foreign_programs(spec)
+            && let Some(content) = &content
+        {
+            self.check_program(&result.digest, content, stop).await?;
+        }
+        if let Some(content) = content {
+            content.put_into(&mut result);
+        }
+        result.copied_only = copied_only;
+        result.warnings = progress.warnings().to_vec();
+        Ok(result)
+    }
+
+    /// Whether nothing runs for the platform. Fails where something has to, and nothing can.
+    fn only_copies(&self, dockerfile: &Dockerfile<'_>) -> Result<bool, JobFailure> {
+        let spec = self.spec;
+        let contexts: Vec<&str> = self.source.contexts.iter().map(|context| context.name.as_str()).collect();
+        let build = stages::Build {
+            target: &spec.target,
+            platform: &spec.platform,
+            builder: BUILDER,
+            arguments: &spec.build_args,
+            contexts: &contexts,
+        };
+        let Some(Instruction { rest, line, .. }) = stages::first_run(dockerfile, build) else { return Ok(true) };
+        let platform = &spec.platform;
+        let refuse = |reason, message: String| Err(self.failure_at(*line, dockerfile.text, reason, message));
+        if platform.starts_with("windows") {
+            return refuse(
+                Reason::WindowsStep,
+                format!(
+                    "the Dockerfile runs something for {platform} (RUN {rest}), which no builder can; only copy files into a Windows image, made in a stage FROM --platform=$BUILDPLATFORM, or build it elsewhere and name it in spec.platforms[].image"
+                ),
+            );
+        }
+        if spec.execution() == Execution::CopyOnly {
+            return refuse(
+                Reason::NodeNeeded,
+                format!("the Dockerfile runs something for {platform} (RUN {rest}), so a node that can is needed"),
+            );
+        }
+        Ok(false)
+    }
+
+    /// Runs `buildctl`, and stops it where it tells nothing for too long.
+    async fn buildctl(
         &self,
-        buildkit: &Buildkit,
+        arguments: Vec<String>,
+        progress: &mut Progress<'_>,
         recorder: &Recorder,
         stop: &CancellationToken,
-    ) -> Result<JobResult, JobFailure> {
-        let metadata = self.memory.join("metadata.json");
-        let mut command = buildkit.buildctl();
-        command
-            .args(self.arguments(&metadata)?)
-            .env("DOCKER_CONFIG", self.memory.join("docker"))
-            .env("HOME", self.memory.join("home"))
-            .current_dir(self.memory);
+    ) -> Result<std::process::ExitStatus, JobFailure> {
+        let mut command = self.command(arguments);
         if is_traceparent(&self.spec.traceparent) {
             // buildctl hands its spans to buildkitd, which sends them on with its own, all below this one.
             command.env_remove(SAMPLER).env("TRACEPARENT", &self.spec.traceparent);
         }
-        let mut progress = Progress::new(recorder.masker());
-        let ended = process::run(&mut command, None, stop, |line| {
+        let silence = Duration::from_secs(self.spec.silence_seconds.into());
+        let (stop_silent, heard) = (stop.child_token(), Mutex::new(Instant::now()));
+        let running = process::run(&mut command, None, &stop_silent, |line| {
+            if let Ok(mut heard) = heard.lock() {
+                *heard = Instant::now();
+            }
             for update in progress.line(line) {
                 match update {
                     Update::Step(changed) => recorder.step(changed),
@@ -59,168 +183,130 @@ impl Build<'_> {
                     Update::Pushing => recorder.phase(Phase::Pushing),
                 }
             }
-        })
-        .await;
-        let finished = ended.map_err(|error| {
-            // Where the build was stopped, the step that ran tells where the time went.
-            let (running, log_tail) = progress.running_step().unwrap_or_default();
-            JobFailure { step: running, log_tail, ..process_failure(error) }
-        })?;
-        if !finished.status.success() {
-            let dockerfile = self.dockerfile.to_string_lossy();
-            let content = read_dockerfile(&self.source.dockerfile_dir, self.dockerfile);
-            let build = Circumstances {
-                dockerfile: &dockerfile,
-                platform: &self.spec.platform,
-                repository: &self.spec.repository,
-                volume_full: is_full(&self.source.context),
-                content: content.as_deref(),
-            };
-            return Err(explain(progress.text(), progress.failed_step().as_ref(), build));
-        }
-        // BuildKit puts the build's platform on the image whatever the base was: the wrong programs under the right
-        // name. Its linter notices.
-        let wrong_base = progress
-            .warnings()
-            .iter()
-            .find_map(|warning| Some((warning.text.strip_prefix("InvalidBaseImagePlatform: ")?, warning.line)));
-        if let Some((warning, line)) = wrong_base {
-            let message = format!(
-                "{warning}: its registry gave the base image of another platform; choose a base image that has {}",
-                self.spec.platform
-            );
-            let dockerfile = self.dockerfile.to_string_lossy().into_owned();
-            let content = read_dockerfile(&self.source.dockerfile_dir, self.dockerfile).unwrap_or_default();
-            let excerpt = Box::new(Excerpt::of_line(&dockerfile, line, &content));
-            return Err(JobFailure {
-                dockerfile,
-                line,
-                excerpt,
-                ..JobFailure::new(Reason::BaseImagePlatform, message)
-            });
-        }
-        let metadata =
-            fs::read(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
-        result(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))
-    }
-
-    /// The arguments of `buildctl` that make this build.
-    fn arguments(&self, metadata: &Path) -> Result<Vec<String>, JobFailure> {
-        let spec = self.spec;
-        let mut arguments: Vec<String> =
-            ["build", "--progress=rawjson", "--frontend=dockerfile.v0"].map(str::to_owned).to_vec();
-        arguments.push(format!("--metadata-file={}", metadata.display()));
-        arguments.push(format!("--local=context={}", self.source.context.display()));
-        arguments.push(format!("--local=dockerfile={}", self.source.dockerfile_dir.display()));
-        arguments.extend(self.source.context_arguments());
-        let mut option = |name: &str, value: &str| arguments.push(format!("--opt={name}={value}"));
-        if !spec.allow_frontends {
-            // buildkitd's own frontend, whatever a `# syntax=` line says.
-            option("cmdline", "dockerfile.v0");
-        }
-        option("filename", &self.dockerfile.display().to_string());
-        if !spec.platform.is_empty() {
-            option("platform", &spec.platform);
-        }
-        if !spec.target.is_empty() {
-            option("target", &spec.target);
-        }
-        for (kind, values) in [("build-arg", &spec.build_args), ("label", &spec.labels)] {
-            for (key, value) in sorted(values) {
-                check_key(kind, key)?;
-                option(&format!("{kind}:{key}"), value);
+        });
+        let silent = async {
+            if silence.is_zero() {
+                return std::future::pending().await;
+            }
+            loop {
+                let due = heard.lock().map_or_else(|_| Instant::now(), |heard| *heard) + silence;
+                if due <= Instant::now() {
+                    break;
+                }
+                tokio::time::sleep_until(due).await;
+            }
+        };
+        let mut was_silent = false;
+        let ended = {
+            tokio::pin!(running);
+            tokio::select! {
+                ended = &mut running => ended,
+                () = silent => {
+                    was_silent = true;
+                    stop_silent.cancel();
+                    running.await
+                }
+            }
+        };
+        match ended {
+            Ok(finished) if !was_silent => Ok(finished.status),
+            ended => {
+                // Where the build was stopped, the step that ran tells where the time went.
+                let (step, log_tail) = progress.running_step().unwrap_or_default();
+                let failure = match ended {
+                    _ if was_silent && !stop.is_cancelled() => JobFailure::new(
+                        Reason::NoOutput,
+                        format!(
+                            "{} printed nothing for {} s and was stopped; let it tell what it does, or raise spec.silenceTimeout",
+                            if step.is_empty() { "the build" } else { &step },
+                            silence.as_secs()
+                        ),
+                    ),
+                    Err(error) => process_failure(error),
+                    Ok(_) => JobFailure::new(Reason::Cancelled, "the build was stopped"),
+                };
+                Err(JobFailure { step, log_tail, warnings: progress.warnings().to_vec(), ..failure })
             }
         }
-        if spec.no_cache {
-            arguments.push("--no-cache".to_owned());
-        }
-        for (id, file) in credentials::secret_files(self.memory, spec) {
-            arguments.push(format!(
-                "--secret={}",
-                csv(&[("id".to_owned(), id.to_owned()), ("src".to_owned(), file.display().to_string())])
-            ));
-        }
-        arguments.push(format!("--output={}", self.output()?));
-        arguments.iter().try_for_each(|argument| check_argument(argument))?;
-        Ok(arguments)
     }
 
-    fn output(&self) -> Result<String, JobFailure> {
-        let mut fields = vec![("type", "image".to_owned()), ("oci-mediatypes", "true".to_owned())];
-        if !self.spec.repository.is_empty() {
-            let push = [
-                ("name", self.spec.repository.as_str()),
-                ("push", "true"),
-                ("push-by-digest", "true"),
-                ("name-canonical", "true"),
-            ];
-            fields.extend(push.map(|(key, value)| (key, value.to_owned())));
+    /// Checks that what the image starts is a program for its platform: nobody else would notice before it runs.
+    async fn check_program(
+        &self,
+        digest: &str,
+        content: &content::Content,
+        stop: &CancellationToken,
+    ) -> Result<(), JobFailure> {
+        let Some(program) = programs::Program::of(&content.config) else { return Ok(()) };
+        let image = format!("{}@{digest}", self.spec.repository);
+        let taking = program.paths().iter().enumerate().map(|(number, path)| {
+            let directory = self.work.join(format!("program-{number}"));
+            self.take_file(&image, path, directory, stop)
+        });
+        let taken = futures::future::join_all(taking.collect::<Vec<_>>()).await;
+        let files = taken.into_iter().collect::<Result<Vec<_>, _>>()?;
+        match program.check(&files, &self.spec.platform) {
+            Some(message) => Err(JobFailure::new(Reason::WrongArchitecture, message)),
+            None => Ok(()),
         }
-        let mut fields: Vec<(String, String)> =
-            fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        for (key, value) in sorted(&self.spec.annotations) {
-            check_key("annotation", key)?;
-            // buildctl makes the keys of this option lower-case.
-            if key.chars().any(char::is_uppercase) {
-                return Err(JobFailure::new(
-                    Reason::InvalidJob,
-                    format!("the annotation's key {key:?} has upper-case letters, which BuildKit cannot write"),
-                ));
-            }
-            fields.push((format!("annotation.{key}"), value.to_owned()));
-        }
-        Ok(csv(&fields))
     }
-}
 
-fn sorted(values: &std::collections::HashMap<String, String>) -> Vec<(&str, &str)> {
-    let mut values: Vec<(&str, &str)> = values.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    values.sort_unstable();
-    values
-}
-
-fn check_key(kind: &str, key: &str) -> Result<(), JobFailure> {
-    if key.is_empty() || key.chars().any(|char| char == '=' || char.is_whitespace() || char.is_control()) {
-        return Err(JobFailure::new(Reason::InvalidJob, format!("{key:?} cannot be the name of a {kind}")));
+    /// Takes a file out of an image, and gives the path where it is, if the image has it.
+    async fn take_file(
+        &self,
+        image: &str,
+        path: &str,
+        directory: PathBuf,
+        stop: &CancellationToken,
+    ) -> Result<PathBuf, JobFailure> {
+        let (dockerfile_dir, files) = (directory.join("dockerfile"), directory.join("files"));
+        fs::create_dir_all(&dockerfile_dir)
+            .and_then(|()| fs::write(dockerfile_dir.join("Dockerfile"), programs::dockerfile(path)))
+            .map_err(|error| JobFailure::agent("write what takes a program out of the image", &error))?;
+        let mut command = self.command(arguments::extraction(image, &self.spec.platform, &dockerfile_dir, &files));
+        // A failure means most often that there is no such file.
+        process::run(&mut command, None, stop, |line| tracing::trace!(line = %String::from_utf8_lossy(line)))
+            .await
+            .map_err(process_failure)?;
+        Ok(files.join("program"))
     }
-    Ok(())
-}
 
-/// Refuses what execve(2) does: an argument with a NUL in it, or one of 128 KiB and more.
-fn check_argument(argument: &str) -> Result<(), JobFailure> {
-    const LONGEST: usize = 128 << 10;
-    let begin = || argument.split(['=', ',']).take(2).collect::<Vec<_>>().join("=");
-    if argument.contains('\0') {
-        return Err(JobFailure::new(Reason::InvalidJob, format!("a value for {} holds a NUL character", begin())));
+    /// `buildctl` with the job's credentials.
+    fn command(&self, arguments: Vec<String>) -> Command {
+        let mut command = self.registry.buildkit().buildctl();
+        command
+            .args(arguments)
+            .env("DOCKER_CONFIG", self.memory.join("docker"))
+            .env("HOME", self.memory.join("home"))
+            .current_dir(self.memory);
+        command
     }
-    if argument.len() >= LONGEST {
+
+    /// With the first warning's place.
+    fn lint_failure(&self, failure: JobFailure, text: &str) -> JobFailure {
+        let Some(first) = failure.warnings.first().cloned() else { return failure };
         let message = format!(
-            "what is to be written for {} is longer than {LONGEST} bytes; annotations may not be longer together",
-            begin()
+            "{} (line {} of {}): {}; mend it, or leave out spec.failOnWarnings",
+            first.rule, first.line, first.dockerfile, first.message
         );
-        return Err(JobFailure::new(Reason::InvalidJob, message));
+        JobFailure { warnings: failure.warnings, ..self.failure_at(first.line, text, Reason::LintFailed, message) }
     }
-    Ok(())
+
+    fn failure_at(&self, line: u32, text: &str, reason: Reason, message: String) -> JobFailure {
+        let dockerfile = self.source.dockerfile.to_string_lossy().into_owned();
+        let excerpt = Box::new(Excerpt::of_line(&dockerfile, line, text));
+        JobFailure { dockerfile, line, excerpt, ..JobFailure::new(reason, message) }
+    }
 }
 
-/// `key=value` fields as one line of CSV (RFC 4180), which `buildctl` expects.
-fn csv(fields: &[(String, String)]) -> String {
-    let fields: Vec<String> = fields
-        .iter()
-        .map(|(key, value)| {
-            let field = format!("{key}={value}");
-            if field.contains([',', '"', '\n', '\r']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field }
-        })
-        .collect();
-    fields.join(",")
-}
-
-/// Reads the manifest's descriptor from `buildctl`'s metadata.
-fn result(metadata: &[u8]) -> Result<JobResult, serde_json::Error> {
+/// Reads the manifest's descriptor and the configuration's digest from `buildctl`'s metadata.
+fn result(metadata: &[u8]) -> Result<(JobResult, Option<String>), serde_json::Error> {
     #[derive(Deserialize)]
     struct Metadata {
         #[serde(rename = "containerimage.descriptor")]
         descriptor: Descriptor,
+        #[serde(rename = "containerimage.config.digest")]
+        config: Option<String>,
     }
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -228,9 +314,19 @@ fn result(metadata: &[u8]) -> Result<JobResult, serde_json::Error> {
         media_type: String,
         digest: String,
         size: u64,
+        #[serde(default)]
+        platform: Platform,
     }
-    let Descriptor { media_type, digest, size } = serde_json::from_slice::<Metadata>(metadata)?.descriptor;
-    Ok(JobResult { digest, size, media_type, ..JobResult::default() })
+    #[derive(Default, Deserialize)]
+    struct Platform {
+        #[serde(rename = "os.version", default)]
+        os_version: String,
+        #[serde(rename = "os.features", default)]
+        os_features: Vec<String>,
+    }
+    let Metadata { descriptor, config } = serde_json::from_slice(metadata)?;
+    let Descriptor { media_type, digest, size, platform: Platform { os_version, os_features } } = descriptor;
+    Ok((JobResult { digest, size, media_type, os_version, os_features, ..JobResult::default() }, config))
 }
 
 /// Whether `text` is a traceparent: version, trace, parent and flags in lower-case hexadecimal digits.
@@ -250,45 +346,6 @@ fn is_full(path: &Path) -> bool {
 mod tests {
     use super::*;
 
-    fn arguments(spec: &Spec) -> String {
-        let source = Source::new("/work/job/source/app".into(), String::new());
-        let build = Build {
-            spec,
-            source: &source,
-            dockerfile: Path::new("docker/Dockerfile.prod"),
-            memory: Path::new("/memory/job"),
-        };
-        build.arguments(Path::new("/memory/job/metadata.json")).unwrap().join("\n")
-    }
-
-    fn map(pairs: &[(&str, &str)]) -> std::collections::HashMap<String, String> {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-    }
-
-    #[test]
-    fn a_rich_build() {
-        insta::assert_snapshot!(arguments(&Spec {
-            platform: "linux/arm64".to_owned(),
-            target: "run".to_owned(),
-            build_args: map(&[("VERSION", "1,2 \"x\""), ("A", "b=c")]),
-            labels: map(&[("org.example", "x")]),
-            annotations: map(&[("org.opencontainers.image.title", "a, \"b\"")]),
-            no_cache: true,
-            secrets: [("tok,en".to_owned(), b"hunter22".to_vec())].into(),
-            repository: "registry.example:5000/team/app".to_owned(),
-            ..Spec::default()
-        }));
-    }
-
-    #[test]
-    fn a_build_without_push() {
-        insta::assert_snapshot!(arguments(&Spec {
-            platform: "linux/amd64".to_owned(),
-            allow_frontends: true,
-            ..Spec::default()
-        }));
-    }
-
     #[test]
     fn traceparents() {
         assert!(is_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
@@ -298,25 +355,8 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_no_program_can_be_given() {
-        let source = Source::new("/work/job/source".into(), String::new());
-        let long = "x".repeat(8192);
-        let names: Vec<String> = (0..32).map(|number| format!("k{number}")).collect();
-        let annotations: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), long.as_str())).collect();
-        for spec in [
-            Spec { build_args: map(&[("A", "a\0b")]), ..Spec::default() },
-            Spec { target: "\0".to_owned(), ..Spec::default() },
-            Spec { annotations: map(&annotations), ..Spec::default() },
-        ] {
-            let build =
-                Build { spec: &spec, source: &source, dockerfile: Path::new("Dockerfile"), memory: Path::new("/m") };
-            assert_eq!(build.arguments(Path::new("/m/metadata.json")).unwrap_err().reason, Reason::InvalidJob);
-        }
-    }
-
-    #[test]
     fn reads_the_result() {
-        let result = result(include_bytes!("testdata/metadata.json")).unwrap();
+        let (result, _) = result(include_bytes!("testdata/metadata.json")).unwrap();
         assert!(result.digest.starts_with("sha256:") && result.size > 0);
         assert_eq!(result.media_type, "application/vnd.oci.image.manifest.v1+json");
     }

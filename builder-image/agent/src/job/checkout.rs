@@ -9,9 +9,11 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use kiln_agent_proto::GitSource;
+
 use super::{
     Source,
-    git::{Commit, GitJob},
+    git::{Commit, GitJob, History},
     mtime,
     remote::Remote,
 };
@@ -25,17 +27,18 @@ const DEEPEST: usize = 8;
 /// The most submodules of one source.
 const MOST_SUBMODULES: usize = 500;
 /// The most bytes that a commit's files may have together. A pack of a few megabytes can hold any number of them.
-const LARGEST_TREE: u64 = 16 << 30;
+pub(super) const LARGEST_TREE: u64 = 16 << 30;
 
 /// An entry of a commit's tree.
 #[derive(Debug, PartialEq, Eq)]
-struct Entry {
+pub(super) struct Entry {
     /// A submodule's commit rather than a file or link.
-    submodule: bool,
-    id: String,
-    path: PathBuf,
+    pub(super) submodule: bool,
+    /// The object's id, or the digest of what Git LFS has in its place.
+    pub(super) id: String,
+    pub(super) path: PathBuf,
     /// A file's length.
-    size: u64,
+    pub(super) size: u64,
 }
 
 /// A submodule to be put into a directory.
@@ -46,14 +49,15 @@ struct Submodule {
 }
 
 impl GitJob<'_> {
-    /// Writes the commit's directory `path` to `directory`, with its submodules if wanted.
+    /// Writes the commit's directory `path` to `directory`, with what `wanted` asks for beside it: submodules, files of
+    /// Git LFS, `.git`.
     pub async fn check_out(
         &self,
         commit: Commit,
         remote: &Remote,
         directory: &Path,
         path: &Path,
-        submodules: bool,
+        wanted: &GitSource,
     ) -> Result<Source, JobFailure> {
         let place =
             if path.as_os_str().is_empty() { String::new() } else { format!("directory {:?} of ", path.display()) };
@@ -63,10 +67,15 @@ impl GitJob<'_> {
             commit_time: Some(commit.second),
             ..Source::new(directory.to_owned(), name.clone())
         };
-        let mut waiting = self.check_out_one(commit, remote, directory, path, submodules).await?;
+        let mut waiting = self.check_out_one(&commit, remote, directory, path, wanted).await?;
+        if wanted.keep_git_dir {
+            self.write_git_dir(&commit, remote, &source.context).await?;
+        }
+        // Free for others while the submodules are fetched.
+        drop(commit);
         let mut seen = 0;
         for _ in 0..DEEPEST {
-            if !submodules || waiting.is_empty() {
+            if waiting.is_empty() {
                 return Ok(source);
             }
             let mut deeper = Vec::new();
@@ -77,10 +86,9 @@ impl GitJob<'_> {
                 return Err(JobFailure::new(Reason::GitRepositoryTooLarge, message));
             }
             for submodule in waiting {
-                let commit = self.commit(submodule.remote.clone(), &submodule.commit, "").await?;
-                deeper.extend(
-                    self.check_out_one(commit, &submodule.remote, &submodule.directory, Path::new(""), true).await?,
-                );
+                let commit = self.commit(submodule.remote.clone(), &submodule.commit, "", History::Commit).await?;
+                let (remote, directory) = (&submodule.remote, &submodule.directory);
+                deeper.extend(self.check_out_one(&commit, remote, directory, Path::new(""), wanted).await?);
             }
             waiting = deeper;
         }
@@ -93,22 +101,20 @@ impl GitJob<'_> {
         ))
     }
 
-    /// Writes one commit, and gives the submodules it names. The repository is free for others afterwards.
+    /// Writes one commit, and gives the submodules it names, if wanted.
     async fn check_out_one(
         &self,
-        commit: Commit,
+        commit: &Commit,
         remote: &Remote,
         directory: &Path,
         path: &Path,
-        submodules: bool,
+        wanted: &GitSource,
     ) -> Result<Vec<Submodule>, JobFailure> {
-        match self.write_files(&commit, remote, directory, path, submodules).await {
-            Err(failure) if failure.reason == Reason::GitFailed => {
-                self.drop_repository(commit, remote).await;
-                Err(failure)
-            }
-            written => written,
+        let written = self.write_files(commit, remote, directory, path, wanted).await;
+        if written.as_ref().is_err_and(|failure| failure.reason == Reason::GitFailed) {
+            commit.damaged();
         }
+        written
     }
 
     async fn write_files(
@@ -117,7 +123,7 @@ impl GitJob<'_> {
         remote: &Remote,
         directory: &Path,
         path: &Path,
-        wanted: bool,
+        wanted: &GitSource,
     ) -> Result<Vec<Submodule>, JobFailure> {
         let below = if path.as_os_str().is_empty() { None } else { Some(format!("{}/", path.display())) };
         let mut list = vec!["ls-tree", "-r", "-l", "-z", "--full-tree", &commit.id];
@@ -125,7 +131,7 @@ impl GitJob<'_> {
             list.extend(["--", below]);
         }
         let listing = self.read(commit, &list, None, &[]).await?;
-        let entries = entries(&listing)
+        let mut entries = entries(&listing)
             .ok_or_else(|| JobFailure::new(Reason::GitFailed, "git ls-tree gave a listing that cannot be read"))?;
         if below.is_some() && entries.is_empty() {
             let message = format!(
@@ -163,6 +169,9 @@ impl GitJob<'_> {
             &environment,
         )
         .await?;
+        if wanted.lfs {
+            self.fetch_lfs(commit, remote, directory, &environment, &mut entries).await?;
+        }
         let _ = fs::remove_file(&index);
 
         let submodules: Vec<&Entry> = entries.iter().filter(|entry| entry.submodule).collect();
@@ -171,12 +180,19 @@ impl GitJob<'_> {
             fs::create_dir_all(directory.join(&entry.path))
                 .map_err(|error| JobFailure::agent("make a submodule's directory", &error))?;
         }
-        let urls = if wanted && !submodules.is_empty() { self.submodule_urls(commit).await? } else { BTreeMap::new() };
+        let urls = if wanted.submodules && !submodules.is_empty() {
+            self.submodule_urls(commit).await?
+        } else {
+            BTreeMap::new()
+        };
         let submodules = submodules
             .into_iter()
             .filter_map(|entry| Some((entry, urls.get(entry.path.to_str()?)?)))
             .map(|(entry, url)| {
-                let url = remote.submodule(url)?;
+                let url = remote.url.submodule(url).map_err(|error| {
+                    let message = format!("the submodule {:?} of {}: {error}", entry.path.display(), remote.url);
+                    JobFailure::new(Reason::InvalidJob, message)
+                })?;
                 Ok(Submodule {
                     remote: remote.at(url),
                     commit: entry.id.clone(),
@@ -201,7 +217,8 @@ impl GitJob<'_> {
         Ok(if output.success { gitmodules(&String::from_utf8_lossy(&output.stdout)) } else { BTreeMap::new() })
     }
 
-    async fn read(
+    /// Runs `git` on the commit's repository, and gives what it writes.
+    pub(super) async fn read(
         &self,
         commit: &Commit,
         arguments: &[&str],
@@ -308,7 +325,10 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::{
-        super::{git::Repositories, remote::parse_url},
+        super::{
+            git::Repositories,
+            remote::{Credential, parse_url},
+        },
         *,
     };
 
@@ -365,14 +385,16 @@ mod tests {
         fs::create_dir_all(&memory).unwrap();
         let repositories = Repositories::new(root.path().join("git"));
         let url = parse_url("https://git.invalid/x").unwrap();
-        let (repository, _) = repositories.at(url.as_str(), &first);
+        let (repository, _) = repositories.at(url.as_str(), &first, History::Commit);
         git(root.path(), &["clone", "--quiet", "--bare", "tree", repository.to_str().unwrap()]);
         let stop = CancellationToken::new();
-        let job = GitJob { repositories: &repositories, stop: &stop, memory: &memory, addresses: AddressPolicy::new(true) };
-        let remote = Remote::new(url, "", "", None, AddressPolicy::new(true));
+        let job =
+            GitJob { repositories: &repositories, stop: &stop, memory: &memory, addresses: AddressPolicy::new(true) };
+        let remote = Remote::new(url, Credential::None, None, AddressPolicy::new(true));
         let check_out = async |id: &str, path: &str| {
-            let commit = job.commit(remote.clone(), id, "").await.unwrap();
-            job.check_out(commit, &remote, &root.path().join(format!("{id}{path}")), Path::new(path), false).await
+            let commit = job.commit(remote.clone(), id, "", History::Commit).await.unwrap();
+            let directory = root.path().join(format!("{id}{path}"));
+            job.check_out(commit, &remote, &directory, Path::new(path), &GitSource::default()).await
         };
 
         let context = check_out(&first, "app").await.unwrap().context;

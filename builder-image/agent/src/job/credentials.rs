@@ -1,7 +1,7 @@
 //! A job's credentials as files in memory: what `buildctl` and `git` read, gone with the job.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
@@ -9,22 +9,29 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use kiln_agent_proto::{Job as Spec, Login, source};
+use kiln_agent_proto::{Job as Spec, Login, context, source};
 use serde::Serialize;
 
 /// The system's CA bundle, on Alpine and Debian.
 const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// Writes what `buildctl` reads: `docker/config.json` and `secrets/`.
+/// Writes what `buildctl` reads: `docker/config.json`, `secrets/` and `ssh/`.
 pub fn write(memory: &Path, spec: &Spec) -> io::Result<()> {
     let mut private = fs::DirBuilder::new();
     private.mode(0o700);
-    for directory in [memory, &memory.join("docker"), &memory.join("secrets"), &memory.join("home")] {
+    for directory in
+        [memory, &memory.join("docker"), &memory.join("secrets"), &memory.join("ssh"), &memory.join("home")]
+    {
         private.create(directory)?;
     }
     write_private(&memory.join("docker/config.json"), docker_config(&spec.logins).as_bytes())?;
     for (number, (_, value)) in secrets(spec).into_iter().enumerate() {
         write_private(&secret_file(memory, number), value)?;
+    }
+    for (id, file) in ssh_files(memory, spec) {
+        // ssh-keygen and Secrets lose the last line's end at times, which the format demands.
+        let key = spec.ssh.get(id).map(Vec::as_slice).unwrap_or_default();
+        write_private(&file, &[key.trim_ascii_end(), b"\n"].concat())?;
     }
     Ok(())
 }
@@ -32,6 +39,13 @@ pub fn write(memory: &Path, spec: &Spec) -> io::Result<()> {
 /// The job's secrets with their files, by id.
 pub fn secret_files<'a>(memory: &Path, spec: &'a Spec) -> impl Iterator<Item = (&'a str, PathBuf)> {
     secrets(spec).into_iter().enumerate().map(move |(number, (id, _))| (id, secret_file(memory, number)))
+}
+
+/// The job's keys for `RUN --mount=type=ssh` with their files, by id.
+pub fn ssh_files<'a>(memory: &Path, spec: &'a Spec) -> impl Iterator<Item = (&'a str, PathBuf)> {
+    let ids: BTreeSet<&str> = spec.ssh.keys().map(String::as_str).collect();
+    let directory = memory.join("ssh");
+    ids.into_iter().enumerate().map(move |(number, id)| (id, directory.join(number.to_string())))
 }
 
 /// Numbered, for an id may hold any character.
@@ -54,7 +68,8 @@ pub fn write_bundle(memory: &Path, pem: &str) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file that nobody else may read.
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
@@ -63,15 +78,24 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub fn secret_values(spec: &Spec) -> Vec<Vec<u8>> {
     let mut pairs: Vec<(&str, &str)> =
         spec.logins.iter().map(|login| (login.username.as_str(), login.password.as_str())).collect();
-    if let Some(source::Kind::Git(git)) = spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
-        pairs.push((&git.username, &git.password));
+    let source = spec.source.as_ref().and_then(|source| source.kind.as_ref());
+    if let Some(source::Kind::Http(http)) = source {
+        pairs.push((&http.username, &http.password));
     }
+    let git = source.and_then(|source| if let source::Kind::Git(git) = source { Some(git) } else { None });
+    let beside = spec.contexts.iter().filter_map(|context| match &context.kind {
+        Some(context::Kind::Git(git)) => Some(git),
+        Some(context::Kind::Image(_)) | None => None,
+    });
+    let git: Vec<_> = git.into_iter().chain(beside).collect();
+    pairs.extend(git.iter().map(|git| (git.username.as_str(), git.password.as_str())));
+    let keys = git.iter().map(|git| &git.ssh_private_key).filter(|key| !key.is_empty());
     // Together too: in base64, user and password are one value.
     let pairs = pairs.into_iter().filter(|(_, password)| !password.is_empty());
     let logins = pairs.flat_map(|(username, password)| [password.to_owned(), format!("{username}:{password}")]);
     let tokens = spec.logins.iter().map(|login| login.identity_token.clone()).filter(|token| !token.is_empty());
     let logins = logins.chain(tokens);
-    spec.secrets.values().cloned().chain(logins.map(String::into_bytes)).collect()
+    spec.secrets.values().chain(spec.ssh.values()).chain(keys).cloned().chain(logins.map(String::into_bytes)).collect()
 }
 
 /// Docker's configuration file, the form in which `buildctl` reads logins.

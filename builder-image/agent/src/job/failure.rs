@@ -3,11 +3,18 @@
 //! BuildKit gives no codes: Dockerfile, line and cause stand in that text alone. So this holds for the version in the
 //! builder image, and is tested with texts captured from it.
 
-use super::{excerpt, excerpt::Excerpt, mask::shorten, progress::FailedStep};
+use std::collections::HashMap;
+
+use super::{
+    dockerfile::{Dockerfile, references},
+    excerpt,
+    excerpt::Excerpt,
+    progress::FailedStep,
+};
 use crate::reasons::{JobFailure, Reason};
 
-/// The longest name of a step within a message, in bytes.
-const LONGEST_NAME: usize = 160;
+mod registry;
+mod step;
 
 /// What is known of the build beside its text.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +25,10 @@ pub struct Circumstances<'a> {
     pub platform: &'a str,
     /// Where the image was to go.
     pub repository: &'a str,
+    /// The build arguments.
+    pub arguments: Option<&'a HashMap<String, String>>,
+    /// Whether steps were to have no network.
+    pub no_network: bool,
     /// Whether the cache volume has no room left.
     pub volume_full: bool,
     /// The Dockerfile's content, where it can be read.
@@ -30,7 +41,8 @@ pub fn explain(text: &str, step: Option<&FailedStep>, build: Circumstances<'_>) 
     let cause = cause(text);
     let place = excerpt::find(text);
     let exit_code = exit_code(&cause);
-    let (reason, message) = classify(&cause, exit_code, step, place.is_some(), build);
+    let guilty = place.as_ref().map(|place| place.line).unwrap_or_default();
+    let (reason, message) = classify(&cause, exit_code, step, guilty, build);
     let (dockerfile, line) = place
         .as_ref()
         .map_or_else(|| (String::new(), line_in(&cause).unwrap_or(0)), |place| (place.file.clone(), place.line));
@@ -53,6 +65,7 @@ pub fn explain(text: &str, step: Option<&FailedStep>, build: Circumstances<'_>) 
         exit_code,
         log_tail: step.map(|step| step.tail.clone()).unwrap_or_default(),
         excerpt: Box::new(excerpt),
+        warnings: Vec::new(),
     }
 }
 
@@ -60,7 +73,7 @@ fn classify(
     cause: &str,
     exit_code: Option<i32>,
     step: Option<&FailedStep>,
-    has_place: bool,
+    guilty: u32,
     build: Circumstances<'_>,
 ) -> (Reason, String) {
     let has = |signs: &[&str]| signs.iter().any(|sign| cause.contains(sign));
@@ -68,7 +81,7 @@ fn classify(
         return (Reason::BuildkitUnavailable, format!("buildkitd ended during the build: {cause}"));
     }
     if let Some(code) = exit_code {
-        return step_failure(code, step, build);
+        return step::failure(code, step, build);
     }
     if has(&["no space left on device", "disk quota exceeded"]) {
         return (
@@ -77,7 +90,7 @@ fn classify(
         );
     }
     if has(&["failed to push "]) {
-        return push_failure(cause, build);
+        return registry::push(cause, build);
     }
     if has(&[
         "failed to resolve source metadata",
@@ -88,10 +101,10 @@ fn classify(
         "failed to fetch oauth token",
         "failed to fetch anonymous token",
     ]) {
-        return pull_failure(cause, build);
+        return registry::pull(cause, line_at(guilty, build), build);
     }
     if has(&["failed to load cache key: Get ", "invalid response status"]) {
-        return download_failure(cause);
+        return registry::download(cause);
     }
     if let Some(name) = between(cause, "target stage \"", "\" could not be found") {
         return (
@@ -104,6 +117,26 @@ fn classify(
             Reason::SecretNotFound,
             format!("a step needs the secret {id:?}; add it to spec.secrets with this id"),
         );
+    }
+    if let Some(id) = between(cause, "no SSH key \"", "\" forwarded") {
+        let id = if id.is_empty() { "default" } else { id };
+        return (Reason::SshKeyNotFound, format!("a step needs the ssh key {id:?}; add it to spec.ssh with this id"));
+    }
+    if has(&["failed to convert agent config"]) {
+        let id = between(cause, "agent config for ID: \"", "\"").unwrap_or_default();
+        let (_, why) = cause.rsplit_once("ssh: ").unwrap_or(("", "it cannot be read"));
+        return (
+            Reason::SshKeyInvalid,
+            format!(
+                "the key {id:?} of spec.ssh is none ({why}); its Secret must hold a private key in OpenSSH's or PEM format without a passphrase"
+            ),
+        );
+    }
+    if let Some((_, rules)) = cause.split_once("lint violation found for rules: ") {
+        return (Reason::LintFailed, format!("the lint of {} warns of {rules}", build.dockerfile));
+    }
+    if has(&["invalid reference format", "should not be blank"]) {
+        return invalid_reference(cause, guilty, build);
     }
     if has(&["is not allowed"]) {
         return (Reason::NotAllowed, format!("builders do not allow this: {cause}"));
@@ -123,167 +156,49 @@ fn classify(
         return (Reason::FileNotFound, format!("there is no {path:?} in the stage or image that COPY takes it from"));
     }
     // Where no step had begun, it is the Dockerfile itself that BuildKit did not understand.
-    if has(&["dockerfile parse error", "the Dockerfile cannot be empty"]) || (has_place && step.is_none()) {
+    if has(&["dockerfile parse error", "the Dockerfile cannot be empty"]) || (guilty > 0 && step.is_none()) {
         return (Reason::DockerfileInvalid, format!("{} is not valid: {}", build.dockerfile, without_line(cause)));
     }
     (Reason::BuildFailed, cause.to_owned())
 }
 
-/// A program of a RUN step that ended with a status other than 0.
-fn step_failure(code: i32, step: Option<&FailedStep>, build: Circumstances<'_>) -> (Reason, String) {
-    // The whole of it is told beside the message, whose end says most.
-    let name = shorten(step.map_or("a step", |step| step.name.as_str()).to_owned(), LONGEST_NAME);
-    let output_has = |signs: &[&str]| {
-        step.is_some_and(|step| step.tail.iter().any(|line| signs.iter().any(|sign| line.contains(sign))))
+/// A line of the Dockerfile.
+fn line_at(number: u32, build: Circumstances<'_>) -> &str {
+    let index = number.checked_sub(1).and_then(|index| usize::try_from(index).ok());
+    index.and_then(|index| build.content?.lines().nth(index)).unwrap_or_default()
+}
+
+/// An image's name that is none, most often because a variable in it has no value.
+fn invalid_reference(cause: &str, guilty: u32, build: Circumstances<'_>) -> (Reason, String) {
+    let dockerfile = Dockerfile::read(build.content.unwrap_or_default());
+    let line = line_at(guilty, build);
+    let has_value = |name: &str| {
+        let given = build.arguments.and_then(|arguments| arguments.get(name));
+        let default =
+            dockerfile.arguments.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.as_ref());
+        given.or(default).is_some_and(|value| !value.is_empty())
     };
-    if output_has(&["exec format error", "Exec format error"]) {
+    let empty = references(line).into_iter().find(|name| !has_value(name));
+    if let Some(name) = empty.or_else(|| between(cause, "base name ($", ")").map(|name| name.trim_matches(['{', '}'])))
+    {
         return (
-            Reason::ExecFormatError,
+            Reason::DockerfileInvalid,
             format!(
-                "{name} ran a program that is not for {}; take the base image and the tools of this platform",
-                build.platform
+                "{name} has no value, so {} names no image; write ARG {name}=… before the first FROM, or set {name} in spec.args",
+                if line.is_empty() { "FROM" } else { line.trim() }
             ),
         );
     }
-    if build.volume_full && output_has(&["No space left on device", "no space left on device"]) {
-        return (
-            Reason::NoSpaceLeft,
-            format!("{name} failed because the builder's cache volume is full; raise the pool's cache.size"),
-        );
-    }
-    match code {
-        137 => (
-            Reason::OutOfMemory,
-            format!(
-                "{name} was killed (exit code 137), most likely for want of memory; raise the memory limit of the pool's builders, or let the step use less"
-            ),
+    let name = between(cause, "failed to parse stage name \"", "\": ").unwrap_or("what FROM or COPY --from says");
+    let (_, why) = cause.rsplit_once("invalid reference format").unwrap_or_default();
+    let why = why.trim_start_matches(": ");
+    let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
+    (
+        Reason::ReferenceInvalid,
+        format!(
+            "{name:?} is neither a stage above nor the name of an image{why}; such a name is registry/path:tag, in lower case"
         ),
-        127 => (Reason::StepFailed, format!("{name} failed with exit code 127: a command was not found")),
-        126 => (Reason::StepFailed, format!("{name} failed with exit code 126: a command is not executable")),
-        code => (Reason::StepFailed, format!("{name} failed with exit code {code}")),
-    }
-}
-
-fn push_failure(cause: &str, build: Circumstances<'_>) -> (Reason, String) {
-    let repository = between(cause, "failed to push ", ": ").unwrap_or(build.repository);
-    let detail = after(cause, &format!("failed to push {repository}: "));
-    match registry_answer(cause) {
-        Answer::Untrusted => (Reason::RegistryCertificateUntrusted, untrusted(repository)),
-        Answer::Unauthorized => (
-            Reason::PushDenied,
-            format!(
-                "the registry refuses to take the image for {repository}; check user, password and push right in the Secret that spec.image.secretRef names: {detail}"
-            ),
-        ),
-        Answer::NotFound => (
-            Reason::RepositoryNotFound,
-            format!("the registry has no repository {repository}; make it, or check spec.image.repository: {detail}"),
-        ),
-        Answer::Unavailable => (
-            Reason::RegistryUnavailable,
-            format!("the registry of {repository} cannot be reached or is in trouble: {detail}"),
-        ),
-        Answer::Other => (Reason::BuildFailed, cause.to_owned()),
-    }
-}
-
-fn pull_failure(cause: &str, build: Circumstances<'_>) -> (Reason, String) {
-    let image = between(cause, "failed to resolve source metadata for ", ": ").unwrap_or("the base image");
-    let detail = after(cause, &format!("failed to resolve source metadata for {image}: "));
-    if cause.contains("no match for platform in manifest") {
-        return (
-            Reason::BaseImageNotFound,
-            format!(
-                "{image} is not there for {}; choose a base image that has this platform, or leave it out of spec.platforms",
-                build.platform
-            ),
-        );
-    }
-    match registry_answer(cause) {
-        Answer::Untrusted => (Reason::RegistryCertificateUntrusted, untrusted(image)),
-        Answer::Unauthorized => (
-            Reason::RegistryUnauthorized,
-            format!(
-                "the registry does not hand out {image}: it does not exist, or needs a credential; check its name and the Secrets in spec.pullSecretRefs: {detail}"
-            ),
-        ),
-        Answer::NotFound => (
-            Reason::BaseImageNotFound,
-            format!("there is no image {image}; check its name and tag in FROM or COPY --from"),
-        ),
-        Answer::Unavailable => (
-            Reason::RegistryUnavailable,
-            format!("the registry of {image} cannot be reached or is in trouble: {detail}"),
-        ),
-        Answer::Other => (Reason::BuildFailed, cause.to_owned()),
-    }
-}
-
-fn download_failure(cause: &str) -> (Reason, String) {
-    match registry_answer(cause) {
-        Answer::Unavailable => (Reason::DownloadFailed, format!("what ADD downloads cannot be reached: {cause}")),
-        Answer::NotFound => (Reason::FileNotFound, format!("what ADD downloads is not there: {cause}")),
-        _ => (Reason::BuildFailed, format!("what ADD downloads cannot be had: {cause}")),
-    }
-}
-
-fn untrusted(what: &str) -> String {
-    format!(
-        "the certificate of the registry of {what} is not trusted; name its CA in spec.image.caRef, or in the pool's caRefs"
     )
-}
-
-/// What a registry, or the way to it, meant.
-enum Answer {
-    Untrusted,
-    Unauthorized,
-    NotFound,
-    Unavailable,
-    Other,
-}
-
-fn registry_answer(cause: &str) -> Answer {
-    let has = |signs: &[&str]| signs.iter().any(|sign| cause.contains(sign));
-    if has(&["x509: ", "server gave HTTP response to HTTPS client"]) {
-        Answer::Untrusted
-    } else if has(&[
-        "401 Unauthorized",
-        "403 Forbidden",
-        "access denied",
-        "insufficient_scope",
-        "authorization failed",
-        "unauthorized",
-        "no basic auth credentials",
-        "denied: ",
-    ]) {
-        Answer::Unauthorized
-    } else if has(&[
-        "429 Too Many Requests",
-        "toomanyrequests",
-        "dial tcp",
-        "no such host",
-        "connection refused",
-        "connection reset",
-        "i/o timeout",
-        "TLS handshake timeout",
-        "deadline exceeded",
-        "unexpected EOF",
-        ": EOF",
-        "broken pipe",
-        "500 Internal",
-        "502 Bad",
-        "503 Service",
-        "504 Gateway",
-        "network is unreachable",
-        "no route to host",
-        "server misbehaving",
-    ]) {
-        Answer::Unavailable
-    } else if has(&["not found", "404 Not Found", "404", "410 Gone", "name unknown", "repository name not known"]) {
-        Answer::NotFound
-    } else {
-        Answer::Other
-    }
 }
 
 /// The error itself: what follows `error:`, without BuildKit's opening words.
@@ -330,103 +245,4 @@ fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fmt::Write as _;
-
-    use proptest::prelude::*;
-
-    use super::{
-        super::{mask::Masker, progress::Progress},
-        *,
-    };
-
-    const BUILD: Circumstances<'_> = Circumstances {
-        dockerfile: "Dockerfile",
-        platform: "linux/amd64",
-        repository: "registry.example/team/app",
-        volume_full: false,
-        content: None,
-    };
-
-    fn explain_captured(captured: &str) -> JobFailure {
-        let masker = Masker::default();
-        let mut progress = Progress::new(&masker);
-        for line in captured.lines() {
-            progress.line(line.as_bytes());
-        }
-        explain(progress.text(), progress.failed_step().as_ref(), BUILD)
-    }
-
-    #[test]
-    fn every_captured_failure() {
-        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/src/job/testdata/failures");
-        let mut paths: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-        paths.sort();
-        let mut all = String::new();
-        for path in paths {
-            let failure = explain_captured(&std::fs::read_to_string(&path).unwrap());
-            writeln!(all, "{}:\n{failure:#?}\n", path.file_stem().unwrap().to_string_lossy()).unwrap();
-        }
-        insta::assert_snapshot!(all);
-    }
-
-    #[test]
-    fn answers_that_no_test_registry_gives() {
-        let cases = [
-            (
-                "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/blobs/uploads/1: 503 Service Unavailable",
-                Reason::RegistryUnavailable,
-            ),
-            ("failed to push r.io/x: server message: insufficient_scope: authorization failed", Reason::PushDenied),
-            (
-                "failed to push r.io/x: name unknown: The repository with name 'x' does not exist",
-                Reason::RepositoryNotFound,
-            ),
-            (
-                "x: failed to resolve source metadata for docker.io/library/x:latest: unexpected status from HEAD request to https://registry-1.docker.io/v2/: 429 Too Many Requests",
-                Reason::RegistryUnavailable,
-            ),
-            (
-                "x: failed to resolve source metadata for docker.io/library/x:latest: pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
-                Reason::RegistryUnauthorized,
-            ),
-            (
-                "x: failed to resolve source metadata for r.io/x:1: failed to do request: Head \"https://r.io/v2/x/manifests/1\": net/http: TLS handshake timeout",
-                Reason::RegistryUnavailable,
-            ),
-            (
-                "failed to copy: read tcp 10.0.0.1:1->10.0.0.2:443: read: connection reset by peer",
-                Reason::RegistryUnavailable,
-            ),
-            ("write /var/lib/kiln/buildkit/root/x: no space left on device", Reason::NoSpaceLeft),
-            ("process \"/bin/sh -c make\" did not complete successfully: exit code: 137", Reason::OutOfMemory),
-            ("Unavailable: error reading from server: EOF", Reason::BuildkitUnavailable),
-            ("something nobody has seen", Reason::BuildFailed),
-        ];
-        for (error, expected) in cases {
-            assert_eq!(explain(&format!("error: failed to solve: {error}\n"), None, BUILD).reason, expected, "{error}");
-        }
-    }
-
-    #[test]
-    fn a_full_volume_is_not_the_users_matter() {
-        let step = FailedStep {
-            name: "[2/2] RUN cp".to_owned(),
-            error: String::new(),
-            tail: vec!["cp: No space left on device".to_owned()],
-        };
-        let text = "error: failed to solve: process \"cp\" did not complete successfully: exit code: 1";
-        assert_eq!(explain(text, Some(&step), BUILD).reason, Reason::StepFailed);
-        assert_eq!(
-            explain(text, Some(&step), Circumstances { volume_full: true, ..BUILD }).reason,
-            Reason::NoSpaceLeft
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_explained(text in any::<String>()) {
-            prop_assert!(!explain(&text, None, BUILD).message.is_empty());
-        }
-    }
-}
+mod tests;

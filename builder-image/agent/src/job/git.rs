@@ -15,8 +15,10 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Source, credentials, process_failure,
-    remote::{Problem, Remote, parse_url, problem, redirect_target},
+    Source,
+    git_problem::{Problem, failure, problem, redirect_target},
+    process_failure,
+    remote::{Credential, Remote, authorities, parse_url},
 };
 use crate::{
     buildkit::clean_command,
@@ -54,9 +56,11 @@ impl Repositories {
         Self { root, locks: Mutex::default() }
     }
 
-    pub(super) fn at(&self, url: &str, commit: &str) -> (PathBuf, Arc<RwLock<()>>) {
+    pub(super) fn at(&self, url: &str, commit: &str, history: History) -> (PathBuf, Arc<RwLock<()>>) {
+        // A shallow fetch would cut the history that another one brought.
+        let kind = if history == History::All { "-history" } else { "" };
         // A repository has one kind of object id.
-        let directory = self.root.join(format!("{}-{}.git", hash(url), commit.len()));
+        let directory = self.root.join(format!("{}-{}{kind}.git", hash(url), commit.len()));
         let lock =
             Arc::clone(self.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(directory.clone()).or_default());
         (directory, lock)
@@ -72,6 +76,15 @@ fn hash(text: &str) -> String {
     Sha256::digest(text).iter().take(16).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
+/// What is fetched beside a commit's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum History {
+    /// Nothing.
+    Commit,
+    /// All commits and tags.
+    All,
+}
+
 /// A commit that is there, and stays as long as this is held.
 pub struct Commit {
     /// The bare repository.
@@ -80,7 +93,16 @@ pub struct Commit {
     pub id: String,
     /// The committer's time, in seconds since 1970.
     pub second: i64,
+    /// What else the repository has.
+    pub history: History,
     _reading: OwnedRwLockReadGuard<()>,
+}
+
+impl Commit {
+    /// Says that the repository turned out to be damaged: the next fetch makes it anew.
+    pub fn damaged(&self) {
+        let _ = fs::remove_file(self.repository.join("HEAD"));
+    }
 }
 
 /// What all of a job's use of `git` shares.
@@ -118,30 +140,30 @@ impl GitJob<'_> {
         let path = paths::relative(&source.path).map_err(|problem| {
             JobFailure::new(Reason::InvalidJob, format!("the source's path {:?} {problem}", source.path))
         })?;
-        let bundle = if source.ca_pem.is_empty() {
-            None
-        } else {
-            Some(
-                credentials::write_bundle(self.memory, &source.ca_pem)
-                    .map_err(|error| JobFailure::agent("write the Git server's CA", &error))?,
-            )
-        };
-        let remote = Remote::new(url, &source.username, &source.password, bundle, self.addresses);
-        let commit = self.commit(remote.clone(), &source.commit, &source.r#ref).await?;
-        self.check_out(commit, &remote, directory, &path, source.submodules).await
+        let credential = Credential::write(source, self.memory)
+            .map_err(|error| JobFailure::agent("write the Git server's credential", &error))?;
+        let authorities =
+            authorities(source, self.memory).map_err(|error| JobFailure::agent("write the Git server's CA", &error))?;
+        let remote = Remote::new(url, credential, authorities, self.addresses);
+        let history = if source.full_history { History::All } else { History::Commit };
+        let commit = self.commit(remote.clone(), &source.commit, &source.r#ref, history).await?;
+        self.check_out(commit, &remote, directory, &path, source).await
     }
 
     /// Makes sure that the commit is in the remote's bare repository.
-    pub async fn commit(&self, remote: Remote, id: &str, name: &str) -> Result<Commit, JobFailure> {
-        let (repository, lock) = self.repositories.at(remote.url.as_str(), id);
+    pub async fn commit(&self, remote: Remote, id: &str, name: &str, history: History) -> Result<Commit, JobFailure> {
+        let (repository, lock) = self.repositories.at(remote.url.as_str(), id, history);
         // Another job may be fetching, from a server that takes its time.
         let reading = tokio::select! {
             reading = Arc::clone(&lock).read_owned() => reading,
             () = self.stop.cancelled() => return Err(process_failure(process::ProcessError::Stopped)),
         };
-        if let Some(second) = self.commit_second(&repository, id).await? {
+        // With all history, tags may be new although the commit is there.
+        if history == History::Commit
+            && let Some(second) = self.commit_second(&repository, id).await?
+        {
             touch(&repository);
-            return Ok(Commit { repository, id: id.to_owned(), second, _reading: reading });
+            return Ok(Commit { repository, id: id.to_owned(), second, history, _reading: reading });
         }
         drop(reading);
         let writing = tokio::select! {
@@ -149,27 +171,19 @@ impl GitJob<'_> {
             () = self.stop.cancelled() => return Err(process_failure(process::ProcessError::Stopped)),
         };
         let fresh = self.prepare(&repository, id).await?;
-        let second = match self.fetch_redirected(&repository, remote.clone(), id, name).await {
+        let second = match self.fetch_redirected(&repository, remote.clone(), id, name, history).await {
             // A repository that a crash damaged must not fail every build from now on.
             Err(failure) if failure.reason == Reason::GitFailed && !fresh => {
                 tracing::warn!(why = failure.message, "fetching into a new repository");
                 fs::remove_dir_all(&repository)
                     .map_err(|error| JobFailure::agent("remove a damaged repository", &error))?;
                 self.prepare(&repository, id).await?;
-                self.fetch_redirected(&repository, remote, id, name).await?
+                self.fetch_redirected(&repository, remote, id, name, history).await?
             }
             fetched => fetched?,
         };
         touch(&repository);
-        Ok(Commit { repository, id: id.to_owned(), second, _reading: writing.downgrade() })
-    }
-
-    /// Drops a repository that turned out to be damaged, so that the next attempt fetches it anew.
-    pub async fn drop_repository(&self, commit: Commit, remote: &Remote) {
-        let (repository, lock) = self.repositories.at(remote.url.as_str(), &commit.id);
-        drop(commit);
-        let _writing = lock.write().await;
-        let _ = fs::remove_dir_all(repository);
+        Ok(Commit { repository, id: id.to_owned(), second, history, _reading: writing.downgrade() })
     }
 
     /// Makes the bare repository unless it is there, and clears what an interrupted fetch left; true where it is new.
@@ -199,10 +213,11 @@ impl GitJob<'_> {
         mut remote: Remote,
         id: &str,
         name: &str,
+        history: History,
     ) -> Result<i64, JobFailure> {
         for _ in 0..=MOST_REDIRECTS {
             remote.check_addresses().await?;
-            match self.fetch_commit(repository, &remote, id, name).await? {
+            match self.fetch_commit(repository, &remote, id, name, history).await? {
                 Ok(second) => return Ok(second),
                 Err((Problem::Redirected, stderr)) => {
                     let target = self.redirect(repository, &remote).await?;
@@ -222,19 +237,25 @@ impl GitJob<'_> {
         remote: &Remote,
         id: &str,
         name: &str,
+        history: History,
     ) -> Result<Result<i64, (Problem, String)>, JobFailure> {
         // One ref of ours for each of theirs: what it holds is what the next fetch need not bring.
         let ours = format!("refs/kiln/{}", hash(if name.is_empty() { id } else { name }));
+        let ref_only = (!name.is_empty() && !is_object_id(name)).then(|| format!("+{name}:{ours}"));
         let by_id = vec!["--depth=1".to_owned(), format!("+{id}:{ours}")];
         let everything =
             ["+refs/heads/*:refs/kiln/all/heads/*".to_owned(), "+refs/tags/*:refs/kiln/all/tags/*".to_owned()];
-        let mut attempts = vec![by_id];
-        if name.is_empty() || is_object_id(name) {
-            attempts.push([vec![WHOLE_HISTORY.to_owned()], everything.to_vec()].concat());
-        } else {
-            attempts.push(vec!["--depth=1".to_owned(), format!("+{name}:{ours}")]);
-            attempts.push(vec![WHOLE_HISTORY.to_owned(), format!("+{name}:{ours}")]);
-        }
+        let mut attempts = match (history, ref_only) {
+            (History::Commit, None) => vec![by_id, [vec![WHOLE_HISTORY.to_owned()], everything.to_vec()].concat()],
+            (History::Commit, Some(by_ref)) => {
+                vec![by_id, vec!["--depth=1".to_owned(), by_ref.clone()], vec![WHOLE_HISTORY.to_owned(), by_ref]]
+            }
+            // The commit may be on no branch any more.
+            (History::All, by_ref) => {
+                let more = [Some(format!("+{id}:{ours}")), by_ref].into_iter().flatten().map(|more| vec![more]);
+                more.chain([Vec::new()]).map(|more| [everything.to_vec(), more].concat()).collect()
+            }
+        };
         attempts.reverse();
         let mut last = (Problem::NoCommit, String::new());
         while let Some(arguments) = attempts.pop() {
@@ -242,6 +263,10 @@ impl GitJob<'_> {
             let shallow = arguments.first().is_some_and(|argument| argument.starts_with("--depth"));
             let (depth, refspecs) = arguments.split_at(usize::from(shallow));
             command.extend(depth.iter().map(String::as_str));
+            if history == History::All {
+                // A tag that is gone there must not name the version here.
+                command.push("--prune");
+            }
             command.extend(["--", remote.url.as_str()]);
             command.extend(refspecs.iter().map(String::as_str));
             let output = self.git(repository, &remote.config(), &command, None, &[]).await?;
@@ -276,7 +301,7 @@ impl GitJob<'_> {
         .await?;
         let text = fs::read(&trace).unwrap_or_default();
         let _ = fs::remove_file(&trace);
-        Ok(redirect_target(&remote.url, &String::from_utf8_lossy(&text)))
+        Ok(remote.url.https().and_then(|url| redirect_target(url, &String::from_utf8_lossy(&text))))
     }
 
     /// The committer's second, or none where the repository lacks the commit.
@@ -346,60 +371,6 @@ impl GitJob<'_> {
         .map_err(process_failure)?;
         Ok(Output { success: finished.status.success(), stdout: finished.stdout, stderr })
     }
-}
-
-/// What a failed fetch means for the user.
-fn failure(problem: Problem, remote: &Remote, id: &str, name: &str, stderr: &str) -> JobFailure {
-    let (url, host) = (&remote.url, remote.host());
-    // Of several lines, the last that git itself calls an error says most.
-    let detail = stderr
-        .lines()
-        .rev()
-        .find(|line| line.starts_with("fatal: ") || line.starts_with("error: "))
-        .unwrap_or(stderr.trim());
-    let (reason, message) = match problem {
-        Problem::Unauthorized if remote.has_credential() => (
-            Reason::GitUnauthorized,
-            format!(
-                "{host} refuses the credential for {url}; check user and password or token in the Secret that source.git.secretRef names, and its right to read this repository"
-            ),
-        ),
-        Problem::Unauthorized => (
-            Reason::GitUnauthorized,
-            format!("{url} wants a credential and none was given; set source.git.secretRef, or check the URL"),
-        ),
-        Problem::NoRepository => (
-            Reason::GitRepositoryNotFound,
-            format!("{host} has no repository {url}; check the URL, and that the credential may read it"),
-        ),
-        Problem::NoCommit if name.is_empty() => (Reason::GitRefNotFound, format!("{url} has no commit {id}")),
-        Problem::NoCommit => (
-            Reason::GitRefNotFound,
-            format!(
-                "{url} has no commit {id} in {name:?}; the ref may have been deleted or overwritten by a force push"
-            ),
-        ),
-        Problem::Untrusted => (
-            Reason::GitCertificateUntrusted,
-            format!(
-                "the certificate of {host} is not trusted; put its CA into a ConfigMap or Secret and name it in source.git.caRef"
-            ),
-        ),
-        Problem::Redirected => (
-            Reason::GitFailed,
-            format!("{url} redirects to where no repository can be fetched; write the repository's own URL"),
-        ),
-        Problem::Unavailable | Problem::Dumb => {
-            (Reason::GitUnavailable, format!("{host} cannot be reached or is in trouble: {detail}"))
-        }
-        Problem::NoSpace => (Reason::NoSpaceLeft, format!("the builder's cache volume is full: {detail}")),
-        Problem::TooLarge => (
-            Reason::GitRepositoryTooLarge,
-            format!("{url} sends more than a builder takes for one commit; build from a smaller repository"),
-        ),
-        Problem::Other => (Reason::GitFailed, format!("fetching {url} failed: {detail}")),
-    };
-    JobFailure::new(reason, message)
 }
 
 fn touch(repository: &Path) {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The second that the files bear: 1980-01-01, the first that every archive format can hold.
-const SECOND: i64 = 315_532_800;
+pub(super) const SECOND: i64 = 315_532_800;
 
 /// Writes the files to `directory`, which is made. One that begins with `#!` is executable.
 pub fn write(source: &InlineSource, directory: &Path) -> Result<Source, JobFailure> {

@@ -8,7 +8,9 @@ use std::{
     time::SystemTime,
 };
 
-use kiln_agent_proto::{Failure, Job as Spec, Log, Phase, Result as JobResult, Step, event::Kind};
+use kiln_agent_proto::{
+    Failure, Job as Spec, Log, Phase, Result as JobResult, Step, event::Kind, source::Kind as SourceKind,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -20,18 +22,33 @@ use crate::{
 use mask::{Masker, shorten};
 pub use source::Source;
 
+pub mod archive;
+pub mod arguments;
+pub mod artifact;
 pub mod buildctl;
 pub mod checkout;
+pub mod content;
 pub mod credentials;
+pub mod dockerfile;
+pub mod download;
 pub mod excerpt;
 pub mod failure;
 pub mod git;
+pub mod git_dir;
+pub mod git_problem;
 pub mod inline;
+pub mod lfs;
 pub mod mask;
 pub mod mtime;
+pub mod pins;
+pub mod programs;
 pub mod progress;
+pub mod registries;
 pub mod remote;
 pub mod source;
+pub mod stages;
+pub mod tarball;
+pub mod unpack;
 
 /// The most that is written to a job's log on the volume, in bytes.
 const LONGEST_LOG: u64 = 16 << 20;
@@ -132,7 +149,10 @@ impl Recorder {
     #[must_use]
     pub fn outcome(&self, outcome: Result<JobResult, JobFailure>) -> Kind {
         let (kind, line) = match outcome {
-            Ok(result) => {
+            Ok(mut result) => {
+                for layer in &mut result.layers {
+                    layer.created_by = self.masker.line(&layer.created_by);
+                }
                 tracing::info!(digest = result.digest, "job succeeded");
                 let line = format!("succeeded {}", result.digest);
                 (Kind::Result(result), line)
@@ -149,7 +169,7 @@ impl Recorder {
     }
 
     fn failure(&self, failure: JobFailure) -> Failure {
-        let JobFailure { reason, message, step, dockerfile, line, exit_code, log_tail, excerpt } = failure;
+        let JobFailure { reason, message, step, dockerfile, line, exit_code, log_tail, excerpt, warnings } = failure;
         // One line, whatever an error brought along.
         let message = self.masker.text(&message).split_whitespace().collect::<Vec<_>>().join(" ");
         Failure {
@@ -162,7 +182,7 @@ impl Recorder {
             exit_code,
             log_tail: log_tail.iter().map(|line| self.masker.line(line)).collect(),
             excerpt: excerpt.render(|text| self.masker.line(text)),
-            ..Failure::default()
+            warnings,
         }
     }
 
@@ -193,13 +213,17 @@ pub async fn run(
     credentials::write(memory, spec).map_err(|error| JobFailure::agent("write the job's credentials", &error))?;
 
     recorder.phase(Phase::Fetching);
-    let repositories = registry.repositories();
-    let source = source::Fetch { repositories, spec, stop, work, memory }.fetch().await?;
+    if let Some(SourceKind::Archive(source)) = spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
+        let archives = registry.config().archives_dir.as_deref();
+        return archive::push(source, spec, archives, registry.registries(), || recorder.phase(Phase::Pushing), stop)
+            .await;
+    }
+    let (repositories, registries) = (registry.repositories(), registry.registries());
+    let source = source::Fetch { repositories, registries, spec, stop, work, memory }.fetch().await?;
 
     registry.buildkit().wait(stop).await.map_err(buildkit_failure)?;
     recorder.phase(Phase::Building);
-    let build = buildctl::Build { spec, source: &source, dockerfile: &source.dockerfile, memory };
-    build.run(registry.buildkit(), recorder, stop).await
+    buildctl::Build { registry, spec, source: &source, work, memory }.run(recorder, stop).await
 }
 
 fn buildkit_failure(error: BuildkitError) -> JobFailure {

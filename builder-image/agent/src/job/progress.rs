@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use kiln_agent_proto::Step;
+use kiln_agent_proto::{Step, Warning};
 use serde::Deserialize;
 
 use super::mask::{Masker, shorten};
@@ -18,6 +18,10 @@ const TAIL: usize = 20;
 const LONGEST_PIECE: usize = 64 << 10;
 /// The most steps that are told of: no honest Dockerfile has so many.
 const MOST_STEPS: usize = 2000;
+/// The most warnings that are told.
+const MOST_WARNINGS: usize = 256;
+/// What the steps are called that read and write a cache elsewhere. The build goes on without it.
+const CACHE_STEPS: [&str; 2] = ["importing cache manifest from ", "exporting cache to "];
 /// The longest error of a step, in bytes: BuildKit repeats the whole command in it.
 const LONGEST_ERROR: usize = 16 << 10;
 
@@ -88,11 +92,20 @@ struct VertexLog {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct VertexWarning {
     #[serde(default)]
     short: String,
     #[serde(default)]
+    source_info: Option<SourceInfo>,
+    #[serde(default)]
     range: Option<Vec<Range>>,
+}
+
+#[derive(Deserialize)]
+struct SourceInfo {
+    #[serde(default)]
+    filename: String,
 }
 
 #[derive(Deserialize)]
@@ -105,15 +118,6 @@ struct Range {
 struct Position {
     #[serde(default)]
     line: u32,
-}
-
-/// A warning of BuildKit's linter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Warning {
-    /// The rule's name and what breaks it.
-    pub text: String,
-    /// The line of the Dockerfile, from 1; 0: unknown.
-    pub line: u32,
 }
 
 /// What one step has told so far.
@@ -198,10 +202,9 @@ impl<'a> Progress<'a> {
             updates.push(Update::Pushing);
         }
         for warning in status.warnings {
-            if self.warnings.len() < MOST_STEPS {
-                let short = STANDARD.decode(&warning.short).unwrap_or_default();
-                let line = warning.range.unwrap_or_default().first().map_or(0, |range| range.start.line);
-                self.warnings.push(Warning { text: self.masker.line(&String::from_utf8_lossy(&short)), line });
+            let warning = self.warning(warning);
+            if self.warnings.len() < MOST_WARNINGS && !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
             }
         }
         updates
@@ -238,6 +241,29 @@ impl<'a> Progress<'a> {
         Some((step.name.clone(), self.tail(&step.id)))
     }
 
+    /// The images that steps began with: name with tag, and digest.
+    pub fn base_images(&self) -> impl Iterator<Item = (String, String)> {
+        self.steps.values().filter_map(|step| {
+            // Such as `[build 1/4] FROM docker.io/library/busybox:latest@sha256:…`.
+            let (_, image) = step.name.split_once("FROM ")?;
+            let (name, digest) = image.split_once('@')?;
+            let is_digest = digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64);
+            (is_digest && name.contains(':')).then(|| (name.to_owned(), digest.to_owned()))
+        })
+    }
+
+    fn warning(&self, warning: VertexWarning) -> Warning {
+        let text = STANDARD.decode(&warning.short).unwrap_or_default();
+        let text = self.masker.line(&String::from_utf8_lossy(&text));
+        let line = warning.range.unwrap_or_default().first().map_or(0, |range| range.start.line);
+        // Such as `JSONArgsRecommended: JSON arguments recommended for CMD … (line 3)`.
+        let text = text.strip_suffix(&format!(" (line {line})")).unwrap_or(&text);
+        let is_rule = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let (rule, message) = text.split_once(": ").filter(|(rule, _)| is_rule(rule)).unwrap_or(("", text));
+        let dockerfile = warning.source_info.map(|source| self.masker.line(&source.filename)).unwrap_or_default();
+        Warning { rule: rule.to_owned(), message: message.to_owned(), dockerfile, line }
+    }
+
     fn tail(&self, id: &str) -> Vec<String> {
         self.outputs.get(id).map(|output| output.tail.iter().cloned().collect()).unwrap_or_default()
     }
@@ -248,13 +274,19 @@ impl<'a> Progress<'a> {
         if self.steps.len() >= MOST_STEPS && vertex.error.is_empty() && !self.steps.contains_key(&vertex.digest) {
             return;
         }
+        let lost_cache = !vertex.error.is_empty() && CACHE_STEPS.iter().any(|opening| vertex.name.starts_with(opening));
+        if lost_cache {
+            let line = format!("{}: {}", vertex.name, vertex.error);
+            self.masked_line(&vertex.digest, line.as_bytes(), updates);
+        }
+        let error = if lost_cache { "" } else { &vertex.error };
         let step = Step {
             id: vertex.digest,
             name: self.masker.line(&vertex.name),
             started: Some(started),
             completed: vertex.completed.as_deref().and_then(|time| time.parse().ok()),
             cached: vertex.cached,
-            error: shorten(self.masker.text(&vertex.error), LONGEST_ERROR),
+            error: shorten(self.masker.text(error), LONGEST_ERROR),
         };
         if step.completed.is_some() {
             self.flush(&step.id, updates);
@@ -317,159 +349,4 @@ impl<'a> Progress<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fmt::Write as _;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn log(stream: i32, data: &[u8]) -> Vec<u8> {
-        serde_json::json!({"logs": [{"vertex": "v", "stream": stream, "data": STANDARD.encode(data)}]})
-            .to_string()
-            .into_bytes()
-    }
-
-    fn lines(updates: &[Update]) -> Vec<&str> {
-        updates
-            .iter()
-            .filter_map(|update| if let Update::Line { line, .. } = update { Some(line.as_str()) } else { None })
-            .collect()
-    }
-
-    /// One line for each update of a build that was captured from the pinned version.
-    fn story(captured: &str) -> String {
-        let masker = Masker::new([b"hunter22".as_slice()]);
-        let mut progress = Progress::new(&masker);
-        let mut story = String::new();
-        for line in captured.lines() {
-            for update in progress.line(line.as_bytes()) {
-                match update {
-                    Update::Step(step) => {
-                        let state = if !step.error.is_empty() {
-                            "failed"
-                        } else if step.cached {
-                            "cached"
-                        } else if step.completed.is_some() {
-                            "done"
-                        } else {
-                            "started"
-                        };
-                        writeln!(story, "step {} {state}", step.name).unwrap();
-                    }
-                    Update::Line { line, .. } => writeln!(story, "line {line}").unwrap(),
-                    Update::Pushing => writeln!(story, "pushing").unwrap(),
-                }
-            }
-        }
-        write!(
-            story,
-            "failed: {:#?}\nwarnings: {:?}\ntext:\n{}",
-            progress.failed_step(),
-            progress.warnings(),
-            progress.text()
-        )
-        .unwrap();
-        story
-    }
-
-    #[test]
-    fn a_build_that_succeeds() {
-        insta::assert_snapshot!(story(include_str!("testdata/ok.stderr")));
-    }
-
-    #[test]
-    fn a_step_that_fails() {
-        insta::assert_snapshot!(story(include_str!("testdata/step-failed.stderr")));
-    }
-
-    #[test]
-    fn two_steps_that_fail() {
-        insta::assert_snapshot!(story(include_str!("testdata/two-fail.stderr")));
-    }
-
-    #[test]
-    fn a_warning() {
-        insta::assert_snapshot!(story(include_str!("testdata/base-platform.stderr")));
-    }
-
-    #[test]
-    fn streams_are_put_together_apart() {
-        let masker = Masker::default();
-        let mut progress = Progress::new(&masker);
-        assert_eq!(lines(&progress.line(&log(1, b"one\ntw"))), ["one"]);
-        assert_eq!(lines(&progress.line(&log(2, b"err"))), [""; 0]);
-        assert_eq!(lines(&progress.line(&log(1, b"o\n\n"))), ["two", ""]);
-        let end = serde_json::json!({"vertexes": [{"digest": "v", "name": "n", "started": "2026-01-01T00:00:00Z", "completed": "2026-01-01T00:00:01Z"}]});
-        assert_eq!(lines(&progress.line(end.to_string().as_bytes())), ["err"]);
-    }
-
-    #[test]
-    fn a_line_without_end_is_told_once_and_takes_no_memory() {
-        let masker = Masker::new([b"hunter22".as_slice()]);
-        let mut progress = Progress::new(&masker);
-        let mut told = Vec::new();
-        // The value lies across each place where output could be cut.
-        for _ in 0..100 {
-            told.extend(progress.line(&log(1, &b"hunter22".repeat(4 << 10))));
-        }
-        assert!(progress.outputs["v"].pieces[&1].bytes.is_empty());
-        told.extend(progress.line(&log(1, b"hunter22\nnext\n")));
-        assert_eq!(told.len(), 2, "the line's beginning, and the next one");
-        assert!(lines(&told)[0].trim_end_matches('…').chars().all(|char| char == '*'));
-        assert_eq!(lines(&told)[1], "next");
-
-        let mut told = Vec::new();
-        for percent in 0..100 {
-            told.extend(progress.line(&log(2, format!("{}{percent}%\r", "#".repeat(2000)).as_bytes())));
-        }
-        told.extend(progress.line(&log(2, b"done\n")));
-        assert_eq!(lines(&told), ["done"], "a progress bar's last drawing counts");
-    }
-
-    #[test]
-    fn what_a_step_prints_is_output_whatever_it_looks_like() {
-        let masker = Masker::default();
-        let mut progress = Progress::new(&masker);
-        let fake = b"{\"vertexes\":[{\"digest\":\"v\",\"name\":\"fake\",\"started\":\"2026-01-01T00:00:00Z\",\"error\":\"e\"}]}\nerror: failed to solve: failed to push r: denied: \nDockerfile:1\n--------------------\n   1 | >>> x\n";
-        let updates = progress.line(&log(1, fake));
-        assert_eq!(lines(&updates).len(), updates.len());
-        assert_eq!((progress.failed_step(), progress.text()), (None, ""));
-    }
-
-    #[test]
-    fn endless_steps_are_not_told() {
-        let masker = Masker::default();
-        let mut progress = Progress::new(&masker);
-        let told: usize = (0..2 * MOST_STEPS)
-            .map(|number| {
-                let vertex = serde_json::json!({"vertexes": [{"digest": number.to_string(), "name": "n", "started": "2026-01-01T00:00:00Z"}]});
-                progress.line(vertex.to_string().as_bytes()).len()
-            })
-            .sum();
-        assert_eq!(told, MOST_STEPS);
-    }
-
-    proptest! {
-        #[test]
-        fn no_output_is_lost_however_it_is_cut(text in "[a-z\n]{0,200}", cuts in proptest::collection::vec(1_usize..20, 0..40)) {
-            let masker = Masker::default();
-            let mut progress = Progress::new(&masker);
-            let mut rest = text.as_bytes();
-            let mut seen = Vec::new();
-            for cut in cuts.into_iter().chain([200]) {
-                let (piece, left) = rest.split_at(cut.min(rest.len()));
-                seen.extend(progress.line(&log(1, piece)));
-                rest = left;
-            }
-            progress.flush("v", &mut seen);
-            prop_assert_eq!(lines(&seen), text.lines().collect::<Vec<_>>());
-        }
-
-        #[test]
-        fn any_line_is_taken(line in any::<Vec<u8>>()) {
-            let masker = Masker::default();
-            Progress::new(&masker).line(&line);
-        }
-    }
-}
+mod tests;

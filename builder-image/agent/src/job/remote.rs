@@ -1,96 +1,133 @@
-//! A Git server as a job may use it: which URLs and addresses are allowed, where its credential goes, and what it
-//! means when `git` fails. Everything is told to `git` by environment variables, nothing on its command line.
+//! A Git server as a job may use it: which addresses are allowed, and where its credential goes. Everything is told to
+//! `git` by environment variables, nothing on its command line.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
-use kiln_registry::http_client::{AddressForbidden, AddressPolicy};
-use url::{Host, Url};
+use kiln_agent_proto::GitSource;
+use kiln_crds::{GitUrl, SshUrl};
+use kiln_registry::http_client::{AddressForbidden, AddressPolicy, BundleError, Clients, HttpClient};
+use url::Host;
 
-use super::credentials::basic;
+use super::credentials::{basic, write_bundle, write_private};
 use crate::reasons::{JobFailure, Reason};
 
 /// A repository's URL and what it takes to fetch from it.
 #[derive(Clone)]
 pub struct Remote {
-    /// https, without user information.
-    pub url: Url,
-    username: String,
-    password: String,
-    /// The bundle of CAs to trust; none: the system's.
-    bundle: Option<PathBuf>,
+    /// Where it is.
+    pub url: GitUrl,
+    credential: Credential,
+    authorities: Authorities,
     /// Which addresses it may have.
     policy: AddressPolicy,
     /// The addresses that the host's name stood for when they were checked.
     addresses: Vec<IpAddr>,
 }
 
-/// Reads a repository's URL: https, with a host and without user information.
-pub fn parse_url(url: &str) -> Result<Url, JobFailure> {
-    let refuse = |why: &str| JobFailure::new(Reason::InvalidJob, format!("the Git URL {url:?} {why}"));
-    if url.starts_with('-') || url.chars().any(|char| char.is_control() || char.is_whitespace()) {
-        return Err(refuse("is not a URL"));
+/// What a server is shown.
+#[derive(Clone, Default)]
+pub enum Credential {
+    /// Nothing.
+    #[default]
+    None,
+    /// User and password, or token.
+    Basic(String, String),
+    /// An ssh key, in a file of its own; and the file with the keys that servers may have.
+    Key(PathBuf, PathBuf),
+}
+
+/// The CAs to trust beside the system's: in PEM, and in a file together with the system's. None: the system's alone.
+pub type Authorities = Option<(String, PathBuf)>;
+
+/// Reads a repository's URL.
+pub fn parse_url(url: &str) -> Result<GitUrl, JobFailure> {
+    GitUrl::parse(url).map_err(|error| JobFailure::new(Reason::InvalidJob, error.to_string()))
+}
+
+impl Credential {
+    /// The one in `source`; an ssh key goes to files in `memory`.
+    pub fn write(source: &GitSource, memory: &Path) -> io::Result<Self> {
+        if !source.ssh_private_key.is_empty() {
+            let (key, known_hosts) = (memory.join("ssh-key"), memory.join("known-hosts"));
+            // ssh takes no key whose last line has no end, and none with the line ends of DOS.
+            let text = String::from_utf8_lossy(&source.ssh_private_key);
+            let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();
+            write_private(&key, format!("{}\n", lines.join("\n")).as_bytes())?;
+            write_private(&known_hosts, format!("{}\n", source.known_hosts.trim()).as_bytes())?;
+            return Ok(Self::Key(key, known_hosts));
+        }
+        if source.username.is_empty() && source.password.is_empty() {
+            return Ok(Self::None);
+        }
+        Ok(Self::Basic(source.username.clone(), source.password.clone()))
     }
-    let parsed = Url::parse(url).map_err(|error| refuse(&format!("is not a URL: {error}")))?;
-    if !parsed.username().is_empty() || parsed.password().is_some() {
-        // Not quoted: it may hold a password.
-        return Err(JobFailure::new(
-            Reason::InvalidJob,
-            "the Git URL holds a user or password; put them into a Secret and name it in secretRef",
-        ));
-    }
-    if parsed.scheme() != "https" {
-        return Err(refuse("is not https"));
-    }
-    if parsed.host_str().is_some_and(|host| host.ends_with('.')) {
-        // The addresses that were checked are given to Git under the name, which it would not find with the dot.
-        return Err(refuse("has a host that ends in a dot; write it without"));
-    }
-    if parsed.host().is_none() || parsed.query().is_some() || parsed.fragment().is_some() {
-        return Err(refuse("must have the form https://host/path"));
-    }
-    Ok(parsed)
+}
+
+/// The CAs in `source`; together with the system's they go to a file in `memory`.
+pub fn authorities(source: &GitSource, memory: &Path) -> io::Result<Authorities> {
+    let pem = &source.ca_pem;
+    if pem.is_empty() { Ok(None) } else { Ok(Some((pem.clone(), write_bundle(memory, pem)?))) }
 }
 
 impl Remote {
-    /// The remote at `url`, with a credential unless both are empty, and a bundle of CAs unless the system's will do.
+    /// The remote at `url`.
     #[must_use]
-    pub fn new(url: Url, username: &str, password: &str, bundle: Option<PathBuf>, policy: AddressPolicy) -> Self {
-        let (username, password) = (username.to_owned(), password.to_owned());
-        Self { url, username, password, bundle, policy, addresses: Vec::new() }
+    pub fn new(url: GitUrl, credential: Credential, authorities: Authorities, policy: AddressPolicy) -> Self {
+        Self { url, credential, authorities, policy, addresses: Vec::new() }
     }
 
     /// The same server's other repository, or another server: that one gets no credential.
     #[must_use]
-    pub fn at(&self, url: Url) -> Self {
-        let same = url.origin() == self.url.origin();
-        let (username, password) = if same { (self.username.as_str(), self.password.as_str()) } else { ("", "") };
-        Self::new(url, username, password, self.bundle.clone(), self.policy)
+    pub fn at(&self, url: GitUrl) -> Self {
+        let credential = if url.is_same_server(&self.url) { self.credential.clone() } else { Credential::None };
+        Self::new(url, credential, self.authorities.clone(), self.policy)
     }
 
     /// Whether a credential is sent.
     #[must_use]
     pub fn has_credential(&self) -> bool {
-        !self.username.is_empty() || !self.password.is_empty()
+        !matches!(self.credential, Credential::None)
     }
 
-    /// The host and its port.
+    /// The value of an `Authorization` header, where there is one for this server.
+    #[must_use]
+    pub fn authorization(&self) -> Option<String> {
+        match &self.credential {
+            Credential::Basic(username, password) => Some(format!("Basic {}", basic(username, password))),
+            Credential::None | Credential::Key(..) => None,
+        }
+    }
+
+    /// A client that trusts and reaches whom this remote may.
+    pub fn http(&self) -> Result<HttpClient, BundleError> {
+        Clients::new().get(self.authorities.as_ref().map(|(pem, _)| pem.as_bytes()), self.policy)
+    }
+
+    /// The host and its port, where that is not the usual one.
     #[must_use]
     pub fn host(&self) -> String {
-        let port = self.url.port().map(|port| format!(":{port}")).unwrap_or_default();
-        format!("{}{port}", self.url.host_str().unwrap_or_default())
+        let usual = if self.url.ssh().is_some() { 22 } else { 443 };
+        let port = Some(self.url.port()).filter(|port| *port != usual).map(|port| format!(":{port}"));
+        format!("{}{}", self.url.host(), port.unwrap_or_default())
     }
 
     /// Looks the host's addresses up and leaves out those that builds may not reach; fails where no other is left. `git`
     /// then connects to just these, so that a name which stands for another address a moment later gains nothing.
     pub async fn check_addresses(&mut self) -> Result<(), JobFailure> {
-        let port = self.url.port_or_known_default().unwrap_or(443);
-        let addresses: Vec<IpAddr> = match self.url.host() {
+        let addresses: Vec<IpAddr> = match self.url.https().and_then(reqwest::Url::host) {
             Some(Host::Ipv4(address)) => vec![address.into()],
             Some(Host::Ipv6(address)) => vec![address.into()],
-            Some(Host::Domain(name)) => match tokio::net::lookup_host((name, port)).await {
+            _ => match tokio::net::lookup_host((self.url.host(), self.url.port())).await {
                 Ok(found) => found.map(|address| address.ip()).collect(),
                 // Behind a proxy, names may be known to the proxy alone, and it is the proxy that connects.
-                Err(_) if ["https_proxy", "HTTPS_PROXY"].iter().any(|name| std::env::var_os(name).is_some()) => {
+                Err(_)
+                    if self.url.https().is_some()
+                        && ["https_proxy", "HTTPS_PROXY"].iter().any(|name| std::env::var_os(name).is_some()) =>
+                {
                     return Ok(());
                 }
                 Err(error) => {
@@ -101,65 +138,96 @@ impl Remote {
                     return Err(JobFailure::new(Reason::GitUnavailable, message));
                 }
             },
-            None => Vec::new(),
         };
-        let (permitted, refused): (Vec<_>, Vec<_>) =
-            addresses.into_iter().map(|address| self.policy.permits(address).map(|()| address)).partition(Result::is_ok);
-        self.addresses = permitted.into_iter().flatten().collect();
-        self.addresses.dedup();
+        let mut refused = None;
+        self.addresses.clear();
+        for address in addresses {
+            match self.policy.permits(address) {
+                Ok(()) if self.addresses.contains(&address) => {}
+                Ok(()) => self.addresses.push(address),
+                Err(forbidden) => refused = Some(forbidden),
+            }
+        }
         if !self.addresses.is_empty() {
             return Ok(());
         }
-        let why = refused.into_iter().find_map(Result::err).map_or("has no address".to_owned(), |forbidden| forbids(&forbidden));
+        let why = refused.map_or("has no address".to_owned(), |forbidden| forbids(&forbidden));
         Err(JobFailure::new(Reason::AddressForbidden, format!("the Git server {} {why}", self.host())))
     }
 
     /// Git's configuration for this remote.
     #[must_use]
     pub fn config(&self) -> Vec<(String, String)> {
-        let mut config = Vec::new();
-        if self.has_credential() {
-            let origin = self.url.origin().ascii_serialization();
-            config.push((
-                format!("http.{origin}.extraHeader"),
-                format!("Authorization: Basic {}", basic(&self.username, &self.password)),
-            ));
+        if let Some(ssh) = self.url.ssh() {
+            let quoted: Vec<String> =
+                self.ssh_options(ssh).iter().map(|option| format!("'{}'", option.replace('\'', r"'\''"))).collect();
+            return [
+                ("protocol.ssh.allow", "always".to_owned()),
+                ("ssh.variant", "ssh".to_owned()),
+                ("core.sshCommand", format!("ssh {}", quoted.join(" "))),
+            ]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into();
         }
-        if let Some(bundle) = &self.bundle {
+        let mut config = Vec::new();
+        let Some(url) = self.url.https() else { return config };
+        if let Some(authorization) = self.authorization() {
+            let origin = url.origin().ascii_serialization();
+            config.push((format!("http.{origin}.extraHeader"), format!("Authorization: {authorization}")));
+        }
+        if let Some((_, bundle)) = &self.authorities {
             config.push(("http.sslCAInfo".to_owned(), bundle.display().to_string()));
         }
-        if let (Some(Host::Domain(name)), false) = (self.url.host(), self.addresses.is_empty()) {
+        if let (Some(Host::Domain(name)), false) = (url.host(), self.addresses.is_empty()) {
             let addresses: Vec<String> = self
                 .addresses
                 .iter()
                 .map(|address| if address.is_ipv6() { format!("[{address}]") } else { address.to_string() })
                 .collect();
-            let port = self.url.port_or_known_default().unwrap_or(443);
-            config.push(("http.curloptResolve".to_owned(), format!("{name}:{port}:{}", addresses.join(","))));
+            config.push((
+                "http.curloptResolve".to_owned(),
+                format!("{name}:{}:{}", self.url.port(), addresses.join(",")),
+            ));
         }
         config
     }
 
-    /// The URL of a submodule: relative ones (`../x`) start from this repository, as in gitmodules(5).
-    pub fn submodule(&self, url: &str) -> Result<Url, JobFailure> {
-        if !url.starts_with("./") && !url.starts_with("../") {
-            return parse_url(url);
-        }
-        let mut base: Vec<&str> = self.url.path().trim_end_matches('/').split('/').collect();
-        let mut rest = url;
-        loop {
-            if let Some(up) = rest.strip_prefix("../") {
-                base.pop();
-                rest = up;
-            } else if let Some(here) = rest.strip_prefix("./") {
-                rest = here;
-            } else {
-                break;
-            }
-        }
-        let mut joined = self.url.clone();
-        joined.set_path(&format!("{}/{rest}", base.join("/")));
-        parse_url(joined.as_str())
+    /// What `ssh` is told: nothing of a user's or the system's configuration, one key, one address, and servers whose
+    /// key is known only.
+    #[must_use]
+    pub fn ssh_options(&self, ssh: &SshUrl) -> Vec<String> {
+        const ALWAYS: [&str; 17] = [
+            "BatchMode=yes",
+            "StrictHostKeyChecking=yes",
+            "GlobalKnownHostsFile=/dev/null",
+            "CheckHostIP=no",
+            "UpdateHostKeys=no",
+            "VerifyHostKeyDNS=no",
+            "IdentitiesOnly=yes",
+            "IdentityAgent=none",
+            "PreferredAuthentications=publickey",
+            "ForwardAgent=no",
+            "ForwardX11=no",
+            "ClearAllForwardings=yes",
+            "PermitLocalCommand=no",
+            "ConnectTimeout=15",
+            "ServerAliveInterval=20",
+            "ServerAliveCountMax=3",
+            "LogLevel=ERROR",
+        ];
+        let (key, known_hosts) = match &self.credential {
+            Credential::Key(key, known_hosts) => (key.as_path(), known_hosts.as_path()),
+            Credential::None | Credential::Basic(..) => (Path::new("none"), Path::new("/dev/null")),
+        };
+        let mut options = vec![
+            format!("IdentityFile={}", key.display()),
+            format!("UserKnownHostsFile={}", known_hosts.display()),
+            format!("HostKeyAlias={}", ssh.known_host()),
+        ];
+        options.extend(self.addresses.first().map(|address| format!("HostName={address}")));
+        let always = ALWAYS.into_iter().map(str::to_owned);
+        let options = always.chain(options).flat_map(|option| ["-o".to_owned(), option]);
+        ["-F", "none"].map(str::to_owned).into_iter().chain(options).collect()
     }
 }
 
@@ -173,166 +241,13 @@ fn forbids(AddressForbidden { ip, range, private }: &AddressForbidden) -> String
     format!("has the address {ip}: it is {range}, {why}")
 }
 
-/// What `git` meant by failing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Problem {
-    /// The server wants a credential, or another one.
-    Unauthorized,
-    /// No such repository.
-    NoRepository,
-    /// No such commit or ref.
-    NoCommit,
-    /// The server answers with a redirect.
-    Redirected,
-    /// A plain file server, which cannot do shallow fetches.
-    Dumb,
-    /// The certificate is not trusted.
-    Untrusted,
-    /// The server cannot be reached or is in trouble.
-    Unavailable,
-    /// The volume is full.
-    NoSpace,
-    /// It sends more than a file may hold.
-    TooLarge,
-    /// None of these.
-    Other,
-}
-
-/// Reads what `git fetch` wrote to its standard error, in the C locale.
-#[must_use]
-pub fn problem(stderr: &str) -> Problem {
-    const SIGNS: [(Problem, &[&str]); 9] = [
-        (Problem::TooLarge, &["died of signal 25", "File too large", "File size limit exceeded"]),
-        (Problem::NoSpace, &["No space left on device", "Disk quota exceeded"]),
-        (
-            Problem::Untrusted,
-            &[
-                "SSL certificate problem",
-                "certificate verification failed",
-                "no alternative certificate subject name",
-                "unable to get local issuer",
-                "does not match target host name",
-            ],
-        ),
-        (
-            Problem::Redirected,
-            &[
-                "returned error: 301",
-                "returned error: 302",
-                "returned error: 303",
-                "returned error: 307",
-                "returned error: 308",
-            ],
-        ),
-        (
-            Problem::Unauthorized,
-            &[
-                "Authentication failed",
-                "could not read Username",
-                "could not read Password",
-                "returned error: 401",
-                "returned error: 403",
-                "Access denied",
-            ],
-        ),
-        (Problem::Dumb, &["dumb http transport does not support shallow"]),
-        (
-            Problem::NoCommit,
-            &[
-                "not our ref",
-                "couldn't find remote ref",
-                "unadvertised object",
-                "no such remote ref",
-                "bad object",
-                "Could not read from remote repository: ref",
-            ],
-        ),
-        (
-            Problem::Unavailable,
-            &[
-                "Could not resolve",
-                "Couldn't resolve",
-                "Failed to connect",
-                "Couldn't connect",
-                "Connection refused",
-                "Connection reset",
-                "Connection timed out",
-                "timed out",
-                "Operation too slow",
-                "returned error: 429",
-                "returned error: 5",
-                "early EOF",
-                "unexpected disconnect",
-                "hung up unexpectedly",
-                "RPC failed",
-                "SSL_ERROR_SYSCALL",
-                "Empty reply from server",
-                "Recv failure",
-                "gnutls_handshake",
-                "GnuTLS recv error",
-                "TLS connection was non-properly terminated",
-                "SSL_read",
-            ],
-        ),
-        (
-            Problem::NoRepository,
-            &["returned error: 404", "not found", "returned error: 410", "not valid: is this a git repository"],
-        ),
-    ];
-    SIGNS
-        .iter()
-        .find(|(_, signs)| signs.iter().any(|sign| stderr.contains(sign)))
-        .map_or(Problem::Other, |(problem, _)| *problem)
-}
-
-/// The URL that a server redirects to, from the trace that `git` wrote (`GIT_TRACE_CURL`).
-#[must_use]
-pub fn redirect_target(from: &Url, trace: &str) -> Option<Url> {
-    let location = trace.lines().find_map(|line| {
-        let (_, header) = line.split_once("Recv header: ")?;
-        let (name, value) = header.split_once(':')?;
-        name.trim().eq_ignore_ascii_case("location").then(|| value.trim())
-    })?;
-    let mut target = from.join(location).ok()?;
-    target.set_query(None);
-    let path = target.path().strip_suffix("/info/refs")?.to_owned();
-    target.set_path(&path);
-    Some(target)
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn remote(url: &str) -> Remote {
-        Remote::new(parse_url(url).unwrap(), "user", "hunter22", None, AddressPolicy::new(true))
-    }
-
-    #[test]
-    fn urls() {
-        for good in ["https://host/a/b.git", "https://host:8443/x", "https://[2001:db8::1]/x"] {
-            assert!(parse_url(good).is_ok(), "{good}");
-        }
-        for bad in [
-            "http://host/x",
-            "ssh://host/x",
-            "git@host:x",
-            "file:///etc",
-            "https://u:p@host/x",
-            "https://u@host/x",
-            "--upload-pack=x",
-            "https://host/x?y",
-            "https://host/\nx",
-            "ext::sh -c x",
-            "https://host./x",
-            "",
-        ] {
-            assert!(parse_url(bad).is_err(), "{bad}");
-        }
-        let failure = parse_url("https://user:hunter22@host/x").unwrap_err();
-        assert!(!failure.message.contains("hunter22"));
+        let credential = Credential::Basic("user".to_owned(), "hunter22".to_owned());
+        Remote::new(parse_url(url).unwrap(), credential, None, AddressPolicy::new(true))
     }
 
     #[test]
@@ -350,24 +265,24 @@ mod tests {
     }
 
     #[test]
-    fn submodule_urls() {
-        let remote = remote("https://host/group/app.git");
-        let cases = [
-            ("../lib.git", "https://host/group/lib.git"),
-            ("../../other/lib", "https://host/other/lib"),
-            ("./sub", "https://host/group/app.git/sub"),
-            ("https://else/x", "https://else/x"),
-        ];
-        for (url, expected) in cases {
-            assert_eq!(remote.submodule(url).unwrap().as_str(), expected, "{url}");
-        }
-        assert!(remote.submodule("git@host:x").is_err());
+    fn ssh_is_told_everything() {
+        let key = Credential::Key("/m/ssh-key".into(), "/m/known-hosts".into());
+        let mut remote = Remote::new(parse_url("ssh://git@host:2222/x").unwrap(), key, None, AddressPolicy::new(true));
+        remote.addresses = vec!["10.0.0.1".parse().unwrap()];
+        let config = remote.config();
+        insta::assert_snapshot!(
+            config.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join("\n")
+        );
+        let other = remote.at(parse_url("git@other:x").unwrap());
+        assert!(!other.has_credential() && !other.config()[2].1.contains("/m/"));
+        assert!(!remote.at(parse_url("https://host:2222/x").unwrap()).has_credential());
     }
 
     #[tokio::test]
     async fn private_addresses_are_refused_where_the_pool_says_so() {
         let message = async |url: &str, allow_private| {
-            let mut remote = Remote::new(parse_url(url).unwrap(), "", "", None, AddressPolicy::new(allow_private));
+            let mut remote =
+                Remote::new(parse_url(url).unwrap(), Credential::None, None, AddressPolicy::new(allow_private));
             match remote.check_addresses().await {
                 Ok(()) => String::new(),
                 Err(failure) => {
@@ -383,70 +298,26 @@ mod tests {
             "https://10.1/x",
             "https://[fd00::1]/x",
             "https://[::ffff:a00:1]/x",
+            "ssh://git@10.0.0.1/x",
         ] {
             assert_eq!(message(url, true).await, "", "{url}");
             assert!(message(url, false).await.contains("allow.privateAddresses is false"), "{url}");
         }
-        for url in ["https://127.0.0.1/x", "https://localhost/x", "https://169.254.169.254/x", "https://2130706433/x"] {
+        for url in [
+            "git@127.0.0.1:x",
+            "git@0x7f000001:x",
+            "ssh://localhost/x",
+            "https://127.0.0.1/x",
+            "https://localhost/x",
+            "https://169.254.169.254/x",
+            "https://2130706433/x",
+        ] {
             assert!(message(url, true).await.contains("which builds may not reach"), "{url}");
         }
         // Redirects and submodules inherit it.
-        let remote = Remote::new(parse_url("https://host/x").unwrap(), "", "", None, AddressPolicy::new(false));
-        let mut other = remote.at(remote.submodule("https://10.0.0.1/y").unwrap());
+        let remote =
+            Remote::new(parse_url("https://host/x").unwrap(), Credential::None, None, AddressPolicy::new(false));
+        let mut other = remote.at(remote.url.submodule("https://10.0.0.1/y").unwrap());
         assert_eq!(other.check_addresses().await.unwrap_err().reason, Reason::AddressForbidden);
-    }
-
-    #[test]
-    fn problems() {
-        let cases = [
-            ("fatal: Authentication failed for 'https://host/x/'", Problem::Unauthorized),
-            ("fatal: could not read Username for 'https://host': terminal prompts disabled", Problem::Unauthorized),
-            ("fatal: repository 'https://host/x/' not found", Problem::NoRepository),
-            (
-                "fatal: remote error: upload-pack: not our ref 0000000000000000000000000000000000000001",
-                Problem::NoCommit,
-            ),
-            ("error: Server does not allow request for unadvertised object 0001", Problem::NoCommit),
-            ("fatal: couldn't find remote ref gone", Problem::NoCommit),
-            ("fatal: unable to access 'https://host/': Could not resolve host: host", Problem::Unavailable),
-            ("fatal: unable to access 'https://host/': The requested URL returned error: 503", Problem::Unavailable),
-            (
-                "fatal: unable to access 'https://host/': server certificate verification failed. CAfile: none CRLfile: none",
-                Problem::Untrusted,
-            ),
-            (
-                "fatal: unable to access 'https://host/': SSL certificate problem: unable to get local issuer certificate",
-                Problem::Untrusted,
-            ),
-            ("fatal: unable to access 'https://host/x/': The requested URL returned error: 301", Problem::Redirected),
-            ("fatal: dumb http transport does not support shallow capabilities", Problem::Dumb),
-            ("fatal: write error: No space left on device", Problem::NoSpace),
-            ("error: index-pack died of signal 25\nfatal: fetch-pack: invalid index-pack output", Problem::TooLarge),
-            ("fatal: something new", Problem::Other),
-        ];
-        for (stderr, expected) in cases {
-            assert_eq!(problem(stderr), expected, "{stderr}");
-        }
-    }
-
-    #[test]
-    fn redirects() {
-        let from = parse_url("https://host/a").unwrap();
-        let trace = "12:00:00.1 http.c:1 <= Recv header: HTTP/1.1 301 Moved\n12:00:00.1 http.c:1 <= Recv header: Location: /a.git/info/refs?service=git-upload-pack\n";
-        assert_eq!(redirect_target(&from, trace).unwrap().as_str(), "https://host/a.git");
-        assert_eq!(
-            redirect_target(&from, "Recv header: location: https://login.example/").map(|url| url.to_string()),
-            None
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn an_accepted_url_is_plain_https(url in "(https|http|ssh|file|-)?(:|://)?[a-z@:/.\\-]{0,20}") {
-            if let Ok(parsed) = parse_url(&url) {
-                prop_assert!(parsed.as_str().starts_with("https://"));
-                prop_assert!(!parsed.as_str().contains('@') || parsed.path().contains('@'));
-            }
-        }
     }
 }

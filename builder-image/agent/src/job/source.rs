@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 use kiln_agent_proto::{Job as Spec, context, source::Kind};
@@ -10,8 +10,11 @@ use kiln_registry::http_client::AddressPolicy;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    artifact,
     git::{GitJob, Repositories},
     inline,
+    registries::Registries,
+    tarball,
 };
 use crate::{
     paths,
@@ -87,6 +90,8 @@ impl Source {
 pub struct Fetch<'a> {
     /// Where repositories stay.
     pub repositories: &'a Repositories,
+    /// The way to registries.
+    pub registries: &'a Registries,
     /// The job.
     pub spec: &'a Spec,
     /// Ends everything.
@@ -106,8 +111,9 @@ impl Fetch<'_> {
         let mut source = match self.spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
             Some(Kind::Git(source)) => git.fetch(source, &directory).await?,
             Some(Kind::Inline(inline)) => inline::write(inline, &directory)?,
-            Some(Kind::Http(_) | Kind::Image(_)) => {
-                return Err(JobFailure::new(Reason::InvalidJob, "this builder cannot fetch such a source yet"));
+            Some(Kind::Http(http)) => tarball::fetch(http, addresses, &directory, self.stop).await?,
+            Some(Kind::Image(image)) => {
+                artifact::fetch(image, self.spec, self.registries, &directory, self.stop).await?
             }
             Some(Kind::Archive(_)) => {
                 return Err(JobFailure::new(Reason::InvalidJob, "an archive is pushed, not built"));
@@ -214,4 +220,46 @@ fn dockerfiles_near(root: &Path, dockerfile: &Path) -> Vec<String> {
     found.dedup();
     found.truncate(MOST);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dockerfile_stays_in_the_source() {
+        let source = Source { context: "/s/apps/web".into(), ..Source::new("/s".into(), String::new()) };
+        for (named, expected) in [
+            ("Dockerfile", Ok(("/s/apps/web", "Dockerfile"))),
+            ("./docker/Dockerfile.prod", Ok(("/s/apps/web", "docker/Dockerfile.prod"))),
+            ("../Dockerfile", Ok(("/s", "apps/Dockerfile"))),
+            (".././../Dockerfile", Ok(("/s", "Dockerfile"))),
+            ("../../../Dockerfile", Err(Reason::InvalidJob)),
+            ("../a/../Dockerfile", Err(Reason::InvalidJob)),
+            ("a/../Dockerfile", Err(Reason::InvalidJob)),
+            ("/etc/passwd", Err(Reason::InvalidJob)),
+            ("../", Err(Reason::InvalidJob)),
+        ] {
+            let placed = place(&source, named).map_err(|failure| failure.reason);
+            let expected = expected.map(|(directory, path)| (PathBuf::from(directory), PathBuf::from(path)));
+            assert_eq!(placed, expected, "{named}");
+        }
+    }
+
+    #[test]
+    fn contexts_beside() {
+        let contexts = vec![
+            NamedContext { name: "base".to_owned(), content: ContextContent::Image("r/x@sha256:a".to_owned()) },
+            NamedContext { name: "lib".to_owned(), content: ContextContent::Directory("/w/context-1".into()) },
+        ];
+        let source = Source { contexts, ..Source::new("/s".into(), String::new()) };
+        assert_eq!(
+            source.context_arguments().collect::<Vec<_>>(),
+            [
+                "--opt=context:base=docker-image://r/x@sha256:a",
+                "--local=beside-1=/w/context-1",
+                "--opt=context:lib=local:beside-1"
+            ]
+        );
+    }
 }

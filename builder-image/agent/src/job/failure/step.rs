@@ -1,0 +1,77 @@
+//! A RUN step that ended with a status other than 0: what its status and its last lines say.
+
+use super::{super::mask::shorten, Circumstances, FailedStep};
+use crate::reasons::Reason;
+
+/// The longest name of a step within a message, in bytes.
+const LONGEST_NAME: usize = 160;
+
+/// What programs say of a name that nobody knows: curl, wget, busybox, apt, apk, npm, pip, go, cargo, Maven and others.
+const NO_HOST: [&str; 16] = [
+    "Could not resolve",
+    "could not resolve",
+    "Couldn't resolve host",
+    "Temporary failure in name resolution",
+    "Temporary failure resolving",
+    "Name or service not known",
+    "Name does not resolve",
+    "nodename nor servname provided",
+    "bad address '",
+    "unable to resolve host address",
+    "getaddrinfo ENOTFOUND",
+    "EAI_AGAIN",
+    ": no such host",
+    "failed to lookup address information",
+    "NameResolutionError",
+    "UnknownHostException",
+];
+/// What they say of an address that no route leads to.
+const NO_ROUTE: [&str; 5] =
+    ["Network is unreachable", "network is unreachable", "No route to host", "no route to host", "ENETUNREACH"];
+
+/// What to say of it.
+pub(super) fn failure(code: i32, step: Option<&FailedStep>, build: Circumstances<'_>) -> (Reason, String) {
+    // The whole of it is told beside the message, whose end says most.
+    let name = shorten(step.map_or("a step", |step| step.name.as_str()).to_owned(), LONGEST_NAME);
+    let line_with = |signs: &[&str]| {
+        step?.tail.iter().find(|line| signs.iter().any(|sign| line.contains(sign))).map(String::as_str)
+    };
+    if line_with(&["exec format error", "Exec format error"]).is_some() {
+        return (
+            Reason::ExecFormatError,
+            format!(
+                "{name} ran a program that is not for {}; take the base image and the tools of this platform",
+                build.platform
+            ),
+        );
+    }
+    if build.volume_full && line_with(&["No space left on device", "no space left on device"]).is_some() {
+        return (
+            Reason::NoSpaceLeft,
+            format!("{name} failed because the builder's cache volume is full; raise the pool's cache.size"),
+        );
+    }
+    for (signs, what) in [(&NO_HOST[..], "no such host was found"), (&NO_ROUTE[..], "the network cannot be reached")] {
+        if let Some(line) = line_with(signs) {
+            let cure = if build.no_network {
+                "spec.network is None, so steps have no network: leave it out, or fetch in a build without it"
+            } else {
+                "check the host's name, the proxy in spec.args or the pool's args, and what the builders' NetworkPolicy lets through"
+            };
+            let line = shorten(line.trim().to_owned(), LONGEST_NAME);
+            return (Reason::StepNoNetwork, format!("{name} failed with exit code {code}: {what} ({line}); {cure}"));
+        }
+    }
+    match code {
+        137 => (
+            Reason::OutOfMemory,
+            format!(
+                "{name} was killed (exit code 137), most likely for want of memory; raise the memory limit of the pool's builders, or let the step use less"
+            ),
+        ),
+        139 => (Reason::StepFailed, format!("{name} crashed (exit code 139, a segmentation fault)")),
+        127 => (Reason::StepFailed, format!("{name} failed with exit code 127: a command was not found")),
+        126 => (Reason::StepFailed, format!("{name} failed with exit code 126: a command is not executable")),
+        code => (Reason::StepFailed, format!("{name} failed with exit code {code}")),
+    }
+}

@@ -1,0 +1,271 @@
+//! Whether building an image runs something for the platform that it is for, or only copies files: then a builder of
+//! any architecture makes it.
+
+use std::collections::HashMap;
+
+use super::dockerfile::{Dockerfile, Instruction, Stage, arguments};
+
+/// What a build's stages are resolved with.
+#[derive(Debug, Clone, Copy)]
+pub struct Build<'a> {
+    /// The stage to build; empty: the last one.
+    pub target: &'a str,
+    /// The platform to build for, such as `linux/arm64`.
+    pub platform: &'a str,
+    /// The builder's own.
+    pub builder: &'a str,
+    /// The build arguments that are set.
+    pub arguments: &'a HashMap<String, String>,
+    /// The names of build contexts: they come before stages of that name.
+    pub contexts: &'a [&'a str],
+}
+
+/// The first `RUN` for the target platform that the target needs.
+#[must_use]
+pub fn first_run<'d>(dockerfile: &'d Dockerfile<'_>, build: Build<'_>) -> Option<&'d Instruction> {
+    let stages = &dockerfile.stages;
+    let resolved = Resolved::of(stages, build, variables(dockerfile, build));
+    let target = match build.target {
+        "" => stages.len().checked_sub(1)?,
+        name => resolved.stage_called(name, stages.len()).or_else(|| name.parse().ok())?,
+    };
+    let (mut wanted, mut seen) = (vec![target], vec![false; stages.len()]);
+    while let Some(index) = wanted.pop() {
+        let Some(stage) = stages.get(index) else { continue };
+        if std::mem::replace(&mut seen[index], true) {
+            continue;
+        }
+        let base = resolved.bases[index];
+        wanted.extend(base);
+        let local = resolved.local_variables(stage);
+        // What the stage below holds back is done here.
+        let below = base.iter().flat_map(|base| &stages[*base].instructions);
+        let held_back = below.filter_map(|instruction| Some((instruction, instruction.held_back()?)));
+        for (written, held_back) in held_back
+            .map(|(written, held)| (written, Some(held)))
+            .chain(stage.instructions.iter().map(|own| (own, None)))
+        {
+            let done = held_back.as_ref().unwrap_or(written);
+            if done.keyword == "RUN" && resolved.for_target[index] {
+                return Some(written);
+            }
+            wanted.extend(resolved.taken_from(done, index, &local));
+        }
+    }
+    None
+}
+
+struct Resolved<'b> {
+    build: Build<'b>,
+    variables: HashMap<String, String>,
+    /// The stages of each name, in lower case, ascending.
+    named: HashMap<String, Vec<usize>>,
+    /// The stage that each stage begins with.
+    bases: Vec<Option<usize>>,
+    /// Whether what each stage runs is of the target platform.
+    for_target: Vec<bool>,
+}
+
+impl<'b> Resolved<'b> {
+    fn of(stages: &[Stage], build: Build<'b>, variables: HashMap<String, String>) -> Self {
+        let mut resolved = Self { build, variables, named: HashMap::new(), bases: Vec::new(), for_target: Vec::new() };
+        for (index, stage) in stages.iter().enumerate() {
+            let base = resolved.stage_called(&expand(&stage.base, &resolved.variables), index);
+            // The stage that it all begins with says for which platform it is.
+            let for_target = base.map_or_else(
+                || {
+                    let platform = expand(&stage.platform, &resolved.variables);
+                    platform.is_empty() || normalised(&platform) == normalised(build.platform)
+                },
+                |base| resolved.for_target[base],
+            );
+            resolved.bases.push(base);
+            resolved.for_target.push(for_target);
+            if !stage.name.is_empty() {
+                resolved.named.entry(stage.name.to_ascii_lowercase()).or_default().push(index);
+            }
+        }
+        resolved
+    }
+
+    /// The stage of that name before the stage `before`: the last one, as BuildKit takes it.
+    fn stage_called(&self, name: &str, before: usize) -> Option<usize> {
+        if self.build.contexts.iter().any(|context| context.eq_ignore_ascii_case(name)) {
+            return None;
+        }
+        let indices = self.named.get(&name.to_ascii_lowercase())?;
+        indices[..indices.partition_point(|index| *index < before)].last().copied()
+    }
+
+    /// The variables that a stage's instructions see.
+    fn local_variables(&self, stage: &Stage) -> HashMap<String, String> {
+        let mut variables = self.variables.clone();
+        let own = stage.instructions.iter().filter(|instruction| instruction.keyword == "ARG");
+        for (name, default) in own.flat_map(|instruction| arguments(&instruction.rest)) {
+            if let (Some(default), false) = (default, self.build.arguments.contains_key(&name)) {
+                variables.insert(name, default);
+            }
+        }
+        variables
+    }
+
+    /// The stages that an instruction of the stage `index` takes files from.
+    fn taken_from(&self, instruction: &Instruction, index: usize, variables: &HashMap<String, String>) -> Vec<usize> {
+        let names: Vec<&str> = match instruction.keyword.as_str() {
+            "COPY" => instruction.options("from").collect(),
+            "RUN" => instruction
+                .options("mount")
+                .flat_map(|mount| mount.split(','))
+                .filter_map(|field| field.trim_matches('"').strip_prefix("from="))
+                .collect(),
+            _ => Vec::new(),
+        };
+        let stage = |name: String| {
+            self.stage_called(&name, index).or_else(|| name.parse().ok().filter(|number| *number < index))
+        };
+        names.into_iter().filter_map(|name| stage(expand(name, variables))).collect()
+    }
+}
+
+/// The variables that `FROM` sees: the arguments before the first stage, and the platforms.
+fn variables(dockerfile: &Dockerfile<'_>, build: Build<'_>) -> HashMap<String, String> {
+    let mut variables = HashMap::new();
+    for (prefix, platform) in [("TARGET", build.platform), ("BUILD", build.builder)] {
+        let mut parts = platform.splitn(3, '/');
+        variables.insert(format!("{prefix}PLATFORM"), platform.to_owned());
+        for name in ["OS", "ARCH", "VARIANT"] {
+            variables.insert(format!("{prefix}{name}"), parts.next().unwrap_or_default().to_owned());
+        }
+    }
+    variables.extend(build.arguments.clone());
+    for (name, default) in &dockerfile.arguments {
+        if let (Some(default), false) = (default, variables.contains_key(name)) {
+            let value = expand(default, &variables);
+            variables.insert(name.clone(), value);
+        }
+    }
+    variables
+}
+
+/// Replaces `$NAME`, `${NAME}`, `${NAME:-default}` and `${NAME:+other}`.
+fn expand(text: &str, variables: &HashMap<String, String>) -> String {
+    let mut out = String::new();
+    let mut rest = text.trim_matches(['"', '\'']);
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push_str(before);
+        let end =
+            |text: &str| text.find(|char: char| !char.is_ascii_alphanumeric() && char != '_').unwrap_or(text.len());
+        let value = |name: &str| variables.get(name).map(String::as_str).unwrap_or_default();
+        if let Some((inside, after)) = after.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
+            let (name, operation) = inside.split_at(end(inside));
+            let (value, operation) = (value(name), operation.strip_prefix(':').unwrap_or(operation));
+            out.push_str(match (operation.strip_prefix('-'), operation.strip_prefix('+')) {
+                (Some(default), _) if value.is_empty() => default,
+                (_, Some(other)) if !value.is_empty() => other,
+                (_, Some(_)) => "",
+                _ => value,
+            });
+            rest = after;
+        } else {
+            let (name, after) = after.split_at(end(after));
+            out.push_str(if name.is_empty() { "$" } else { value(name) });
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// A platform in the form that BuildKit compares: usual names, and no variant that goes without saying.
+#[must_use]
+pub fn normalised(platform: &str) -> String {
+    let mut parts = platform.trim().to_ascii_lowercase();
+    for (from, to) in [("aarch64", "arm64"), ("x86_64", "amd64"), ("armhf", "arm"), ("i386", "386")] {
+        parts = parts.replace(&format!("/{from}"), &format!("/{to}"));
+    }
+    let os = parts.split_once('(').and_then(|(os, rest)| Some(os.to_owned() + rest.split_once(')')?.1));
+    let platform = os.unwrap_or(parts);
+    match platform.as_str() {
+        "linux/arm64/v8" => "linux/arm64".to_owned(),
+        "linux/arm" => "linux/arm/v7".to_owned(),
+        _ => platform,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn line(text: &str, target: &str) -> Option<u32> {
+        let arguments = [("BASE".to_owned(), "tools".to_owned())].into();
+        let build = Build {
+            target,
+            platform: "linux/arm64",
+            builder: "linux/amd64",
+            arguments: &arguments,
+            contexts: &["given"],
+        };
+        first_run(&Dockerfile::read(text), build).map(|instruction| instruction.line)
+    }
+
+    #[test]
+    fn what_runs_for_the_target() {
+        let cases = [
+            ("FROM x\nCOPY a b\n", None),
+            ("FROM x\nRUN a\n", Some(2)),
+            ("FROM --platform=$BUILDPLATFORM x AS b\nRUN a\nFROM x\nCOPY --from=b /a /a\n", None),
+            ("FROM --platform=${BUILDPLATFORM} x AS b\nRUN a\nFROM x\nCOPY --from=b /a /a\nRUN b\n", Some(5)),
+            ("FROM x AS b\nRUN a\nFROM x\nCOPY --from=b /a /a\n", Some(2)),
+            ("FROM x AS b\nRUN a\nFROM x\nCOPY --from=0 /a /a\n", Some(2)),
+            ("FROM x AS b\nRUN a\nFROM x\nCOPY --chown=1 --from=B /a /a\n", Some(2)),
+            // A stage that nobody needs.
+            ("FROM x AS b\nRUN a\nFROM x\nCOPY a a\n", None),
+            // An image of that name, not a stage.
+            ("FROM x\nCOPY --from=busybox /a /a\n", None),
+            ("FROM x AS given\nRUN a\nFROM given\n", None),
+            // A stage upon a stage is of its platform.
+            ("FROM --platform=$BUILDPLATFORM x AS b\nFROM b AS c\nRUN a\nFROM x\nCOPY --from=c a a\n", None),
+            ("FROM x AS b\nRUN a\nFROM b\n", Some(2)),
+            ("FROM --platform=linux/arm64/v8 x\nRUN a\n", Some(2)),
+            ("FROM --platform=$TARGETPLATFORM x\nRUN a\n", Some(2)),
+            ("FROM --platform=linux/amd64 x\nRUN a\n", None),
+            // Which stage it is follows from arguments.
+            ("ARG BASE=x\nFROM x AS tools\nRUN a\nFROM $BASE\n", Some(3)),
+            ("FROM x AS t-arm64\nRUN a\nFROM x AS t-amd64\nFROM t-$TARGETARCH\n", Some(2)),
+            ("FROM x AS t-arm64\nRUN a\nFROM x AS t-amd64\nFROM t-${BUILDARCH:-arm64}\n", None),
+            // Mounts.
+            (
+                "FROM x AS t\nRUN a\nFROM --platform=$BUILDPLATFORM x AS b\nRUN --mount=type=bind,from=t,target=/t b\nFROM x\nCOPY --from=b a a\n",
+                Some(2),
+            ),
+            // What a stage holds back is done by the next.
+            ("FROM x AS o\nONBUILD RUN a\nFROM o\nCOPY a a\n", Some(2)),
+            ("FROM x\nONBUILD RUN a\n", None),
+            ("FROM x\nRUN <<EOF\nFROM y\nEOF\n", Some(2)),
+            ("FROM x\nCOPY <<EOF /a\nRUN y\nEOF\n", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(line(text, ""), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn of_the_target() {
+        let text = "FROM x AS one\nCOPY a a\nFROM x AS two\nRUN b\n";
+        for (target, expected) in [("one", None), ("TWO", Some(4)), ("0", None), ("1", Some(4)), ("none", None)] {
+            assert_eq!(line(text, target), expected, "{target}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_stages_are_followed(words in proptest::collection::vec(prop::sample::select(vec![
+            "\nFROM", "a", "b", " AS a", " AS b", "\nRUN x", "\nCOPY --from=a x y", "\nONBUILD RUN", "--platform=$X", "${", "}", "$", ":-", " ",
+        ]), 0..60), target in "[ab012]{0,2}") {
+            line(&words.concat(), &target);
+        }
+    }
+}
