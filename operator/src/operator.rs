@@ -1,5 +1,6 @@
 //! The operator as a whole: waits until it leads, then watches and reconciles until it is told to stop or leads no more.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::leader::Elector;
 use crate::metrics::Metrics;
 use crate::server::{Health, serve};
 use crate::trace::Traces;
-use crate::watches::{Synced, drive, stream, tell, wakes, watch};
+use crate::watches::{Synced, Wake, drive, stream, tell, wakes, watch};
 use crate::{builder_pool, image_build, image_build_run};
 
 /// Why the operator stopped.
@@ -175,6 +176,9 @@ async fn control(
         drive(changed_namespaces, |namespace: Namespace| {
             if namespace.metadata.deletion_timestamp.is_some() {
                 wake.all_pools(&stores.pools);
+            } else {
+                // Its labels say which pools serve it.
+                wake.warm_pools(&stores.pools);
             }
         }),
     );
@@ -182,18 +186,18 @@ async fn control(
         let (wake, context) = (wake.clone(), context.clone());
         tell(changed_runs, move |run| wake.run_changed(run, &context.stores.runs, &context.stores.pools))
     };
+    let changed_image_builds = {
+        let (wake, context) = (wake.clone(), context.clone());
+        let images = Remembered::default();
+        tell(changed_image_builds, move |build| {
+            wake.warm_pools(&context.stores.pools);
+            wake.image_build_changed(build, &images, &context);
+        })
+    };
     let changed_pools = {
         let (wake, context) = (wake.clone(), context.clone());
-        let specs = Remembered::<Option<i64>>::default();
-        tell(changed_pools, move |pool| {
-            // Their statuses change with every job.
-            let (name, generation) = (pool.name_any(), pool.metadata.generation);
-            let gone = context.stores.pools.get(&ObjectRef::from_obj(pool)).is_none();
-            if gone || specs.get(&name) != generation {
-                specs.set(&name, generation.filter(|_| !gone));
-                wake.pool_changed(&context);
-            }
-        })
+        let known = KnownPools::default();
+        tell(changed_pools, move |pool| pool_changed(pool, &known, &wake, &context))
     };
     let controllers = async {
         futures::future::join3(
@@ -231,6 +235,29 @@ async fn control(
         _ = secondary => {}
         () = renewal::run(&context, &new_builder) => {}
         () = controllers => {}
+    }
+}
+
+/// The generation of each pool's spec, and the platforms that its builders run.
+type KnownPools = Remembered<(Option<i64>, BTreeSet<String>)>;
+
+/// Wakes what a pool's change matters to. Pools' statuses change with every job; what their builders can run hardly ever
+/// does.
+fn pool_changed(pool: &BuilderPool, known: &KnownPools, wake: &Wake, context: &Context) {
+    let (name, generation) = (pool.name_any(), pool.metadata.generation);
+    let builders = pool.status.iter().flat_map(|status| &status.builders);
+    let runs = builders.flat_map(|builder| builder.platforms.iter().chain(&builder.emulated_platforms));
+    let now = (generation, runs.cloned().collect());
+    if context.stores.pools.get(&ObjectRef::from_obj(pool)).is_none() {
+        known.remove(&name);
+        wake.pool_changed(context);
+    } else if known.get(&name) != now {
+        if known.get(&name).0 == generation {
+            wake.queued_runs(&context.stores.runs);
+        } else {
+            wake.pool_changed(context);
+        }
+        known.set(&name, now);
     }
 }
 

@@ -44,6 +44,8 @@ reasons! {
     Cancelled,
     /// A newer run took its place.
     Superseded,
+    /// The image is larger than the last good one by more than `image.growthWarningPercent`.
+    ImageGrew,
 
     /// A referenced Secret is not there.
     SecretNotFound,
@@ -57,12 +59,24 @@ reasons! {
     PoolNotFound,
     /// The named pool does not serve the namespace.
     PoolNotAllowed,
+    /// The pool has no volume for archives.
+    ArchivesNotConfigured,
     /// A platform is named twice, or is none that Kiln can build.
     PlatformInvalid,
+    /// A platform's steps run programs, and the pool has neither nodes nor emulators for it.
+    PlatformNotRunnable,
     /// The repository or a tag is not well formed.
     RepositoryInvalid,
     /// An older ImageBuild has the same tag of the same repository.
     TagConflict,
+    /// A named image is not in its registry.
+    ImageNotFound,
+    /// A named index has no image for a platform.
+    PlatformNotInIndex,
+    /// An ImageBuild that is named as a context has no image yet.
+    ContextNotReady,
+    /// ImageBuilds name each other as contexts.
+    ContextCycle,
 
     /// The Git URL cannot be used.
     GitUrlInvalid,
@@ -76,6 +90,8 @@ reasons! {
     GitUnavailable,
     /// The Git server's certificate is not trusted.
     GitCertificateUntrusted,
+    /// The Git server's ssh key is not known, or another one is.
+    GitHostKeyUnknown,
 
     /// The registry refused the credential, or wants one.
     RegistryUnauthorized,

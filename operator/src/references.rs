@@ -1,19 +1,22 @@
 //! Reads what specs name: Secrets, CA bundles and pools. Each by a GET of its own, for Kiln lists and watches no Secrets.
 
+mod registry;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kiln_crds::image_build::{GitSource, ImageTarget};
+use kiln_crds::image_build::GitSource;
 use kiln_crds::image_build_run::SecretVersion;
-use kiln_crds::{BuilderPool, CaRef, CaRefKind, ImageBuildSpec, SecretRef};
+use kiln_crds::{BuilderPool, CaRef, CaRefKind, GitUrl, ImageBuildSpec};
 use kube::{Api, Client, ResourceExt};
 
 use crate::context::Context;
-use crate::git::{self, BasicAuth, GitUrl};
+use crate::git::{self, GitCredential};
 use crate::reason::Reason;
 use kiln_registry::http_client::{AddressPolicy, FailureClass, HttpClient};
-use kiln_registry::{self as registry, Credentials, Login, Repository, Scheme};
+
+pub use self::registry::{RegistryAccess, Target, registry_access};
 
 /// What keeps a build from going on, told to the user in a condition.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -84,6 +87,7 @@ impl From<git::Error> for Fault {
             Kind::RefInvalid | Kind::RefNotFound => Reason::GitRefNotFound,
             Kind::RateLimited | Kind::Unavailable | Kind::Protocol => Reason::GitUnavailable,
             Kind::CertificateUntrusted | Kind::CertificateNameMismatch => Reason::GitCertificateUntrusted,
+            Kind::HostKeyUnknown => Reason::GitHostKeyUnknown,
             Kind::AddressForbidden => Reason::AddressForbidden,
         };
         Self { reason, message: error.to_string(), class: error.class() }
@@ -100,16 +104,24 @@ pub struct SecretData {
 
 /// Reads a Secret. `field` says where it is named, for the message.
 pub async fn secret(client: &Client, namespace: &str, name: &str, field: &str) -> Result<SecretData, Error> {
+    find_secret(client, namespace, name).await?.ok_or_else(|| {
+        let message = format!("the Secret {name}, which {field} names, is not in the namespace {namespace}: create it");
+        Fault::credential(Reason::SecretNotFound, message).into()
+    })
+}
+
+/// Reads a Secret, if it is there.
+async fn find_secret(client: &Client, namespace: &str, name: &str) -> Result<Option<SecretData>, Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let what = || format!("the Secret {namespace}/{name}");
-    let secret = api.get_opt(name).await.map_err(|source| Error::Api { what: what(), source: Box::new(source) })?;
-    let Some(secret) = secret else {
-        let message = format!("the Secret {name}, which {field} names, is not in the namespace {namespace}: create it");
-        return Err(Fault::credential(Reason::SecretNotFound, message).into());
-    };
-    let version =
-        SecretVersion { name: name.to_owned(), resource_version: secret.resource_version().unwrap_or_default() };
-    Ok(SecretData { data: secret.data.unwrap_or_default(), version })
+    let found = api.get_opt(name).await.map_err(|source| Error::Api { what: what(), source: Box::new(source) })?;
+    Ok(found.map(|secret| SecretData {
+        version: SecretVersion {
+            name: name.to_owned(),
+            resource_version: secret.resource_version().unwrap_or_default(),
+        },
+        data: secret.data.unwrap_or_default(),
+    }))
 }
 
 /// Reads one key of a Secret.
@@ -178,174 +190,6 @@ pub async fn pool_bundles(context: &Context, pool: &BuilderPool) -> Result<Vec<S
     futures::future::try_join_all(read).await
 }
 
-/// How registries are reached with what an ImageBuild names.
-pub struct RegistryAccess {
-    /// Where the image goes: `image.repository`, then `image.copies`. Empty: nowhere.
-    pub targets: Vec<Target>,
-    /// Every credential that builds may use, one a registry, for base images too.
-    pub logins: Vec<Login>,
-    /// The CA bundle that `image.caRef` names, in PEM.
-    pub ca: Option<String>,
-    /// The Secrets that were read.
-    pub versions: Vec<SecretVersion>,
-    /// Hosts that are spoken to without TLS.
-    pub plain_http: Vec<String>,
-    http: HttpClient,
-    clients: kiln_registry::RegistryClients,
-}
-
-/// One repository that gets the image.
-pub struct Target {
-    /// The parsed repository.
-    pub repository: Repository,
-    /// Its tags, as the ImageBuild has them.
-    pub tags: Vec<String>,
-    /// A client with the credential for it.
-    pub client: kiln_registry::Client,
-}
-
-impl RegistryAccess {
-    /// A client that reads from `repository`, with the credential for its registry if there is one.
-    #[must_use]
-    pub fn reader(&self, repository: &Repository) -> kiln_registry::Client {
-        let login = self.logins.iter().find(|login| login.registry == repository.registry);
-        self.clients.get(&self.http, scheme(&self.plain_http, repository), login)
-    }
-}
-
-fn scheme(plain_http: &[String], repository: &Repository) -> Scheme {
-    if plain_http.contains(&repository.registry) { Scheme::Http } else { Scheme::Https }
-}
-
-/// A repository that an ImageBuild names, and what it says of it.
-struct Named<'a> {
-    field: &'static str,
-    repository: &'a str,
-    tags: &'a [String],
-    secret_ref: Option<&'a SecretRef>,
-    ca_ref: Option<&'a CaRef>,
-}
-
-fn named(image: &ImageTarget) -> Vec<Named<'_>> {
-    let main = Named {
-        field: "image",
-        repository: &image.repository,
-        tags: &image.tags,
-        secret_ref: image.secret_ref.as_ref(),
-        ca_ref: image.ca_ref.as_ref(),
-    };
-    let copies = image.copies.iter().map(|copy| Named {
-        field: "image.copies",
-        repository: &copy.repository,
-        tags: if copy.tags.is_empty() { &image.tags } else { &copy.tags },
-        secret_ref: copy.secret_ref.as_ref(),
-        ca_ref: copy.ca_ref.as_ref(),
-    });
-    std::iter::once(main).chain(copies).collect()
-}
-
-/// Reads what `image` and `pullSecretRefs` name.
-pub async fn registry_access(
-    context: &Context,
-    namespace: &str,
-    image: Option<&ImageTarget>,
-    pull_secrets: &[SecretRef],
-    pool: &BuilderPool,
-    pool_bundles: &[String],
-) -> Result<RegistryAccess, Error> {
-    let named = image.map(named).unwrap_or_default();
-    let (own, pull) = futures::try_join!(
-        futures::future::try_join_all(named.iter().map(|named| async {
-            let repository: Repository = named.repository.parse().map_err(|error| {
-                Fault::user(Reason::RepositoryInvalid, format!("{}.repository: {error}", named.field))
-            })?;
-            let login = match named.secret_ref {
-                Some(reference) => {
-                    let field = format!("{}.secretRef", named.field);
-                    Some(credentials(context, namespace, &reference.name, &field).await?)
-                }
-                None => None,
-            };
-            let field = format!("{}.caRef", named.field);
-            let ca = match named.ca_ref {
-                Some(reference) => Some(ca_bundle(&context.client, namespace, reference, &field).await?),
-                None => None,
-            };
-            Ok::<_, Error>((repository, login, ca))
-        })),
-        futures::future::try_join_all(pull_secrets.iter().map(|reference| credentials(
-            context,
-            namespace,
-            &reference.name,
-            "pullSecretRefs"
-        ))),
-    )?;
-    let plain_http: Vec<String> = pool
-        .spec
-        .registries
-        .iter()
-        .filter(|registry| registry.plain_http)
-        .map(|registry| registry.host.clone())
-        .collect();
-    let mut logins: Vec<Login> = Vec::new();
-    let mut versions = Vec::new();
-    let mut targets = Vec::new();
-    let mut trusted = Vec::new();
-    let mut main_ca = None;
-    for (position, (repository, credentials, ca)) in own.into_iter().enumerate() {
-        let Named { field, tags, .. } = named[position];
-        let mut login = None;
-        if let Some((credentials, version)) = credentials {
-            login = credentials.for_registry(&repository);
-            if login.is_none() {
-                let message = format!(
-                    "the Secret {namespace}/{}, which {field}.secretRef names, holds no credential for {}: add one",
-                    version.name, repository.registry
-                );
-                return Err(Fault::credential(Reason::SecretInvalid, message).into());
-            }
-            add_logins(&mut logins, credentials.logins(Some(&repository)));
-            versions.push(version);
-        }
-        let http = http_client(context, pool, pool_bundles, ca.as_deref(), &format!("{field}.caRef"))?;
-        let client = context.registries.get(&http, scheme(&plain_http, &repository), login.as_ref());
-        targets.push(Target { repository, tags: tags.to_vec(), client });
-        trusted.extend(ca.clone());
-        if position == 0 {
-            main_ca = ca;
-        }
-    }
-    for (credentials, version) in pull {
-        add_logins(&mut logins, credentials.logins(None));
-        versions.push(version);
-    }
-    let http = http_client(context, pool, pool_bundles, Some(&trusted.join("\n")), "image.caRef")?;
-    Ok(RegistryAccess { targets, logins, ca: main_ca, versions, plain_http, http, clients: context.registries.clone() })
-}
-
-/// Adds those for registries that have none yet.
-fn add_logins(logins: &mut Vec<Login>, more: Vec<Login>) {
-    for login in more {
-        if !logins.iter().any(|known| known.registry == login.registry) {
-            logins.push(login);
-        }
-    }
-}
-
-async fn credentials(
-    context: &Context,
-    namespace: &str,
-    name: &str,
-    field: &str,
-) -> Result<(Credentials, SecretVersion), Error> {
-    let SecretData { data, version } = secret(&context.client, namespace, name, field).await?;
-    let credentials = Credentials::from_secret(&data).map_err(|error| {
-        let message = format!("the Secret {namespace}/{name}, which {field} names: {error}");
-        Fault::credential(Reason::SecretInvalid, message)
-    })?;
-    Ok((credentials, version))
-}
-
 /// How a Git server is reached with what an ImageBuild names.
 pub struct GitAccess {
     /// The parsed URL.
@@ -353,7 +197,7 @@ pub struct GitAccess {
     /// A client that trusts the server's CA.
     pub http: HttpClient,
     /// The credential.
-    pub auth: Option<BasicAuth>,
+    pub auth: Option<GitCredential>,
     /// The CA bundles to trust beside the system's, in PEM; empty where there are none.
     pub ca: String,
     /// The Secret that was read.
@@ -375,7 +219,7 @@ pub async fn git_access(
     if let Some(reference) = &git.secret_ref {
         let field = "source.git.secretRef";
         let read = secret(&context.client, namespace, &reference.name, field).await?;
-        auth = Some(BasicAuth::from_secret(&read.data).map_err(|error| {
+        auth = Some(GitCredential::from_secret(&url, &read.data).map_err(|error| {
             let message = format!("the Secret {namespace}/{}, which {field} names: {error}", reference.name);
             Fault::credential(Reason::SecretInvalid, message)
         })?);
@@ -405,7 +249,8 @@ fn http_client(
         .map_err(|error| Fault::credential(Reason::CaInvalid, format!("{field}, or a CA of the BuilderPool: {error}")))
 }
 
-fn join(bundles: &[String], own: Option<&str>) -> String {
+/// Several CA bundles as one.
+pub fn join(bundles: &[String], own: Option<&str>) -> String {
     let mut text = String::new();
     for pem in bundles.iter().map(String::as_str).chain(own) {
         text.push_str(pem.trim());
@@ -414,28 +259,44 @@ fn join(bundles: &[String], own: Option<&str>) -> String {
     text
 }
 
-/// The Secrets that a build names as they are now; one that is missing has no version.
+/// The Secrets that a build reads as they are now; one that is missing has no version.
 pub async fn secret_versions(
     context: &Context,
     namespace: &str,
     spec: &ImageBuildSpec,
 ) -> Result<Vec<SecretVersion>, Error> {
-    let git = spec.git().into_iter().filter_map(|git| git.secret_ref.as_ref()).map(|reference| &reference.name);
-    let targets = spec.image.iter().flat_map(|image| {
-        image.secret_ref.iter().chain(image.copies.iter().filter_map(|copy| copy.secret_ref.as_ref()))
-    });
-    let image = targets.chain(&spec.pull_secret_refs).map(|reference| &reference.name);
-    let build = spec.secrets.iter().map(|secret| &secret.secret_ref.name);
-    let mut names: Vec<&String> = git.chain(image).chain(build).collect();
+    let (mut names, mut versions) = futures::try_join!(
+        registry::account_secrets(context, namespace),
+        registry::pool_versions(context, namespace, spec)
+    )?;
+    names.extend(named_secrets(spec).map(str::to_owned));
     names.sort();
     names.dedup();
-    let mut versions = Vec::new();
-    for name in names {
-        versions.push(match secret(&context.client, namespace, name, "").await {
-            Ok(data) => data.version,
-            Err(Error::Fault(_)) => SecretVersion { name: name.clone(), resource_version: String::new() },
-            Err(error) => return Err(error),
-        });
-    }
-    Ok(versions)
+    let read = names.iter().map(|name| async {
+        let found = find_secret(&context.client, namespace, name).await?;
+        Ok::<_, Error>(found.map_or_else(|| registry::missing(name), |found| found.version))
+    });
+    versions.extend(futures::future::try_join_all(read).await?);
+    Ok(in_status(versions))
+}
+
+/// The versions as a status has them: each once, in the order of their names, and no more than it has room for.
+#[must_use]
+pub fn in_status(mut versions: Vec<SecretVersion>) -> Vec<SecretVersion> {
+    versions.sort_by(|a, b| a.name.cmp(&b.name));
+    versions.dedup();
+    versions.truncate(64);
+    versions
+}
+
+/// The names of the Secrets that a spec names.
+fn named_secrets(spec: &ImageBuildSpec) -> impl Iterator<Item = &str> {
+    let contexts = spec.contexts.iter().filter_map(|of| of.git.as_ref());
+    let git = spec.git().into_iter().chain(contexts).filter_map(|git| git.secret_ref.as_ref());
+    let http = spec.source.iter().filter_map(|source| source.http.as_ref()?.secret_ref.as_ref());
+    let image = spec.image.iter().filter_map(|image| image.secret_ref.as_ref());
+    let copies = spec.image.iter().flat_map(|image| &image.copies).filter_map(|copy| copy.secret_ref.as_ref());
+    let ssh = spec.ssh.iter().map(|ssh| &ssh.secret_ref);
+    let whole = git.chain(http).chain(image).chain(copies).chain(&spec.pull_secret_refs).chain(ssh);
+    whole.map(|reference| reference.name.as_str()).chain(spec.secrets.iter().map(|of| of.secret_ref.name.as_str()))
 }

@@ -20,7 +20,8 @@ use tracing::warn;
 use crate::builder::identity::POOL;
 use crate::builder::node::NodeFacts;
 use crate::condition::find;
-use crate::context::{Context, Stores};
+use crate::context::{Context, Remembered, Stores};
+use crate::image_build::resolve::image_build_contexts;
 use crate::reason::Reason;
 
 /// A stream of the objects that changed, those that were deleted too.
@@ -65,6 +66,9 @@ where
         .boxed();
     (store, changes)
 }
+
+/// The digest of an ImageBuild's last good image, if it has one.
+pub type Image = Option<String>;
 
 /// Wakes reconciles.
 #[derive(Clone)]
@@ -143,12 +147,51 @@ impl Wake {
         }
     }
 
+    /// An ImageBuild or a namespace changed: the pools that keep builders up for those that there are.
+    pub fn warm_pools(&self, pools: &Store<BuilderPool>) {
+        for pool in pools.state().iter().filter(|pool| pool.spec.min_builders.is_some_and(|least| least > 0)) {
+            let _ = self.pools.send(ObjectRef::from_obj(&**pool));
+        }
+    }
+
+    /// An ImageBuild changed: where it has another image, those of its namespace that have it as a context. `images` holds
+    /// the digests that were seen.
+    pub fn image_build_changed(&self, build: &ImageBuild, images: &Remembered<Option<Image>>, context: &Context) {
+        let uid = build.uid().unwrap_or_default();
+        if context.stores.image_builds.get(&ObjectRef::from_obj(build)).is_none() {
+            images.remove(&uid);
+            return;
+        }
+        let image = build.status.as_ref().and_then(|status| Some(status.image.as_ref()?.digest.clone()));
+        let former = images.get(&uid);
+        if former.as_ref() == Some(&image) {
+            return;
+        }
+        images.set(&uid, Some(image));
+        // What is seen for the first time is there since before the operator was: it looks at everything when it starts.
+        if former.is_none() {
+            return;
+        }
+        let name = build.name_any();
+        let depends = |other: &ImageBuild| {
+            other.metadata.namespace == build.metadata.namespace && image_build_contexts(other).contains(&name)
+        };
+        for other in context.stores.image_builds.state_filter(depends) {
+            let uid = other.uid().unwrap_or_default();
+            context.image_builds.set(&uid, context.image_builds.get(&uid).without_delay());
+            let _ = self.image_builds.send(ObjectRef::from_obj(&*other));
+        }
+    }
+
     /// A pool changed: runs that wait for capacity, and ImageBuilds that found no pool, may go on.
     pub fn pool_changed(&self, context: &Context) {
         self.queued_runs(&context.stores.runs);
+        // An ImageBuild without a pool may be another one's by now.
+        self.warm_pools(&context.stores.pools);
         for build in context.stores.image_builds.state() {
             let conditions = build.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-            let faults = [Reason::PoolNotFound, Reason::PoolNotAllowed, Reason::PlatformInvalid];
+            let faults =
+                [Reason::PoolNotFound, Reason::PoolNotAllowed, Reason::PlatformInvalid, Reason::ArchivesNotConfigured];
             let waits = find(conditions, "Ready")
                 .is_some_and(|ready| faults.iter().any(|fault| fault.as_str() == ready.reason));
             if let Some(uid) = build.uid().filter(|_| waits) {

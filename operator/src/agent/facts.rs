@@ -1,10 +1,11 @@
-//! What builders say of themselves: asked when a builder has come up and after each of its jobs, never on a clock.
+//! What builders say of themselves: asked when a builder has come up, after each of its jobs, and where a build needs to
+//! know what it emulates now; never on a clock.
 //!
 //! Kept in memory alone: a new operator asks the builders that there are.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use kiln_agent_proto as proto;
@@ -28,6 +29,9 @@ const AGAIN: [Duration; 5] = [
     Duration::from_secs(15),
     Duration::from_mins(1),
 ];
+
+/// How long an answer is fresh: a little longer than buildkitd itself waits before it looks anew for its node's emulators.
+const FRESH: Duration = Duration::from_secs(21);
 
 /// What a builder has said of itself.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -56,6 +60,8 @@ impl From<proto::DescribeResponse> for Facts {
 struct Entry {
     /// When the builder had last been active when it was asked.
     asked: Timestamp,
+    /// When it was asked last.
+    asked_at: Instant,
     facts: Option<Facts>,
 }
 
@@ -86,24 +92,46 @@ impl Described {
             Some(entry) if entry.asked == last_active => true,
             Some(entry) => {
                 entry.asked = last_active;
+                entry.asked_at = Instant::now();
                 false
             }
             None => {
-                entries.insert(pod_uid.to_owned(), Entry { asked: last_active, facts: None });
+                let entry = Entry { asked: last_active, asked_at: Instant::now(), facts: None };
+                entries.insert(pod_uid.to_owned(), entry);
                 false
             }
         });
         if !asked {
-            let (described, pod_uid, pool) = (self.clone(), pod_uid.to_owned(), pool.to_owned());
-            tokio::spawn(async move {
-                if let Some(facts) = described.answer(&pod_uid, &agent, last_active).await
-                    && described.keep(&pod_uid, facts)
-                {
-                    // The receiver lives as long as the controllers do.
-                    let _ = described.wake.send(ObjectRef::new(&pool));
-                }
-            });
+            let settle = if self.facts(pod_uid).is_some() { SETTLE } else { Duration::ZERO };
+            self.listen(pod_uid, pool, agent, last_active, settle);
         }
+    }
+
+    /// Asks a builder that has answered before once more, unless its answer is fresh.
+    pub fn ask_again(&self, pod_uid: &str, pool: &str, agent: Agent) {
+        let asked = self.with(|entries| {
+            let entry = entries.get_mut(pod_uid)?;
+            (entry.facts.is_some() && entry.asked_at.elapsed() >= FRESH).then(|| {
+                entry.asked_at = Instant::now();
+                entry.asked
+            })
+        });
+        if let Some(asked) = asked {
+            self.listen(pod_uid, pool, agent, asked, Duration::ZERO);
+        }
+    }
+
+    fn listen(&self, pod_uid: &str, pool: &str, agent: Agent, asked: Timestamp, settle: Duration) {
+        let (described, pod_uid, pool) = (self.clone(), pod_uid.to_owned(), pool.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(settle).await;
+            if let Some(facts) = described.answer(&pod_uid, &agent, asked).await
+                && described.keep(&pod_uid, facts)
+            {
+                // The receiver lives as long as the controllers do.
+                let _ = described.wake.send(ObjectRef::new(&pool));
+            }
+        });
     }
 
     /// Forgets all builders but these.
@@ -112,9 +140,6 @@ impl Described {
     }
 
     async fn answer(&self, pod_uid: &str, agent: &Agent, asked: Timestamp) -> Option<Facts> {
-        if self.facts(pod_uid).is_some() {
-            tokio::time::sleep(SETTLE).await;
-        }
         for delay in AGAIN {
             // A job that has ended since has it asked anew, and a builder that is gone answers nobody.
             if self.with(|entries| entries.get(pod_uid).is_none_or(|entry| entry.asked != asked)) {

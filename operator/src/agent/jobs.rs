@@ -42,14 +42,7 @@ pub enum Observation {
     /// The agent works on it.
     Running(PlatformPhase),
     /// The platform's image is in the registry.
-    Succeeded {
-        /// The manifest's digest.
-        digest: String,
-        /// Its size in bytes.
-        size: u64,
-        /// Its media type.
-        media_type: String,
-    },
+    Succeeded(Box<proto::Result>),
     /// It ended without an image.
     Failed(proto::Failure),
     /// The agent does not know the job: it has been lost.
@@ -63,7 +56,7 @@ pub enum Observation {
 impl Observation {
     /// Whether the agent does not work on the job any more.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Succeeded { .. } | Self::Failed(_) | Self::Unknown | Self::Refused)
+        matches!(self, Self::Succeeded(_) | Self::Failed(_) | Self::Unknown | Self::Refused)
     }
 }
 
@@ -348,9 +341,7 @@ impl Follower {
 
 fn outcome(event: proto::event::Kind) -> Option<Observation> {
     match event {
-        proto::event::Kind::Result(proto::Result { digest, size, media_type, .. }) => {
-            Some(Observation::Succeeded { digest, size, media_type })
-        }
+        proto::event::Kind::Result(result) => Some(Observation::Succeeded(Box::new(result))),
         proto::event::Kind::Failure(failure) => Some(Observation::Failed(failure)),
         proto::event::Kind::Phase(_) | proto::event::Kind::Step(_) | proto::event::Kind::Log(_) => None,
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use kiln_crds::BuilderPoolSpec;
+use kiln_crds::builder_pool::PoolRegistry;
 use sha2::{Digest, Sha256};
 
 use super::identity::hex;
@@ -64,17 +65,41 @@ fn buildkitd(pool: &BuilderPoolSpec, cache: CacheSize) -> String {
     text.push_str("[worker.containerd]\n  enabled = false\n");
     // Its history would keep what steps print on the volume, secrets and all.
     text.push_str("[history]\n  maxEntries = 0\n");
-    for registry in &pool.registries {
-        let _ = writeln!(text, "[registry.{}]", quoted(&registry.host));
-        if !registry.mirrors.is_empty() {
-            let mirrors: Vec<String> = registry.mirrors.iter().map(|mirror| quoted(mirror)).collect();
+    for (host, Reached { mirrors, plain_http }) in registries(&pool.registries) {
+        let _ = writeln!(text, "[registry.{}]", quoted(host));
+        if !mirrors.is_empty() {
+            let mirrors: Vec<String> = mirrors.into_iter().map(quoted).collect();
             let _ = writeln!(text, "  mirrors = [{}]", mirrors.join(", "));
         }
-        if registry.plain_http {
+        if plain_http {
             text.push_str("  http = true\n");
         }
     }
     text
+}
+
+/// How one registry is reached.
+#[derive(Default)]
+struct Reached<'a> {
+    mirrors: Vec<&'a str>,
+    plain_http: bool,
+}
+
+/// The registries by the name that BuildKit looks them up by. Several of the pool's entries may mean one registry, and a
+/// second table of one name would keep buildkitd from starting.
+fn registries(named: &[PoolRegistry]) -> BTreeMap<&str, Reached<'_>> {
+    let mut registries: BTreeMap<&str, Reached<'_>> = BTreeMap::new();
+    for registry in named {
+        // What image references call docker.io goes by older names too.
+        let host = match registry.host.as_str() {
+            "index.docker.io" | "registry-1.docker.io" => "docker.io",
+            host => host,
+        };
+        let reached = registries.entry(host).or_default();
+        reached.mirrors.extend(registry.mirrors.iter().map(String::as_str));
+        reached.plain_http |= registry.plain_http;
+    }
+    registries
 }
 
 /// A basic string of TOML. The schema allows no character that would need more care than this.
@@ -85,7 +110,6 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiln_crds::builder_pool::PoolRegistry;
 
     #[test]
     fn configuration_names_mirrors_and_absolute_cache_sizes() {
@@ -97,6 +121,11 @@ mod tests {
                     ..PoolRegistry::default()
                 },
                 PoolRegistry { host: "plain.example:80".into(), plain_http: true, ..PoolRegistry::default() },
+                PoolRegistry {
+                    host: "index.docker.io".into(),
+                    mirrors: vec!["plain.example:80".into()],
+                    ..PoolRegistry::default()
+                },
             ],
             ..BuilderPoolSpec::default()
         };

@@ -12,6 +12,7 @@ pub mod observe;
 pub mod pick;
 pub mod pod;
 pub mod profile;
+pub mod trust;
 
 pub use authority::Authority;
 pub use identity::{BuilderId, TrustDomain};

@@ -138,6 +138,27 @@ pub fn volumes(context: &Context, pool: &BuilderPool) -> Vec<Volume> {
     of_pool.collect()
 }
 
+/// Asks a pool's builders what they emulate now, where the pool emulates at all: handlers may have been installed on their
+/// nodes since they came up. An answer that is news changes the pool's status, and that wakes the builds that wait.
+pub fn describe_again(context: &Context, pool: &BuilderPool) {
+    if !pool.spec.allow.as_ref().and_then(|allow| allow.emulation).unwrap_or(false) {
+        return;
+    }
+    for pod in context.stores.pods.state() {
+        let Some(id) = BuilderId::of(&pod.metadata).filter(|id| id.pool == pool.name_any()) else { continue };
+        if let (Some(uid), Some((agent, _))) = (pod.uid(), ready(&pod)) {
+            context.described.ask_again(&uid, &id.pool, agent);
+        }
+    }
+}
+
+/// Whether a builder has said what it runs, and its pool's status knows it: until then nothing is to be emulated there.
+#[must_use]
+pub fn is_described(context: &Context, pool: &BuilderPool, builder: &BuilderRef) -> bool {
+    let known = pool.status.iter().flat_map(|status| &status.builders).find(|known| known.name == builder.pod);
+    context.described.facts(&builder.uid).is_some() && known.is_some_and(|known| known.buildkit.is_some())
+}
+
 /// The pod of the builder of this name.
 #[must_use]
 pub fn pod(context: &Context, builder: &str) -> Option<Arc<Pod>> {

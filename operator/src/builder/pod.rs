@@ -27,6 +27,8 @@ pub const LAST_USED: &str = "kiln.build/last-used";
 pub const AGENT_PORT: u16 = 8443;
 /// The size of a cache volume unless the pool names one.
 const CACHE_SIZE: &str = "20Gi";
+/// Where the agent finds its namespace's directory of the pool's archive volume.
+const ARCHIVES: &str = "/var/lib/kiln/archives";
 /// The uid and gid of everything in a builder pod.
 const USER: i64 = 1000;
 
@@ -253,11 +255,27 @@ impl Template<'_> {
     /// The agent: restricted, and the only one to see the certificate and the credentials.
     fn agent(&self, id: &BuilderId) -> Container {
         let limit = self.pool.max_jobs_per_builder.unwrap_or(super::ensure::JOBS_PER_BUILDER);
+        let mut env = vec![variable("KILN_BUILDER", &id.name()), variable("KILN_MAX_JOBS", &limit.to_string())];
+        let mut mounts = vec![
+            mount("socket", "/run/buildkit"),
+            VolumeMount { sub_path: Some("agent".to_owned()), ..mount("cache", "/var/lib/kiln/agent") },
+            mount("credentials", "/run/kiln"),
+            VolumeMount { read_only: Some(true), ..mount("tls", "/etc/kiln/tls") },
+            // For its CA bundles: where a registry wants tokens, it is buildctl that asks for them.
+            VolumeMount { read_only: Some(true), ..mount("config", "/etc/kiln/buildkitd") },
+            mount("agent-tmp", "/tmp"),
+        ];
+        if self.pool.archives.is_some() {
+            env.push(variable("KILN_ARCHIVES_DIR", ARCHIVES));
+            // The namespace's own directory and nothing above it: a namespace made again under the same name begins empty.
+            let directory = format!("{}-{}", id.domain.namespace, id.domain.namespace_uid);
+            mounts.push(VolumeMount { sub_path: Some(directory), ..mount("archives", ARCHIVES) });
+        }
         Container {
             name: "agent".to_owned(),
             image: Some(self.image.to_owned()),
             command: Some(vec!["/usr/local/bin/kiln-agent".to_owned()]),
-            env: Some(vec![variable("KILN_BUILDER", &id.name()), variable("KILN_MAX_JOBS", &limit.to_string())]),
+            env: Some(env),
             ports: Some(vec![ContainerPort {
                 name: Some("agent".to_owned()),
                 container_port: i32::from(AGENT_PORT),
@@ -275,15 +293,7 @@ impl Template<'_> {
                 }),
                 ..SecurityContext::default()
             }),
-            volume_mounts: Some(vec![
-                mount("socket", "/run/buildkit"),
-                VolumeMount { sub_path: Some("agent".to_owned()), ..mount("cache", "/var/lib/kiln/agent") },
-                mount("credentials", "/run/kiln"),
-                VolumeMount { read_only: Some(true), ..mount("tls", "/etc/kiln/tls") },
-                // For its CA bundles: where a registry wants tokens, it is buildctl that asks for them.
-                VolumeMount { read_only: Some(true), ..mount("config", "/etc/kiln/buildkitd") },
-                mount("agent-tmp", "/tmp"),
-            ]),
+            volume_mounts: Some(mounts),
             ..Container::default()
         }
     }
@@ -333,6 +343,14 @@ impl Template<'_> {
             tls,
             config("config", settings.collect()),
         ];
+        if let Some(archives) = &self.pool.archives {
+            let claim_name = archives.claim_name.clone();
+            volumes.push(Volume {
+                name: "archives".to_owned(),
+                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource { claim_name, read_only: None }),
+                ..Volume::default()
+            });
+        }
         if profile == Profile::UserNamespace {
             volumes.push(config("ids", ids.map(|key| item(key, key.to_owned())).to_vec()));
         }

@@ -44,6 +44,32 @@ fn pods_of_both_profiles() {
 }
 
 #[test]
+fn the_agent_alone_sees_the_archives_and_of_those_its_own_namespace_s() {
+    let pool: BuilderPoolSpec = serde_json::from_value(serde_json::json!({"archives": {"claimName": "tars"}})).unwrap();
+    let of = |uid: &str| {
+        let id =
+            BuilderId { domain: super::super::TrustDomain::new("team", uid, "ib", CacheScope::ImageBuild), ..id() };
+        let spec = template(&pool).pod(&id, Profile::UserNamespace, &Bundles::new(), &owner("p", "u")).spec.unwrap();
+        let volumes = spec.volumes.unwrap();
+        let claim = volumes.iter().find(|volume| volume.name == "archives").unwrap().persistent_volume_claim.clone();
+        assert_eq!(claim.unwrap().claim_name, "tars");
+        let mounts = |containers: Vec<Container>| -> Vec<VolumeMount> {
+            let all = containers.into_iter().flat_map(|container| container.volume_mounts.unwrap());
+            all.filter(|mount| mount.name == "archives").collect()
+        };
+        assert_eq!(mounts(spec.init_containers.unwrap()), [], "RUN steps are not to see them");
+        let told =
+            spec.containers[0].env.iter().flatten().find(|variable| variable.name == "KILN_ARCHIVES_DIR").cloned();
+        let mounts = mounts(spec.containers);
+        assert_eq!(told.unwrap().value.as_deref(), Some(mounts[0].mount_path.as_str()));
+        assert_eq!(mounts.len(), 1);
+        mounts[0].sub_path.clone().unwrap()
+    };
+    assert_eq!(of("uid-1"), "team-uid-1");
+    assert_ne!(of("uid-1"), of("uid-2"), "a namespace made again begins empty");
+}
+
+#[test]
 fn ephemeral_storage_is_limited_but_where_it_is_the_cache_or_the_pool_says_otherwise() {
     let limit_of = |size: &str, resources: serde_json::Value| {
         let pool: BuilderPoolSpec =

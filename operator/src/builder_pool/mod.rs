@@ -1,11 +1,13 @@
-//! BuilderPool: removes builders that are idle, ended or nobody's, and reports those that there are.
+//! BuilderPool: removes builders that are idle, ended or nobody's, keeps `minBuilders` up, and reports those that there are.
 //!
-//! Builders are made by the runs that need them ([`crate::image_build_run::place`]); this is where they end.
+//! All others are made by the runs that need them ([`crate::image_build_run::place`]); this is where they end.
 
 pub mod activity;
+pub mod demand;
 pub mod plan;
 pub mod select;
 pub mod status;
+pub mod warm;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use kube::runtime::reflector::ObjectRef;
 
 use self::activity::Activity;
 use self::plan::{Builder, Fate, Volume};
+use self::warm::{Demand, Standing};
+use crate::builder::pick;
 use crate::builder::pod::LAST_USED;
 use crate::builder::profile::Profile;
 use crate::builder::{BuilderId, TrustDomain};
@@ -39,6 +43,9 @@ pub enum Error {
     /// The status could not be written.
     #[error("writing the BuilderPool's status: {0}")]
     Write(#[from] kube::Error),
+    /// Something that the pool names could not be read.
+    #[error(transparent)]
+    Reference(#[from] crate::references::Error),
 }
 
 /// Brings a pool one step on.
@@ -49,9 +56,13 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     // Nobody is given a builder that is being removed.
     let placing = context.placing.lock().await;
     let living = Living::of(&context, &pool);
-    let builders = builders(&context, &pool, &living, now);
+    let template = observe::template(&context, &pool);
+    let demand = demand::demand(&context, &pool, &nodes);
+    // A pool that keeps none up, as most do, is spared the look.
+    let made = if demand.least > 0 { observe::builders(&context, &pool, template, &nodes, now) } else { Vec::new() };
+    let builders = builders(&context, &pool, &living, &demand, &made, now);
     let volumes = volumes(&context, &pool, &living);
-    let decided = plan::plan(&pool.spec, &builders, &volumes, observe::template(&context, &pool).has_volume(), now);
+    let decided = plan::plan(&pool.spec, &builders, &volumes, template.has_volume(), now);
     for (id, fate) in decided.fates {
         match fate {
             Fate::RemovePod => {
@@ -66,6 +77,9 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
             }
         }
     }
+    let limits = select::limits(&pool, template.volume_size());
+    let missing = demand.missing(&pool.name_any(), &made, &observe::volumes(&context, &pool), limits);
+    let started = demand::start(&context, &pool, &nodes, &missing).await;
     drop(placing);
     forget_the_gone(&context);
     let profiles: Vec<_> =
@@ -77,10 +91,18 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
             other => drop(other?),
         }
     }
+    started?;
     Ok(decided.look_again.map_or_else(Action::await_change, |at| Action::requeue(until(at, now))))
 }
 
-fn builders(context: &Context, pool: &BuilderPool, living: &Living, now: Timestamp) -> Vec<Builder> {
+fn builders(
+    context: &Context,
+    pool: &BuilderPool,
+    living: &Living,
+    demand: &Demand,
+    made: &[pick::Builder],
+    now: Timestamp,
+) -> Vec<Builder> {
     let activity = Activity::of(&context.stores.runs.state(), context.jobs.places());
     let known = pool.status.as_ref().map(|status| status.builders.as_slice()).unwrap_or_default();
     let mut builders: Vec<Builder> = context
@@ -109,6 +131,10 @@ fn builders(context: &Context, pool: &BuilderPool, living: &Living, now: Timesta
                 ended: observe::has_ended(pod),
                 terminating: pod.metadata.deletion_timestamp.is_some(),
                 orphaned: living.is_gone(context, &id.domain),
+                standing: made
+                    .iter()
+                    .find(|made| made.id == id)
+                    .map_or(Standing::Idle, |builder| demand.standing(builder, made)),
                 node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
                 profile: match pod.spec.as_ref().and_then(|spec| spec.host_users) {
                     Some(false) => Profile::UserNamespace,

@@ -8,6 +8,7 @@ use kiln_crds::BuilderPoolSpec;
 use crate::agent::Facts;
 use crate::builder::BuilderId;
 use crate::builder::profile::Profile;
+use crate::builder_pool::warm::Standing;
 
 /// How long a builder stays warm unless the pool says it.
 const IDLE: Duration = Duration::from_mins(30);
@@ -44,6 +45,8 @@ pub struct Builder {
     pub terminating: bool,
     /// Whether nobody is left whom it could work for.
     pub orphaned: bool,
+    /// Where it stands without a job.
+    pub standing: Standing,
 }
 
 /// A cache volume as it stands.
@@ -96,18 +99,25 @@ pub fn plan(
     let mut fates = Vec::new();
     for builder in builders {
         // A pod without a node would have an autoscaler bring one for nobody.
-        let kept = if builder.node.is_none() { idle.min(UNWANTED) } else { idle };
-        let until = builder.last_active.checked_add(kept).ok();
+        let stays = if builder.node.is_none() { idle.min(UNWANTED) } else { idle };
+        let until = builder.last_active.checked_add(stays).ok();
+        let gone = if has_volume { Fate::RemovePod } else { Fate::RemoveAll };
         if builder.terminating {
             // It goes by itself, and its end wakes the pool; what it leaves is the volume's fate.
         } else if builder.orphaned {
             fates.push((builder.id.clone(), Fate::RemoveAll));
         } else if builder.wanted {
             // The end of the job that it is for wakes the pool.
-        } else if builder.ended || (builder.jobs == 0 && until.is_some_and(|until| until <= now)) {
-            fates.push((builder.id.clone(), if has_volume { Fate::RemovePod } else { Fate::RemoveAll }));
+        } else if builder.ended {
+            // One that is kept up would be made anew at once, and may end at once again.
+            let pause = builder.last_active.checked_add(UNWANTED).ok().filter(|_| builder.standing == Standing::Kept);
+            if pause.is_some_and(|pause| pause > now) { later(pause) } else { fates.push((builder.id.clone(), gone)) }
         } else if builder.jobs == 0 {
-            later(until);
+            match builder.standing {
+                Standing::Kept => {}
+                Standing::Idle if until.is_none_or(|until| until > now) => later(until),
+                Standing::Idle | Standing::Surplus => fates.push((builder.id.clone(), gone)),
+            }
         }
     }
     for volume in volumes.iter().filter(|volume| builders.iter().all(|builder| builder.id != volume.id)) {
@@ -150,6 +160,7 @@ mod tests {
             ended: false,
             terminating: false,
             orphaned: false,
+            standing: Standing::Idle,
         }
     }
 
@@ -168,6 +179,21 @@ mod tests {
         let gone = [(1, Fate::RemovePod), (3, Fate::RemovePod), (4, Fate::RemoveAll), (6, Fate::RemovePod)];
         assert_eq!(plan.fates, gone.map(|(slot, fate)| (id(slot), fate)));
         assert_eq!(plan.look_again, Some(at(1050)));
+    }
+
+    #[test]
+    fn those_that_are_kept_outlive_the_idle_time_and_those_of_nobody_do_not_wait_for_it() {
+        let pool = BuilderPoolSpec { idle_timeout: serde_json::from_str("\"60s\"").ok(), ..BuilderPoolSpec::default() };
+        let standing = |slot, standing| Builder { standing, ..builder(slot, 0, 900) };
+        let kept = standing(0, Standing::Kept);
+        let unplaced = Builder { node: None, ..standing(1, Standing::Kept) };
+        let surplus = Builder { last_active: at(999), ..standing(2, Standing::Surplus) };
+        let busy = Builder { jobs: 1, ..standing(3, Standing::Surplus) };
+        let ended = Builder { ended: true, ..standing(4, Standing::Kept) };
+        let just_ended = Builder { last_active: at(995), ended: true, ..standing(5, Standing::Kept) };
+        let plan = plan(&pool, &[kept, unplaced, surplus, busy, ended, just_ended], &[], true, at(1000));
+        assert_eq!(plan.fates, [(id(2), Fate::RemovePod), (id(4), Fate::RemovePod)]);
+        assert_eq!(plan.look_again, Some(at(1005)));
     }
 
     #[test]

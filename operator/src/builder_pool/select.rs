@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kiln_crds::BuilderPool;
+use kiln_crds::{BuilderPool, ImageBuildSpec};
 use kube::ResourceExt;
 use kube::core::{Selector, SelectorExt};
 use kube::runtime::reflector::ObjectRef;
@@ -53,6 +53,23 @@ pub fn select(
         );
         Fault::user(Reason::PoolNotFound, message)
     })
+}
+
+/// Whether the pool has the volume that an ImageBuild writes its image to, or reads a platform's image from.
+pub fn archives(build: &ImageBuildSpec, pool: &BuilderPool) -> Result<(), Fault> {
+    let reads = build.platforms.iter().flatten().find(|platform| platform.archive.is_some());
+    let field = match (&build.archive, reads) {
+        _ if pool.spec.archives.is_some() => return Ok(()),
+        (Some(_), _) => "archive".to_owned(),
+        (None, Some(platform)) => format!("platforms[{}].archive", platform.name),
+        (None, None) => return Ok(()),
+    };
+    let message = format!(
+        "{field} needs a volume for archives, which the BuilderPool {} has not: its owner can name one in spec.archives, or \
+         name another pool in spec.pool",
+        pool.name_any()
+    );
+    Err(Fault::user(Reason::ArchivesNotConfigured, message))
 }
 
 fn selects(selector: Option<&LabelSelector>, labels: &BTreeMap<String, String>) -> bool {
@@ -106,5 +123,29 @@ mod tests {
             assert_eq!(got.map(|pool| pool.name_any()).map_err(|fault| fault.reason), expected.map(str::to_owned));
         }
         assert_eq!(select(&[], None, "ns", &labels("red")).map_err(|f| f.reason).err(), Some(Reason::PoolNotFound));
+    }
+
+    #[test]
+    fn archives_need_a_volume() {
+        let archives = serde_json::json!({"archives": {"claimName": "tars"}});
+        let with = BuilderPool::new("p", serde_json::from_value(archives).unwrap());
+        let without = BuilderPool::new("p", BuilderPoolSpec::default());
+        for (build, needs) in [
+            (serde_json::json!({"archive": {"path": "app.tar"}}), true),
+            (
+                serde_json::json!({"platforms": [{"name": "linux/amd64"}, {"name": "linux/arm64", "archive": "a.tar"}]}),
+                true,
+            ),
+            (serde_json::json!({"platforms": [{"name": "linux/amd64"}]}), false),
+        ] {
+            let build: ImageBuildSpec = serde_json::from_value(build).unwrap();
+            let reason = archives_of(&build, &without);
+            assert_eq!(reason, needs.then_some(Reason::ArchivesNotConfigured), "{build:?}");
+            assert_eq!(archives_of(&build, &with), None);
+        }
+    }
+
+    fn archives_of(build: &ImageBuildSpec, pool: &BuilderPool) -> Option<Reason> {
+        super::archives(build, pool).err().map(|fault| fault.reason)
     }
 }

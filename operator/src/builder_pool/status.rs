@@ -184,6 +184,7 @@ mod tests {
             ended: false,
             terminating: false,
             orphaned: false,
+            standing: crate::builder_pool::warm::Standing::Idle,
         }
     }
 

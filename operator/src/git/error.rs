@@ -21,6 +21,30 @@ pub enum Error {
         /// Whether a credential was sent.
         with_credential: bool,
     },
+    /// The ssh server refuses the key, or there is none.
+    #[error("the Git server refuses access to {url}: {}", if *.with_key {
+        "register the key's public part there, with the right to read the repository"
+    } else {
+        "name a Secret with the keys ssh-privatekey and known_hosts in source.git.secretRef"
+    })]
+    KeyRefused {
+        /// The repository.
+        url: String,
+        /// Whether a key was shown.
+        with_key: bool,
+    },
+    /// The ssh server's key is not the one in `known_hosts`, or there is none.
+    #[error("{}; put what ssh-keyscan prints into the key known_hosts of the Secret that source.git.secretRef names", if *.changed {
+        format!("{host} shows another key than known_hosts has for it: somebody may be in between, or the server has a new key. Once you know that it is the server's")
+    } else {
+        format!("the key of {host} is not known")
+    })]
+    HostKeyUnknown {
+        /// The host, with its port where that is not 22.
+        host: String,
+        /// Whether there is another key for it.
+        changed: bool,
+    },
     /// No repository there, as far as one can see.
     #[error("{url} was not found: {}", if *.with_credential {
         "check the URL, and that the credential's account may read the repository"
@@ -116,6 +140,8 @@ pub enum ErrorKind {
     RefInvalid,
     /// No such ref.
     RefNotFound,
+    /// The ssh server's key is not to be trusted.
+    HostKeyUnknown,
     /// Too many requests.
     RateLimited,
     /// No connection, no answer in time, or a server error.
@@ -135,7 +161,8 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unauthorized { .. } => ErrorKind::Unauthorized,
+            Self::Unauthorized { .. } | Self::KeyRefused { .. } => ErrorKind::Unauthorized,
+            Self::HostKeyUnknown { .. } => ErrorKind::HostKeyUnknown,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::RefInvalid { .. } => ErrorKind::RefInvalid,
             Self::RefNotFound { .. } => ErrorKind::RefNotFound,
@@ -160,7 +187,8 @@ impl Error {
     #[must_use]
     pub fn class(&self) -> FailureClass {
         match self.kind() {
-            ErrorKind::Unauthorized => FailureClass::Credential,
+            // The keys that a server may have are in the Secret, too.
+            ErrorKind::Unauthorized | ErrorKind::HostKeyUnknown => FailureClass::Credential,
             ErrorKind::NotFound
             | ErrorKind::RefInvalid
             | ErrorKind::RefNotFound

@@ -1,14 +1,16 @@
-//! Git servers over smart HTTP, as far as the operator needs them: which commit a ref names
+//! Git servers over smart HTTP and ssh, as far as the operator needs them: which commit a ref names
 //! (<https://git-scm.com/docs/gitprotocol-http>, <https://git-scm.com/docs/gitprotocol-v2>).
 
 mod advertisement;
+mod credential;
 mod error;
+mod known_hosts;
 mod refname;
 mod resolve;
-mod url;
+mod ssh;
 #[cfg(test)]
 mod wire_tests;
 
+pub use credential::{BasicAuth, GitCredential, SecretError, SshKey};
 pub use error::{Error, ErrorKind};
-pub use resolve::{BasicAuth, Resolved, SecretError, resolve};
-pub use url::{GitUrl, UrlError};
+pub use resolve::{Resolved, resolve};

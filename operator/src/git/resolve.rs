@@ -1,19 +1,16 @@
-//! From a ref to a commit: what `git ls-remote` does, with the operator's own HTTP client.
+//! From a ref to a commit: what `git ls-remote` does, with the operator's own HTTP client; by ssh in `ssh.rs`.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Method, StatusCode, header};
-use k8s_openapi::ByteString;
+use kiln_crds::GitUrl;
 use reqwest::{Response, Url};
 
 use super::advertisement::{Greeting, GreetingReader, Malformed, Refs, RefsReader, ls_refs_request};
+use super::credential::GitCredential;
 use super::error::Error;
 use super::refname::{Wanted, similar, wanted};
-use super::url::GitUrl;
-use kiln_registry::http_client::{BodyError, HttpClient, SecretString, TransportFailure, read_chunks, retry_after};
+use kiln_registry::http_client::{BodyError, HttpClient, TransportFailure, read_chunks, retry_after};
 
 /// Version 0 servers send all their refs, which are many where each change has its own.
 const ADVERTISEMENT_LIMIT: usize = 64 * 1024 * 1024;
@@ -21,56 +18,6 @@ const ADVERTISEMENT_LIMIT: usize = 64 * 1024 * 1024;
 const LS_REFS_LIMIT: usize = 4 * 1024 * 1024;
 const REDIRECTS: usize = 3;
 const GREETING_TAIL: &str = "/info/refs";
-
-/// A user name and password (or token) for a Git server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BasicAuth {
-    /// The account's name; many servers take any name with a token.
-    pub username: String,
-    /// Password or token.
-    pub password: SecretString,
-}
-
-/// What is wrong with a Secret that should hold a Git server's credential.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SecretError {
-    /// A key is not there.
-    #[error("it has no key password (with a key username beside it)")]
-    NoPassword,
-    /// Only an ssh key is there.
-    #[error("it holds an ssh key, which Kiln cannot use yet: put username and password (a token) into it")]
-    SshKey,
-    /// Not text, or several lines.
-    #[error("the value of {0} is not a single line of text")]
-    NotText(&'static str),
-}
-
-impl BasicAuth {
-    /// Reads a Secret's data: `password`, and `username` (`git` where it is missing: tokens need none).
-    pub fn from_secret(data: &BTreeMap<String, ByteString>) -> Result<Self, SecretError> {
-        let line = |key: &'static str| match data.get(key) {
-            None => Ok(None),
-            // Editors end a file with a line break, which is never part of a password.
-            Some(value) => match std::str::from_utf8(&value.0).map(|text| text.trim_end_matches(['\r', '\n'])) {
-                Ok(text) if !text.chars().any(char::is_control) => Ok(Some(text.to_owned())),
-                _ => Err(SecretError::NotText(key)),
-            },
-        };
-        let username = line("username")?.filter(|name| !name.is_empty()).unwrap_or_else(|| "git".into());
-        match line("password")?.filter(|password| !password.is_empty()) {
-            Some(password) => Ok(Self { username, password: SecretString::new(password) }),
-            None if data.contains_key("ssh-privatekey") => Err(SecretError::SshKey),
-            None => Err(SecretError::NoPassword),
-        }
-    }
-
-    fn header(&self) -> Option<HeaderValue> {
-        let pair = STANDARD.encode(format!("{}:{}", self.username, self.password.expose()));
-        let mut header = HeaderValue::from_str(&format!("Basic {pair}")).ok()?;
-        header.set_sensitive(true);
-        Some(header)
-    }
-}
 
 /// The commit that a ref names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,13 +37,24 @@ pub async fn resolve(
     http: &HttpClient,
     url: &GitUrl,
     reference: Option<&str>,
-    auth: Option<&BasicAuth>,
+    credential: Option<&GitCredential>,
 ) -> Result<Resolved, Error> {
     let wanted = wanted(reference).map_err(|cause| Error::RefInvalid {
         reference: reference.unwrap_or_default().chars().take(100).collect(),
         cause,
     })?;
-    let exchange = Exchange { http, url, authorization: auth.and_then(BasicAuth::header) };
+    if let Some(ssh) = url.ssh() {
+        let key = match credential {
+            Some(GitCredential::Ssh(key)) => Some(key),
+            Some(GitCredential::Basic(_)) | None => None,
+        };
+        return super::ssh::resolve(http.addresses(), url, ssh, key, reference, wanted).await;
+    }
+    let authorization = match credential {
+        Some(GitCredential::Basic(auth)) => auth.header(),
+        Some(GitCredential::Ssh(_)) | None => None,
+    };
+    let exchange = Exchange { http, url, authorization };
     let candidates = match wanted {
         Wanted::Commit(commit) => {
             exchange.greet(&[]).await?;
@@ -127,7 +85,7 @@ pub async fn resolve(
     Err(Error::RefNotFound { url: url.to_string(), reference: reference.to_owned(), similar })
 }
 
-fn choose(refs: &Refs, candidates: &[String]) -> Option<Resolved> {
+pub(super) fn choose(refs: &Refs, candidates: &[String]) -> Option<Resolved> {
     candidates.iter().find_map(|name| {
         let commit = refs.commits.get(name)?.to_ascii_lowercase();
         let ref_name = if name == "HEAD" { refs.head.clone().unwrap_or_else(|| name.clone()) } else { name.clone() };
@@ -275,22 +233,6 @@ impl Exchange<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn secret(pairs: &[(&str, &str)]) -> Result<BasicAuth, SecretError> {
-        let data = pairs.iter().map(|(k, v)| ((*k).to_owned(), ByteString((*v).into()))).collect();
-        BasicAuth::from_secret(&data)
-    }
-
-    #[test]
-    fn secrets() {
-        let auth = secret(&[("username", "me\n"), ("password", "pw\n")]).unwrap();
-        assert_eq!((auth.username.as_str(), auth.password.expose()), ("me", "pw"));
-        assert_eq!(secret(&[("password", "token")]).unwrap().username, "git");
-        assert_eq!(secret(&[("username", "me")]), Err(SecretError::NoPassword));
-        assert_eq!(secret(&[("ssh-privatekey", "x")]), Err(SecretError::SshKey));
-        assert_eq!(secret(&[("password", "a\nb")]), Err(SecretError::NotText("password")));
-        assert!(!format!("{auth:?}").contains("pw"));
-    }
 
     #[test]
     fn first_candidate_wins() {

@@ -9,6 +9,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::*;
+use kiln_crds::GitUrl;
 use kiln_registry::http_client::{AddressPolicy, Clients, HttpClient, SecretString};
 
 const A: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -102,7 +103,7 @@ impl Server {
     }
 
     fn url(&self) -> GitUrl {
-        GitUrl::plain(&format!("http://{}/app.git", self.host))
+        GitUrl::plain(format!("http://{}/app.git", self.host).parse().unwrap())
     }
 
     fn fault(&self, path: &str, status: u16, header: (&'static str, &str), body: &str) {
@@ -114,8 +115,8 @@ fn http() -> HttpClient {
     Clients::new().get(None, AddressPolicy::default().with_loopback()).unwrap()
 }
 
-fn auth() -> BasicAuth {
-    BasicAuth { username: "me".into(), password: SecretString::new("pw") }
+fn auth() -> GitCredential {
+    GitCredential::Basic(BasicAuth { username: "me".into(), password: SecretString::new("pw") })
 }
 
 #[tokio::test]
@@ -177,7 +178,7 @@ async fn redirects() {
     let query = "?service=git-upload-pack";
     // Within the host the credential goes along, to another it does not; the POST goes where the refs were.
     server.fault("/old/info/refs", 301, ("location", &format!("{refs}{query}")), "");
-    let old = GitUrl::plain(&format!("http://{}/old", server.host));
+    let old = GitUrl::plain(format!("http://{}/old", server.host).parse().unwrap());
     resolve(&http(), &old, Some("main"), Some(&auth())).await.unwrap();
     let seen = server.requests.lock().unwrap().clone();
     assert_eq!(

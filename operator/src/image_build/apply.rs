@@ -2,14 +2,14 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::PlatformSpec;
+use kiln_crds::image_build::{BuiltImage, PlatformSpec};
 use kiln_crds::image_build_run::ImageBuildRef;
 use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, ImageBuildSpec};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 
+use super::dereference::Found;
 use crate::context::{FIELD_MANAGER, namespaced};
-use crate::git::Resolved;
 use crate::image_build_run::FINALIZER;
 
 /// The label with the ImageBuild's name.
@@ -17,19 +17,31 @@ pub const IMAGE_BUILD: &str = "kiln.build/image-build";
 /// The annotation with the time at which Kiln saw what the run was made for, before source and registry were asked.
 pub const REQUESTED_AT: &str = "kiln.build/requested-at";
 
+/// What a run is made for.
+#[derive(Clone, Debug, Default)]
+pub struct Input {
+    /// Digest of all of it.
+    pub input_hash: String,
+    /// Digest of what matters to the image's content.
+    pub content_hash: String,
+    /// What was looked up.
+    pub found: Found,
+    /// The platforms, normalised.
+    pub platforms: Vec<PlatformSpec>,
+    /// Whether it is built without any cache.
+    pub fresh: bool,
+    /// The image that is copied instead.
+    pub copy_of: Option<BuiltImage>,
+}
+
 /// The run of an input.
 #[must_use]
-pub fn run(
-    build: &ImageBuild,
-    number: u64,
-    input_hash: String,
-    resolved: Option<Resolved>,
-    platforms: Vec<PlatformSpec>,
-    requested_at: Timestamp,
-) -> ImageBuildRun {
+pub fn run(build: &ImageBuild, number: u64, input: Input, requested_at: Timestamp) -> ImageBuildRun {
     let name = build.name_any();
     let uid = build.uid().unwrap_or_default();
-    let (commit, reference) = resolved.map(|resolved| (Some(resolved.commit), resolved.ref_name)).unwrap_or_default();
+    let Input { input_hash, content_hash, found, platforms, fresh, copy_of } = input;
+    let Found { source, names } = found;
+    let (commit, reference) = source.map(|source| (Some(source.commit), source.ref_name)).unwrap_or_default();
     let mut run = ImageBuildRun::new(
         &format!("{name}-{number}"),
         ImageBuildRunSpec {
@@ -38,10 +50,10 @@ pub fn run(
             commit,
             reference,
             input_hash,
-            content_hash: None,
-            resolved: Vec::new(),
-            fresh: false,
-            copy_of: None,
+            content_hash: Some(content_hash),
+            resolved: names,
+            fresh,
+            copy_of,
             build: ImageBuildSpec { platforms: Some(platforms), suspend: false, history: None, ..build.spec.clone() },
             cancel: false,
         },

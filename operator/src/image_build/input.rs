@@ -70,6 +70,7 @@ struct Input<'a> {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_excessive_bools, reason = "as the API has them")]
 struct Git<'a> {
     url: &'a str,
     path: &'a Option<String>,

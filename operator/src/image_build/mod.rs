@@ -1,14 +1,17 @@
 //! ImageBuild: resolves the source, makes a run where the input has changed, and reports the last good image.
 
+pub mod age;
 pub mod apply;
 pub mod dereference;
 pub mod input;
 pub mod plan;
+pub mod resolve;
 pub mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::ImageBuildStatus;
 use kiln_crds::{ImageBuild, ImageBuildRun, REBUILD_ANNOTATION};
@@ -17,12 +20,12 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use tracing::{info, warn};
 
-use self::dereference::{check, dereference, resolve};
-use self::input::{input_hash, spec_hash};
-use crate::builder_pool::select::pool;
+use self::dereference::{Found, check, look, with_image_builds};
+use self::input::{content_hash, input_hash, spec_hash};
+use crate::builder_pool::select::{archives, pool};
 use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, until, write_status};
-use crate::git::Resolved;
+use crate::git;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use kiln_registry::http_client::FailureClass;
@@ -43,8 +46,8 @@ pub enum Error {
 pub struct Memory {
     /// The spec hash for which the rest holds.
     spec_hash: String,
-    /// What the ref named when it was last looked at.
-    resolved: Option<Resolved>,
+    /// What the names in the spec were when they were last looked up.
+    found: Option<Found>,
     /// When that was.
     looked_at: Option<Timestamp>,
     /// Tries that failed in a row.
@@ -55,8 +58,10 @@ pub struct Memory {
     retry_at: Option<Timestamp>,
     /// The generation of the spec at the last try: a changed spec is tried at once.
     generation: Option<i64>,
-    /// The ref that `resolved` was resolved from.
-    reference: Option<String>,
+    /// When the last run without cache was made: the copy of the runs may not have it yet.
+    fresh_at: Option<Timestamp>,
+    /// The names that `found` was found for.
+    written: Vec<String>,
 }
 
 impl Memory {
@@ -64,6 +69,11 @@ impl Memory {
     #[must_use]
     pub fn without_delay(self) -> Self {
         Self { retry_at: None, ..self }
+    }
+
+    /// When a run without cache is made though nothing else has changed.
+    fn fresh_at(&self, build: &ImageBuild, since: Option<&Time>, runs: &[Arc<ImageBuildRun>]) -> Option<Timestamp> {
+        age::fresh_at(build, since, runs).filter(|at| self.fresh_at.is_none_or(|made| *at > made))
     }
 }
 
@@ -112,7 +122,8 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     let active = newest.as_ref().is_some_and(|run| is_active(run));
     let waits = memory.retry_at.is_some_and(|retry| retry > now);
     if !build.spec.suspend && !waits {
-        match advance(build, newest.as_deref(), active, &named, &mut memory, context, now).await {
+        let seen = Runs { own: &runs, named: &named, newest: newest.as_deref(), active };
+        match advance(build, &seen, &mut memory, context, now).await {
             Ok(created) => {
                 memory.fault = None;
                 memory.retry_at = None;
@@ -160,8 +171,10 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
         return Ok(Action::await_change());
     }
     // While a run is active its end wakes this reconcile.
-    let look = memory.looked_at.filter(|_| !active).and_then(|looked_at| plan::next_look(build, looked_at));
-    let at = memory.retry_at.filter(|retry_at| *retry_at > now).or(look);
+    let look = memory.looked_at.and_then(|looked_at| plan::next_look(build, looked_at));
+    let fresh = memory.fresh_at(build, status.cache_since.as_ref(), &runs);
+    let due = look.into_iter().chain(fresh).min().filter(|_| !active);
+    let at = memory.retry_at.filter(|retry_at| *retry_at > now).or(due);
     Ok(at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10))))
 }
 
@@ -169,62 +182,83 @@ fn is_active(run: &ImageBuildRun) -> bool {
     !run.status.as_ref().is_some_and(|status| status.phase.is_final())
 }
 
-/// What is remembered, or, for an operator that has just started, what the newest run tells. Then the next look at the
-/// ref is spread over its interval, so that a restart does not ask every Git server at once.
+/// What is remembered, or, for an operator that has just started, what the newest run tells. Then the next look is spread
+/// over its interval, so that a restart does not ask every Git server at once.
 fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, now: Timestamp) -> Memory {
     let uid = build.uid().unwrap_or_default();
     let mut memory = context.image_builds.get(&uid);
-    let hash = spec_hash(&build.spec, build.annotations().get(REBUILD_ANNOTATION).map(String::as_str));
-    let ref_of = |build: &kiln_crds::ImageBuildSpec| build.git().and_then(|git| git.reference.clone());
+    let hash = spec_hash(&build.spec, rebuild(build));
+    let written = resolve::written(&build.spec);
     if memory.spec_hash != hash {
-        memory = Memory { spec_hash: hash, ..Memory::default() };
-        let newest = runs.iter().max_by_key(|run| run.spec.number);
+        memory = Memory { spec_hash: hash, written: written.clone(), ..Memory::default() };
+        let newest = runs.iter().max_by_key(|run| run.spec.number).map(|run| &run.spec);
         let same = newest.filter(|run| {
-            run.spec.input_hash == input_hash(&memory.spec_hash, run.spec.commit.as_deref(), &run.spec.resolved)
-                && ref_of(&run.spec.build) == ref_of(&build.spec)
+            run.input_hash == input_hash(&memory.spec_hash, run.commit.as_deref(), &run.resolved)
+                && resolve::written(&run.build) == written
         });
-        if let Some((run, commit)) = same.and_then(|run| Some((run, run.spec.commit.clone()?))) {
-            memory.resolved = Some(Resolved { commit, ref_name: run.spec.reference.clone() });
+        if let Some(run) = same {
+            let source = run.commit.clone().map(|commit| git::Resolved { commit, ref_name: run.reference.clone() });
+            memory.found = Some(Found { source, names: run.resolved.clone() });
             let spread = uid.bytes().fold(0_i64, |sum, byte| (sum * 31 + i64::from(byte)) % 240);
             memory.looked_at = now.checked_sub(k8s_openapi::jiff::SignedDuration::from_secs(spread)).ok();
         }
     } else if memory.generation != build.metadata.generation {
-        // What does not count as input may still mend a fault, such as another secretRef; another ref names another commit.
+        // What does not count as input may still mend a fault, such as another secretRef.
         memory.retry_at = None;
         memory.failures = 0;
     }
-    let reference = ref_of(&build.spec);
-    if memory.reference != reference {
-        memory.resolved = memory.resolved.filter(|_| memory.generation.is_none());
-        memory.reference = reference;
+    if memory.written != written {
+        // Another ref names another commit.
+        memory.found = None;
+        memory.written = written;
     }
     memory.generation = build.metadata.generation;
     memory
 }
 
-/// Looks at the source if that is due, and makes a run if the input has changed.
+fn rebuild(build: &ImageBuild) -> Option<&str> {
+    build.annotations().get(REBUILD_ANNOTATION).map(String::as_str)
+}
+
+/// The runs of an ImageBuild, as one look at the copy shows them.
+struct Runs<'a> {
+    /// Its own.
+    own: &'a [Arc<ImageBuildRun>],
+    /// Those that have its name, of a former ImageBuild too.
+    named: &'a [Arc<ImageBuildRun>],
+    /// The newest of its own.
+    newest: Option<&'a ImageBuildRun>,
+    /// Whether that goes on.
+    active: bool,
+}
+
+/// Looks up what the spec names if that is due, and makes a run if the input has changed or the cache is too old.
 async fn advance(
     build: &Arc<ImageBuild>,
-    newest: Option<&ImageBuildRun>,
-    active: bool,
-    named: &[Arc<ImageBuildRun>],
+    runs: &Runs<'_>,
     memory: &mut Memory,
     context: &Context,
     now: Timestamp,
 ) -> Result<Option<ImageBuildRun>, Error> {
+    let Runs { own, named, newest, active } = *runs;
     let namespace = build.namespace().unwrap_or_default();
     let pool = pool(context, &namespace, build.spec.pool.as_deref()).map_err(references::Error::from)?;
     let due = memory.looked_at.and_then(|looked_at| plan::next_look(build, looked_at)).is_some_and(|at| at <= now);
-    let git = build.spec.git().is_some();
-    let mut access = None;
+    let since = age::cache_since(build.status.as_ref().and_then(|status| status.cache_since.as_ref()), own);
+    let aged = !active && memory.fresh_at(build, since.as_ref(), own).is_some_and(|at| at <= now);
+    let mut read = dereference::Read::default();
     // A new commit does not stop a build that runs; it is looked for when that has ended.
-    if git && (memory.resolved.is_none() || (due && !active)) {
-        let read = dereference(context, build, &pool).await?;
-        memory.resolved = resolve(build, &read).await.map_err(references::Error::from)?;
+    if memory.found.is_none() || (due && !active) || aged {
+        let found;
+        (found, read) = look(context, build, &pool, memory.found.as_ref()).await?;
+        memory.found = Some(found);
         memory.looked_at = Some(now);
-        access = Some(read);
     }
-    let hash = input_hash(&memory.spec_hash, memory.resolved.as_ref().map(|resolved| resolved.commit.as_str()), &[]);
+    let mut found = memory.found.clone().unwrap_or_default();
+    found.names = with_image_builds(context, build, &found.names, !active).map_err(references::Error::from)?;
+    memory.found = Some(found.clone());
+    let commit = found.source.as_ref().map(|source| source.commit.as_str());
+    let input_hash = input_hash(&memory.spec_hash, commit, &found.names);
     // A number that is recorded and not there: its run was removed by hand, or is not in the copy yet.
     let recorded = build.status.as_ref().and_then(|status| status.run.as_deref());
     let number = plan::recorded_number(&build.name_any(), recorded);
@@ -232,7 +266,7 @@ async fn advance(
     let known = newest
         .map(|run| run.spec.input_hash.as_str())
         .or(build.status.as_ref().and_then(|status| status.input_hash.as_deref()));
-    if known == Some(hash.as_str()) {
+    if known == Some(input_hash.as_str()) && !aged {
         let Some(failed) = newest.filter(|run| plan::failed_on_credential(run)) else { return Ok(None) };
         let versions = references::secret_versions(context, &namespace, &build.spec).await?;
         if !plan::credential_changed(failed, &versions) {
@@ -242,21 +276,20 @@ async fn advance(
     let platforms = plan::platforms(build.spec.platforms.as_deref(), &context.settings.default_platforms)
         .map_err(references::Error::from)?;
     plan::served(&platforms, &pool).map_err(references::Error::from)?;
+    archives(&build.spec, &pool).map_err(references::Error::from)?;
     if let Some((owner, tag)) = plan::tag_owner(build, &context.stores.image_builds.state()) {
-        let message = format!(
-            "{owner} is older and has the tag {tag} of {}: write another tag or repository",
-            build.spec.image.as_ref().map_or("", |image| &image.repository)
-        );
+        let message = format!("{owner} is older and has the tag {tag}: write another tag or repository");
         return Err(references::Error::from(Fault::user(Reason::TagConflict, message)).into());
     }
-    let access = match access {
-        Some(access) => access,
-        None => dereference(context, build, &pool).await?,
-    };
-    check(context, build, &pool, &access).await?;
+    check(context, build, &pool, read).await?;
+    let fresh = age::too_old(build, since.as_ref(), now);
+    let content_hash = content_hash(&build.spec, rebuild(build), commit, &found.names);
+    let copy_of = plan::copy_of(build, own, &platforms, &content_hash, rebuild(build)).filter(|_| !fresh);
     let number = plan::next_number(&build.name_any(), recorded, named);
-    let run = apply::run(build, number, hash, memory.resolved.clone(), platforms, now);
+    let input = apply::Input { input_hash, content_hash, found, platforms, fresh, copy_of };
+    let run = apply::run(build, number, input, now);
     let run = apply::create(&context.client, &run).await?;
+    memory.fresh_at = Some(now).filter(|_| fresh).or(memory.fresh_at);
     info!(run = run.name_any(), commit = run.spec.commit, "run made");
     let source = run.spec.commit.as_deref().map_or_else(String::new, |commit| format!(" of commit {commit}"));
     context.event(

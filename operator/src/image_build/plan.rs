@@ -1,15 +1,16 @@
 //! What should happen to an ImageBuild, from what was observed; pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::{HistorySpec, PlatformSpec};
+use kiln_crds::image_build::{BuiltImage, GitSource, HistorySpec, PlatformSpec};
 use kiln_crds::image_build_run::{RunPhase, SecretVersion};
-use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun, Platform};
+use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun, ImageBuildRunSpec, ImageBuildSpec, Platform};
 use kube::ResourceExt;
 
+use super::input::{content_hash, input_hash, spec_hash};
 use crate::reason::{Reason, is_credential};
 use crate::references::Fault;
 use kiln_registry::Repository;
@@ -27,8 +28,13 @@ pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result
     let mut platforms = Vec::new();
     for spec in named {
         let platform: Platform = spec.name.parse().map_err(|error| invalid(format!("platforms: {error}")))?;
-        if platform.os != "linux" {
-            let message = format!("platforms: {} cannot be built: Kiln builds linux images", spec.name);
+        let taken = spec.image.is_some() || spec.archive.is_some();
+        if !taken && !matches!(platform.os.as_str(), "linux" | "windows") {
+            let message = format!(
+                "platforms: {} cannot be built: Kiln builds linux images, and windows images that run nothing; name one \
+                 that was built elsewhere in platforms[].image",
+                spec.name
+            );
             return Err(invalid(message));
         }
         let name = platform.to_string();
@@ -36,50 +42,120 @@ pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result
             let message = format!("platforms: {} is {name}, which is in the list already: remove one", spec.name);
             return Err(invalid(message));
         }
-        platforms.push(PlatformSpec { name, ..spec.clone() });
+        let build_on = match &spec.build_on {
+            Some(on) => {
+                let on: Platform = on.parse().map_err(|error| invalid(format!("platforms: buildOn: {error}")))?;
+                Some(on.to_string())
+            }
+            None => None,
+        };
+        platforms.push(PlatformSpec { name, build_on, ..spec.clone() });
     }
     Ok(platforms)
 }
 
-/// The older ImageBuild that has one of these tags of the same repository, and the tag. One of another namespace counts
+/// The older ImageBuild that has one of these tags of the same repository, and the tag with its repository. One of another
+/// namespace counts
 /// only once it has pushed there: naming a repository is no right to it.
 #[must_use]
 pub fn tag_owner(build: &ImageBuild, others: &[Arc<ImageBuild>]) -> Option<(String, String)> {
     let key = |build: &ImageBuild| (build.creation_timestamp().map(|time| time.0), build.uid());
-    let repository = |build: &ImageBuild| build.spec.image.as_ref()?.repository.parse::<Repository>().ok();
-    let tags = |build: &ImageBuild| {
-        let tags = build.spec.image.as_ref().map(|image| image.tags.clone()).unwrap_or_default();
-        if tags.is_empty() { vec!["latest".to_owned()] } else { tags }
-    };
-    let own = repository(build)?;
-    let wanted = tags(build);
+    let own = tags_by_repository(build);
     let older = others.iter().filter(|other| {
         other.uid() != build.uid() && other.metadata.deletion_timestamp.is_none() && key(other) < key(build)
     });
-    let has_pushed = |other: &ImageBuild| {
-        let image = other.status.as_ref().and_then(|status| status.image.as_ref());
-        image.is_some_and(|image| image.repository.parse::<Repository>().ok().as_ref() == Some(&own))
-    };
-    let older = older.filter(|other| other.metadata.namespace == build.metadata.namespace || has_pushed(other));
-    let clashing = older.filter(|other| repository(other).as_ref() == Some(&own)).filter_map(|other| {
-        let tag = tags(other).into_iter().find(|tag| wanted.contains(tag))?;
+    let clashing = older.filter_map(|other| {
+        let theirs = tags_by_repository(other);
+        let (repository, tag) = own.iter().find_map(|(repository, wanted)| {
+            let tag = theirs.get(repository)?.iter().find(|tag| wanted.contains(*tag))?;
+            let counts = other.metadata.namespace == build.metadata.namespace || has_pushed(other, repository);
+            counts.then(|| (repository, tag.clone()))
+        })?;
         // Other namespaces are nobody else's business.
         let who = if other.namespace() == build.namespace() {
             format!("the ImageBuild {}", other.name_any())
         } else {
             "an ImageBuild of another namespace".to_owned()
         };
-        Some((key(other), who, tag))
+        Some((key(other), who, format!("{tag} of {repository}")))
     });
     clashing.min().map(|(_, who, tag)| (who, tag))
 }
 
-/// When the ref is looked at again. `None`: never.
+/// The tags, as they are written, that an ImageBuild moves in each repository.
+fn tags_by_repository(build: &ImageBuild) -> BTreeMap<Repository, BTreeSet<String>> {
+    let Some(image) = &build.spec.image else { return BTreeMap::new() };
+    let copies = image.copies.iter().map(|copy| {
+        let tags = if copy.tags.is_empty() { &image.tags } else { &copy.tags };
+        (&copy.repository, tags)
+    });
+    let mut all: BTreeMap<Repository, BTreeSet<String>> = BTreeMap::new();
+    for (repository, tags) in std::iter::once((&image.repository, &image.tags)).chain(copies) {
+        let Ok(repository) = repository.parse() else { continue };
+        let of = all.entry(repository).or_default();
+        if tags.is_empty() {
+            of.insert("latest".to_owned());
+        } else {
+            of.extend(tags.iter().cloned());
+        }
+    }
+    all
+}
+
+fn has_pushed(build: &ImageBuild, repository: &Repository) -> bool {
+    let Some(image) = build.status.as_ref().and_then(|status| status.image.as_ref()) else { return false };
+    let mut pushed = std::iter::once(&image.repository).chain(image.copies.iter().map(|copy| &copy.repository));
+    pushed.any(|pushed| pushed.parse::<Repository>().is_ok_and(|pushed| pushed == *repository))
+}
+
+/// How often a Git repository is looked at. `None`: never again.
+#[must_use]
+pub fn interval(git: &GitSource) -> Option<Duration> {
+    Some(git.interval.map_or(INTERVAL, Duration::from)).filter(|interval| !interval.is_zero())
+}
+
+/// When refs, and with them tags, are looked at again: at the shortest interval of a Git repository. `None`: never.
 #[must_use]
 pub fn next_look(build: &ImageBuild, looked_at: Timestamp) -> Option<Timestamp> {
-    let git = build.spec.git()?;
-    let interval = git.interval.map_or(INTERVAL, Duration::from);
-    if interval.is_zero() { None } else { looked_at.checked_add(interval).ok() }
+    let contexts = build.spec.contexts.iter().filter_map(|context| context.git.as_ref());
+    let interval = build.spec.git().into_iter().chain(contexts).filter_map(interval).min()?;
+    looked_at.checked_add(interval).ok()
+}
+
+/// The last good image, where it has the content that is wanted: it is copied instead of being built again.
+#[must_use]
+pub fn copy_of(
+    build: &ImageBuild,
+    runs: &[Arc<ImageBuildRun>],
+    platforms: &[PlatformSpec],
+    content_hash: &str,
+    rebuild: Option<&str>,
+) -> Option<BuiltImage> {
+    build.spec.image.as_ref()?;
+    let image = build.status.as_ref()?.image.as_ref()?;
+    let made = |run: &&Arc<ImageBuildRun>| {
+        run.status.as_ref().is_some_and(|status| status.phase == RunPhase::Succeeded && status.image.is_some())
+    };
+    let newest = runs.iter().filter(made).max_by_key(|run| run.spec.number)?;
+    let is_its = newest.status.as_ref()?.image.as_ref()?.digest == image.digest;
+    let same = newest.spec.build.platforms.as_deref() == Some(platforms)
+        && content_of(newest, &build.spec, rebuild).as_deref() == Some(content_hash);
+    (is_its && same).then(|| image.clone())
+}
+
+/// The content hash of a run. One without was made before runs had it: its snapshot tells, where the rebuild annotation was
+/// none or is what it was, which its input hash proves.
+fn content_of(run: &ImageBuildRun, now: &ImageBuildSpec, rebuild: Option<&str>) -> Option<String> {
+    let ImageBuildRunSpec { content_hash: recorded, input_hash: input, commit, resolved, build, .. } = &run.spec;
+    if recorded.is_some() {
+        return recorded.clone();
+    }
+    // The snapshot has the platforms that were meant, the hash those that were written.
+    let build = ImageBuildSpec { platforms: now.platforms.clone(), ..build.clone() };
+    let commit = commit.as_deref();
+    let was = |rebuild: Option<&str>| input_hash(&spec_hash(&build, rebuild), commit, resolved) == *input;
+    let rebuild = [rebuild, None].into_iter().find(|rebuild| was(*rebuild))?;
+    Some(content_hash(&build, rebuild, commit, resolved))
 }
 
 /// Whether the newest run should get a successor though nothing of the input has changed: it failed on a credential, and
@@ -134,15 +210,15 @@ pub fn recorded_number(name: &str, recorded: Option<&str>) -> Option<u64> {
     recorded.and_then(|run| run.strip_prefix(name)?.strip_prefix('-')?.parse().ok())
 }
 
-/// Whether the pool builds for the platforms' architectures.
+/// Whether the pool has builders of the architectures that `buildOn` names. Whether a platform without it can be built is
+/// found out by a builder: one whose stages only copy files needs no node of its own.
 pub fn served(platforms: &[PlatformSpec], pool: &BuilderPool) -> Result<(), Fault> {
     let Some(architectures) = &pool.spec.architectures else { return Ok(()) };
-    for spec in platforms {
-        let architecture = spec.name.parse::<Platform>().map(|platform| platform.architecture).unwrap_or_default();
+    for on in platforms.iter().filter_map(|spec| spec.build_on.as_ref()) {
+        let architecture = on.parse::<Platform>().map(|platform| platform.architecture).unwrap_or_default();
         if !architectures.contains(&architecture) {
             let message = format!(
-                "platforms: {} cannot be built by the BuilderPool {}, which builds on {}: name another pool or platform",
-                spec.name,
+                "platforms: buildOn names {on}, and the BuilderPool {} builds on {}: name one of these, or another pool",
                 pool.name_any(),
                 architectures.join(", ")
             );
@@ -191,7 +267,19 @@ mod tests {
         };
         assert_eq!(names(&["linux/x86_64", "linux/aarch64"]).as_deref(), Ok("linux/amd64 linux/arm64"));
         assert_eq!(names(&["linux/amd64", "linux/x86_64"]), Err(Reason::PlatformInvalid));
-        assert_eq!(names(&["windows/amd64"]), Err(Reason::PlatformInvalid));
+        assert_eq!(names(&["windows(10.0.20348)/x86_64"]).as_deref(), Ok("windows(10.0.20348)/amd64"));
+        assert_eq!(names(&["darwin/arm64"]), Err(Reason::PlatformInvalid));
+        let one = |json: serde_json::Value| platforms(Some(&[serde_json::from_value(json).unwrap()]), &[]);
+        let taken = one(serde_json::json!({"name": "darwin/arm64", "image": "r.example/app:mac"})).unwrap();
+        assert_eq!(taken[0].name, "darwin/arm64", "what is not built may be for anything");
+        let cross = one(serde_json::json!({"name": "linux/arm64", "buildOn": "linux/x86_64"})).unwrap();
+        assert_eq!(cross[0].build_on.as_deref(), Some("linux/amd64"));
+        let mut pool: BuilderPool = BuilderPool::new("p", serde_json::from_value(serde_json::json!({})).unwrap());
+        assert_eq!(served(&cross, &pool), Ok(()));
+        pool.spec.architectures = Some(vec!["amd64".into()]);
+        assert_eq!(served(&cross, &pool), Ok(()));
+        pool.spec.architectures = Some(vec!["arm64".into()]);
+        assert_eq!(served(&cross, &pool).map_err(|fault| fault.reason), Err(Reason::PlatformInvalid));
         let default = platforms(None, &["linux/arm64".parse().unwrap()]).unwrap();
         assert_eq!(default[0].name, "linux/arm64");
     }
@@ -202,12 +290,76 @@ mod tests {
         let new = build("new", 2, "app", &["b"]);
         let other = build("other", 1, "app", &["c"]);
         let all = [old.clone(), new.clone(), other];
-        assert_eq!(tag_owner(&new, &all), Some(("the ImageBuild old".into(), "b".into())));
+        assert_eq!(tag_owner(&new, &all), Some(("the ImageBuild old".into(), "b of docker.io/library/app".into())));
         // The oldest of the repository need not be the one with the tag.
         let oldest = build("oldest", 0, "app", &["z"]);
         let all = [oldest, old.clone(), new.clone()];
-        assert_eq!(tag_owner(&new, &all), Some(("the ImageBuild old".into(), "b".into())));
+        assert_eq!(tag_owner(&new, &all), Some(("the ImageBuild old".into(), "b of docker.io/library/app".into())));
         assert_eq!(tag_owner(&old, &all), None);
+    }
+
+    #[test]
+    fn a_copy_has_its_tags_too() {
+        let old = build("old", 1, "r.example/old", &["b"]);
+        let copying = |name: &str, second: i64, tags: serde_json::Value| {
+            let mut build = (*build(name, second, &format!("r.example/{name}"), &["b"])).clone();
+            let copies = serde_json::json!([{"repository": "r.example/old", "tags": tags}]);
+            build.spec.image.as_mut().unwrap().copies = serde_json::from_value(copies).unwrap();
+            Arc::new(build)
+        };
+        // Without tags of its own a copy gets those of the image.
+        let (same, other) = (copying("same", 2, serde_json::json!([])), copying("other", 3, serde_json::json!(["c"])));
+        let all = [old.clone(), same.clone(), other.clone()];
+        let owner = Some(("the ImageBuild old".into(), "b of r.example/old".into()));
+        assert_eq!(tag_owner(&same, &all), owner);
+        assert_eq!(tag_owner(&other, &all), None);
+    }
+
+    #[test]
+    fn another_tag_copies_and_another_content_builds() {
+        let digest = |n: u8| format!("sha256:{}", format!("{n:02x}").repeat(32));
+        let image = |n: u8| -> BuiltImage {
+            serde_json::from_value(serde_json::json!({
+                "ref": format!("r.example/app@{}", digest(n)), "repository": "r.example/app", "digest": digest(n),
+                "pushedAt": "2026-01-01T00:00:00Z",
+            }))
+            .unwrap()
+        };
+        let platforms = platforms(None, &["linux/amd64".parse().unwrap()]).unwrap();
+        let commit = Some("c0");
+        let made = |number: u64, build: &ImageBuild, phase: RunPhase, n: u8, recorded: bool, rebuild: Option<&str>| {
+            let mut made = (*run(number, phase)).clone();
+            made.spec.build = ImageBuildSpec { platforms: Some(platforms.clone()), ..build.spec.clone() };
+            made.spec.commit = commit.map(str::to_owned);
+            made.spec.input_hash = input_hash(&spec_hash(&build.spec, rebuild), commit, &[]);
+            made.spec.content_hash = recorded.then(|| content_hash(&build.spec, rebuild, commit, &[]));
+            made.status.as_mut().unwrap().image = (phase == RunPhase::Succeeded).then(|| image(n));
+            Arc::new(made)
+        };
+        let former = build("app", 0, "r.example/app", &["a"]);
+        let mut now = (*build("app", 0, "r.example/other", &["b"])).clone();
+        now.status = serde_json::from_value(serde_json::json!({"image": image(1)})).unwrap();
+        let copied = |now: &ImageBuild, runs: &[Arc<ImageBuildRun>], rebuild: Option<&str>| {
+            let content = content_hash(&now.spec, rebuild, commit, &[]);
+            copy_of(now, runs, &platforms, &content, rebuild).is_some()
+        };
+        for recorded in [true, false] {
+            let good = made(1, &former, RunPhase::Succeeded, 1, recorded, None);
+            assert!(copied(&now, std::slice::from_ref(&good), None), "{recorded}");
+            assert!(!copied(&now, std::slice::from_ref(&good), Some("again")), "a rebuild builds");
+            let failed = made(2, &former, RunPhase::Failed, 0, recorded, None);
+            assert!(copied(&now, &[good.clone(), failed], None), "what failed has no image");
+            let rebuilt = made(1, &former, RunPhase::Succeeded, 1, recorded, Some("again"));
+            assert!(copied(&now, &[rebuilt], Some("again")));
+            let other = made(2, &former, RunPhase::Succeeded, 2, recorded, None);
+            assert!(!copied(&now, &[good.clone(), other], None), "the last good image is not of the newest run");
+            let mut more = now.clone();
+            more.spec.args = [("A".to_owned(), "1".to_owned())].into();
+            assert!(!copied(&more, std::slice::from_ref(&good), None));
+            let mut check = now.clone();
+            check.spec.image = None;
+            assert!(!copied(&check, &[good], None), "nothing is pushed");
+        }
     }
 
     #[test]
@@ -223,7 +375,7 @@ mod tests {
         foreign.status = Some(image("docker.io/library/other"));
         assert_eq!(tag_owner(&new, &[foreign.clone().into(), new.clone()]), None);
         foreign.status = Some(image("docker.io/library/app"));
-        let owner = Some(("an ImageBuild of another namespace".into(), "b".into()));
+        let owner = Some(("an ImageBuild of another namespace".into(), "b of docker.io/library/app".into()));
         assert_eq!(tag_owner(&new, &[foreign.into(), new.clone()]), owner);
     }
 
@@ -261,5 +413,11 @@ mod tests {
             git.interval = serde_json::from_str("\"0s\"").ok();
         }
         assert_eq!(next_look(&build, at), None);
+        let contexts = serde_json::json!([
+            {"name": "a", "git": {"url": "https://git.example/a.git", "interval": "90s"}},
+            {"name": "b", "git": {"url": "https://git.example/b.git"}},
+        ]);
+        build.spec.contexts = serde_json::from_value(contexts).unwrap();
+        assert_eq!(next_look(&build, at).map(Timestamp::as_second), Some(1090), "the shortest of all");
     }
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::{BuildFailure, ImageBuildStatus, SourceStatus, Summary};
+use kiln_crds::image_build::{BuildFailure, BuildWarning, ImageBuildStatus, SourceStatus, Summary};
 use kiln_crds::image_build_run::RunPhase;
-use kiln_crds::{ImageBuild, ImageBuildRun};
+use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec};
 use kube::ResourceExt;
 
-use super::plan;
+use super::{age, plan};
 use crate::condition::{Wanted, date, find};
 use crate::image_build_run::status::{human_duration, short_commit, short_digest};
 use crate::reason::Reason;
@@ -52,8 +52,8 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         source: former.source,
         input_hash: newest.map_or(former.input_hash, |run| Some(run.spec.input_hash.clone())),
         run: newest.map_or(former.run, |run| Some(run.name_any())),
-        warnings: former.warnings,
-        cache_since: former.cache_since,
+        warnings: warnings(runs).unwrap_or(former.warnings),
+        cache_since: age::cache_since(former.cache_since.as_ref(), runs),
         failure: newest.and_then(|run| failure(run)),
         summary: None,
     };
@@ -64,15 +64,39 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         let Some(image) = run.status.as_ref().and_then(|status| status.image.as_ref()) else { continue };
         if status.image.as_ref().is_none_or(|known| known.pushed_at.0 <= image.pushed_at.0) {
             status.image = Some(image.clone());
-            status.source = run.spec.build.git().map(|git| SourceStatus {
-                url: Some(git.url.clone()),
-                commit: run.spec.commit.clone(),
-                resolved: run.spec.resolved.clone(),
-            });
+            status.source = source(&run.spec);
         }
+    }
+    if status.image.is_none() {
+        // Of a check, what was checked.
+        let checked = newest.filter(|run| run.status.as_ref().is_some_and(|run| run.phase == RunPhase::Succeeded));
+        status.source = checked.map_or(status.source, |run| source(&run.spec));
     }
     status.summary = Some(summary(&status, newest, former.summary.as_ref()));
     status
+}
+
+/// What a run's image was made from. `None`: from inline files alone.
+fn source(run: &ImageBuildRunSpec) -> Option<SourceStatus> {
+    let source = run.build.source.as_ref();
+    let image = run.resolved.iter().find(|resolved| resolved.field == "source").and_then(|source| source.image.clone());
+    let url = source
+        .and_then(|source| Some(&source.git.as_ref()?.url))
+        .or(source.and_then(|source| Some(&source.http.as_ref()?.url)))
+        .cloned();
+    let status = SourceStatus {
+        url: url.or(image),
+        commit: run.commit.clone(),
+        resolved: run.resolved.iter().filter(|resolved| resolved.field != "source").cloned().collect(),
+    };
+    (status.url.is_some() || !status.resolved.is_empty()).then_some(status)
+}
+
+/// What the newest finished run was warned of.
+fn warnings(runs: &[Arc<ImageBuildRun>]) -> Option<Vec<BuildWarning>> {
+    let finished = runs.iter().filter_map(|run| Some((run.spec.number, run.status.as_ref()?)));
+    let finished = finished.filter(|(_, status)| matches!(status.phase, RunPhase::Succeeded | RunPhase::Failed));
+    finished.max_by_key(|(number, _)| *number).map(|(_, status)| status.warnings.clone())
 }
 
 fn failure(run: &ImageBuildRun) -> Option<BuildFailure> {
@@ -110,6 +134,10 @@ fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Op
     let reason = condition.map_or(Reason::Pending.as_str(), |condition| condition.reason.as_str());
     let message = condition.map_or("", |condition| condition.message.as_str());
     match status.map(|status| status.phase).unwrap_or_default() {
+        RunPhase::Succeeded if run.spec.build.image.is_none() && run.spec.build.archive.is_none() => {
+            let message = "it can be built; nothing is pushed, for this is a check without image and archive";
+            vec![ready(Some(true), reason, about(message))]
+        }
         RunPhase::Succeeded => vec![ready(Some(true), reason, about(message))],
         RunPhase::Failed => stalled(ready(Some(false), reason, about(message))),
         // A superseded run has a successor, which is on its way into the store.

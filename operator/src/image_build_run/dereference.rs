@@ -3,15 +3,21 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use kiln_agent_proto as proto;
-use kiln_crds::image_build::PlatformSpec;
+use kiln_crds::image_build::BuiltImage;
 use kiln_crds::image_build_run::SecretVersion;
 use kiln_crds::{BuilderPool, ImageBuildRun};
 use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
 
+use super::tags;
 use crate::context::Context;
-use crate::references::{self, Error, GitAccess, RegistryAccess, git_access, pool_bundles, registry_access};
-use kiln_registry::LoginSecret;
+use crate::git::BasicAuth;
+use crate::reason::Reason;
+use crate::references::{self, Error, Fault, GitAccess, RegistryAccess, git_access, pool_bundles, registry_access};
+use kiln_registry::Reference;
+
+/// The key of a Secret with a private key for ssh, as Kubernetes names it.
+const SSH_KEY: &str = "ssh-privatekey";
 
 /// Everything that a run's jobs and its publishing need.
 pub struct Inputs {
@@ -19,123 +25,135 @@ pub struct Inputs {
     pub registry: RegistryAccess,
     /// The CA bundles of the pool, in PEM.
     pub pool_bundles: Vec<String>,
-    git: Option<GitAccess>,
-    secrets: HashMap<String, Vec<u8>>,
     /// The Secrets that were read.
     pub versions: Vec<SecretVersion>,
+    /// The ImageBuild's last good image, for its inline cache and to tell whether the next one grew.
+    pub last_good: Option<BuiltImage>,
+    pub(super) git: Option<GitAccess>,
+    pub(super) http: Option<HttpAccess>,
+    /// How the Git repositories of contexts are reached, by context.
+    pub(super) contexts: BTreeMap<String, GitAccess>,
+    pub(super) secrets: HashMap<String, Vec<u8>>,
+    pub(super) ssh: HashMap<String, Vec<u8>>,
+    /// The cache in a registry.
+    pub(super) cache: Option<Reference>,
+    /// The tarball that is written, below the namespace's directory.
+    pub(super) archive: Option<String>,
+}
+
+/// How a web server is reached with what an ImageBuild names.
+pub(super) struct HttpAccess {
+    pub(super) auth: Option<BasicAuth>,
+    /// The CA bundles to trust beside the system's, in PEM; empty where there are none.
+    pub(super) ca: String,
 }
 
 /// Reads them.
 pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<BuilderPool>) -> Result<Inputs, Error> {
     let namespace = run.namespace().unwrap_or_default();
     let build = &run.spec.build;
+    let archive = match &build.archive {
+        Some(archive) => Some(tags::path(&archive.path, tags::Values::of(run))?),
+        None => None,
+    };
+    let cache = match build.cache.as_ref().and_then(|cache| cache.registry.as_ref()) {
+        Some(cache) => Some(
+            cache
+                .reference
+                .parse()
+                .map_err(|error| Fault::user(Reason::RepositoryInvalid, format!("cache.registry.ref: {error}")))?,
+        ),
+        None => None,
+    };
     let pool_bundles = pool_bundles(context, pool).await?;
-    let (registry, git, secrets) = futures::try_join!(
-        registry_access(context, &namespace, build.image.as_ref(), &build.pull_secret_refs, pool, &pool_bundles),
+    let (registry, git, http, contexts, secrets, ssh) = futures::try_join!(
+        registry_access(context, &namespace, build, pool, &pool_bundles),
         async {
             match build.git() {
                 Some(git) => git_access(context, &namespace, git, pool, &pool_bundles).await.map(Some),
                 None => Ok(None),
             }
         },
-        futures::future::try_join_all(build.secrets.iter().map(|secret| async {
+        http_access(context, run, &pool_bundles),
+        futures::future::try_join_all(build.contexts.iter().filter_map(|of| {
+            let git = of.git.as_ref()?;
+            let access = git_access(context, &namespace, git, pool, &pool_bundles);
+            Some(async { Ok::<_, Error>((of.name.clone(), access.await?)) })
+        })),
+        futures::future::try_join_all(build.secrets.iter().map(|secret| {
             let reference = &secret.secret_ref;
             let field = format!("secrets[{}].secretRef", secret.id);
-            let (value, version) =
-                references::secret_value(&context.client, &namespace, &reference.name, &reference.key, &field).await?;
-            Ok::<_, Error>((secret.id.clone(), value, version))
-        }))
+            value(context, &namespace, &secret.id, &reference.name, &reference.key, field)
+        })),
+        futures::future::try_join_all(build.ssh.iter().map(|ssh| {
+            let field = format!("ssh[{}].secretRef", ssh.id);
+            value(context, &namespace, &ssh.id, &ssh.secret_ref.name, SSH_KEY, field)
+        })),
     )?;
+    let (http, http_version) = http.unzip();
     let mut versions = registry.versions.clone();
-    versions.extend(git.as_ref().and_then(|git| git.version.clone()));
-    versions.extend(secrets.iter().map(|(_, _, version)| version.clone()));
-    versions.sort_by(|a, b| a.name.cmp(&b.name));
-    versions.dedup();
-    let secrets = secrets.into_iter().map(|(id, value, _)| (id, value)).collect();
-    Ok(Inputs { registry, pool_bundles, git, secrets, versions })
+    versions.extend(git.iter().chain(contexts.iter().map(|(_, git)| git)).filter_map(|git| git.version.clone()));
+    versions.extend(http_version.flatten());
+    versions.extend(secrets.iter().chain(&ssh).map(|(_, _, version)| version.clone()));
+    let by_id = |values: Vec<(String, Vec<u8>, _)>| values.into_iter().map(|(id, value, _)| (id, value)).collect();
+    Ok(Inputs {
+        registry,
+        pool_bundles,
+        versions: references::in_status(versions),
+        last_good: last_good(context, run),
+        git,
+        http,
+        contexts: contexts.into_iter().collect(),
+        secrets: by_id(secrets),
+        ssh: by_id(ssh),
+        cache,
+        archive: archive.map(|path| format!("{namespace}/{path}")),
+    })
 }
 
-impl Inputs {
-    /// The job of one platform.
-    #[must_use]
-    pub fn job(
-        &self,
-        run: &ImageBuildRun,
-        pool: &BuilderPool,
-        id: &str,
-        platform: &PlatformSpec,
-        attempt: u32,
-        traceparent: String,
-    ) -> proto::Job {
-        let build = &run.spec.build;
-        let dockerfile = platform.dockerfile.as_ref().or(build.dockerfile.as_ref());
-        let target = platform.target.as_ref().or(build.target.as_ref());
-        let mut args = build.args.clone();
-        args.extend(platform.args.clone());
-        proto::Job {
-            id: id.to_owned(),
-            run: format!("{}/{}", run.namespace().unwrap_or_default(), run.name_any()),
-            platform: platform.name.clone(),
-            attempt,
-            source: Some(self.source(run)),
-            dockerfile: dockerfile.cloned().unwrap_or_default(),
-            target: target.cloned().unwrap_or_default(),
-            build_args: into_map(&args),
-            labels: into_map(&build.labels),
-            annotations: into_map(&build.annotations),
-            no_cache: build.no_cache,
-            secrets: self.secrets.clone(),
-            logins: self
-                .registry
-                .logins
-                .iter()
-                .map(|login| {
-                    let (password, identity_token) = match &login.secret {
-                        LoginSecret::Password(secret) => (secret.expose(), ""),
-                        LoginSecret::IdentityToken(secret) => ("", secret.expose()),
-                    };
-                    proto::Login {
-                        registry: login.registry.clone(),
-                        username: login.username.clone(),
-                        password: password.to_owned(),
-                        identity_token: identity_token.to_owned(),
-                    }
-                })
-                .collect(),
-            repository: self.registry.targets.first().map(|target| target.repository.to_string()).unwrap_or_default(),
-            timeout_seconds: u32::try_from(super::plan::Bounds::of(build).timeout.as_secs()).unwrap_or(u32::MAX),
-            allow_frontends: pool.spec.allow.as_ref().and_then(|allow| allow.frontends).unwrap_or(false),
-            allow_private_addresses: pool.spec.allow.as_ref().and_then(|allow| allow.private_addresses).unwrap_or(true),
-            traceparent,
-            ..proto::Job::default()
+async fn value(
+    context: &Context,
+    namespace: &str,
+    id: &str,
+    name: &str,
+    key: &str,
+    field: String,
+) -> Result<(String, Vec<u8>, SecretVersion), Error> {
+    let (value, version) = references::secret_value(&context.client, namespace, name, key, &field).await?;
+    Ok((id.to_owned(), value, version))
+}
+
+/// Reads what `source.http` names.
+async fn http_access(
+    context: &Context,
+    run: &ImageBuildRun,
+    pool_bundles: &[String],
+) -> Result<Option<(HttpAccess, Option<SecretVersion>)>, Error> {
+    let Some(http) = run.spec.build.source.as_ref().and_then(|source| source.http.as_ref()) else { return Ok(None) };
+    let namespace = run.namespace().unwrap_or_default();
+    let (mut auth, mut version) = (None, None);
+    if let Some(reference) = &http.secret_ref {
+        let field = "source.http.secretRef";
+        let read = references::secret(&context.client, &namespace, &reference.name, field).await?;
+        auth = Some(BasicAuth::from_secret(&read.data).map_err(|error| {
+            let message = format!("the Secret {namespace}/{}, which {field} names: {error}", reference.name);
+            Fault::credential(Reason::SecretInvalid, message)
+        })?);
+        version = Some(read.version);
+    }
+    let own = match &http.ca_ref {
+        Some(reference) => {
+            Some(references::ca_bundle(&context.client, &namespace, reference, "source.http.caRef").await?)
         }
-    }
-
-    fn source(&self, run: &ImageBuildRun) -> proto::Source {
-        let build = &run.spec.build;
-        let kind = if let (Some(git), Some(access)) = (build.git(), &self.git) {
-            proto::source::Kind::Git(proto::GitSource {
-                url: access.url.as_str().to_owned(),
-                commit: run.spec.commit.clone().unwrap_or_default(),
-                r#ref: run.spec.reference.clone().unwrap_or_default(),
-                path: git.path.clone().unwrap_or_default(),
-                submodules: git.submodules,
-                username: access.auth.as_ref().map(|auth| auth.username.clone()).unwrap_or_default(),
-                password: access.auth.as_ref().map(|auth| auth.password.expose().to_owned()).unwrap_or_default(),
-                ca_pem: access.ca.clone(),
-                lfs: git.lfs,
-                keep_git_dir: git.keep_git_dir,
-                full_history: git.full_history,
-                ..proto::GitSource::default()
-            })
-        } else {
-            let files = build.inline().map(|inline| into_map(&inline.files)).unwrap_or_default();
-            proto::source::Kind::Inline(proto::InlineSource { files })
-        };
-        proto::Source { kind: Some(kind) }
-    }
+        None => None,
+    };
+    Ok(Some((HttpAccess { auth, ca: references::join(pool_bundles, own.as_deref()) }, version)))
 }
 
-fn into_map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
-    map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+fn last_good(context: &Context, run: &ImageBuildRun) -> Option<BuiltImage> {
+    let owner = &run.spec.image_build;
+    let key = ObjectRef::new(&owner.name).within(run.metadata.namespace.as_deref().unwrap_or_default());
+    let build = context.stores.image_builds.get(&key)?;
+    let is_owner = build.metadata.uid.as_deref() == Some(&owner.uid);
+    build.status.as_ref().filter(|_| is_owner)?.image.clone()
 }

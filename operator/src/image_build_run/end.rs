@@ -5,17 +5,19 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::ImageBuildRun;
-use kiln_crds::image_build::{BuildFailure, BuiltImage};
+use kiln_crds::image_build::BuildFailure;
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, RunPhase, SecretVersion};
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
 use tracing::warn;
 
 use super::dereference::dereference;
 use super::plan::job_id;
+use super::publish::{Published, publish};
 use super::status::{self, Waiting};
-use super::{Error, FINALIZER, agent_of, pod_of, publish, tell};
+use super::{Error, FINALIZER, agent_of, pod_of, taken, tell, warnings};
 use crate::context::{Context, backoff, namespaced, until, write_status};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
@@ -48,18 +50,34 @@ pub(super) async fn finish(
         }
     }
     match try_publish(&run, &mut status, context).await {
-        Ok(Some(image)) => {
+        Ok(published @ (Published::Image(_) | Published::Nothing)) => {
             context.publishing.remove(&uid);
-            status.image = Some(image);
+            if let Published::Image(image) = published {
+                status.image = Some(*image);
+            }
             status.phase = RunPhase::Succeeded;
             let now = Timestamp::now();
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
             let written = Arc::new(write_status(&context.client, &*run, &status).await?);
             context.metrics.ended("Succeeded", Reason::Succeeded.as_str(), &status);
+            for warning in status.warnings.iter().filter(|warning| warnings::is_growth(warning)) {
+                context.event(&*run, EventType::Warning, &warning.rule, &warning.message);
+            }
             conclude(&written, &status, context).await
         }
-        Ok(None) if !context.leader.is_leader() => Ok(Action::await_change()),
-        Ok(None) => {
+        Ok(Published::CopyFailed(why)) => {
+            warn!(why, "the image is built instead");
+            context.publishing.remove(&uid);
+            status.copy_failure = Some(why.chars().take(1024).collect());
+            status.platforms = taken::platforms(&run, &status, now);
+            status.publishing_at = None;
+            status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
+            write_status(&context.client, &*run, &status).await?;
+            // The write wakes it.
+            Ok(Action::await_change())
+        }
+        Ok(Published::Superseded) if !context.leader.is_leader() => Ok(Action::await_change()),
+        Ok(Published::Superseded) => {
             let failure = BuildFailure {
                 reason: Reason::Superseded.to_string(),
                 message: "a newer run took its place".to_owned(),
@@ -102,13 +120,17 @@ async fn try_publish(
     run: &ImageBuildRun,
     status: &mut ImageBuildRunStatus,
     context: &Context,
-) -> Result<Option<BuiltImage>, references::Error> {
+) -> Result<Published, references::Error> {
     let pool = super::pool(context, run)?;
     let mut inputs = dereference(context, run, &pool).await?;
-    let mut result = publish::publish(context, run, status, &inputs).await;
+    let mut result = publish(context, run, status, &inputs).await;
     if result.as_ref().is_err_and(|fault| fault.class == FailureClass::Credential) {
         inputs = dereference(context, run, &pool).await?;
-        result = publish::publish(context, run, status, &inputs).await;
+        result = publish(context, run, status, &inputs).await;
+    }
+    let percent = run.spec.build.image.as_ref().and_then(|image| image.growth_warning_percent);
+    if let (Ok(Published::Image(_)), Some(percent), Some(last_good)) = (&result, percent, &inputs.last_good) {
+        status.warnings = warnings::grown(&status.platforms, last_good, percent);
     }
     status.secrets = inputs.versions;
     Ok(result?)

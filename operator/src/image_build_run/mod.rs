@@ -5,14 +5,23 @@
 
 pub mod dereference;
 pub mod end;
+pub mod execution;
+pub mod job;
+pub mod labels;
+pub mod make;
 pub mod order;
+pub mod outcome;
 pub mod place;
 pub mod plan;
 pub mod publish;
+pub mod queue;
 pub mod status;
 pub mod steps;
 pub mod tags;
+pub mod taken;
 pub mod times;
+pub mod waiting;
+pub mod warnings;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -81,7 +90,7 @@ pub enum Error {
 
 /// Brings a run one step on.
 pub async fn reconcile(run: Arc<ImageBuildRun>, context: Arc<Context>) -> Result<Action, Error> {
-    match step(&run, &context).await {
+    match Box::pin(step(&run, &context)).await {
         // The object has changed since it was read: the newer one wakes the next reconcile.
         Err(Error::Write(error)) if is_conflict(&error) => Ok(Action::await_change()),
         other => other,
@@ -107,7 +116,7 @@ async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Err
             end(run, status, phase, *failure, context, now).await
         }
         Next::Publish => finish(run, status, context, now).await,
-        Next::Build => build(run, former, status, bounds, context, now).await,
+        Next::Build => Box::pin(build(run, former, status, bounds, context, now)).await,
     }
 }
 
@@ -123,8 +132,7 @@ fn observe(
     let mut status = former.clone();
     status.queued_at.get_or_insert(MicroTime(now));
     if status.platforms.is_empty() {
-        let names = run.spec.build.platforms.iter().flatten().map(|platform| platform.name.clone());
-        status.platforms = names.map(|name| PlatformStatus { name, ..PlatformStatus::default() }).collect();
+        status.platforms = taken::platforms(run, &status, now);
     }
     for platform in &mut status.platforms {
         let (observed, progress) = context.jobs.seen(&job_id(&uid, &platform.name, platform.attempt)).unzip();
@@ -133,6 +141,9 @@ fn observe(
             *platform = progress.in_status(std::mem::take(platform));
         }
         *platform = advance(platform, observed.as_ref(), alive, bounds.retries, now);
+        if platform.phase == PlatformPhase::Succeeded && platform.origin.is_none() {
+            platform.origin = taken::archive(run, &platform.name);
+        }
     }
     status
 }
@@ -188,10 +199,12 @@ async fn build(
         platform.phase == PlatformPhase::Starting
             && context.jobs.observation(&job_id(&uid, &platform.name, platform.attempt)).is_none()
     });
+    let takes = taken::waiting(run, &mut status.platforms).next().is_some();
     let mut placed = Placed::default();
     let mut inputs = None;
     if queued
         && !starting
+        && !takes
         && let Some(waits) = wait_for_capacity(context, run, &pool, &status.platforms, now)
     {
         placed = waits;
@@ -199,6 +212,16 @@ async fn build(
         match dereference(context, run, &pool).await {
             Ok(read) => {
                 status.secrets.clone_from(&read.versions);
+                if let Err((platform, fault)) = taken::take(run, &read, &mut status.platforms, now).await {
+                    if fault.class == FailureClass::Infrastructure {
+                        return wait_for_mending(run, former, status, &fault, context, now).await;
+                    }
+                    cancel_jobs(run, &mut status, context, now).await?;
+                    return end(run, status, RunPhase::Failed, taken::failure(platform, &fault), context, now).await;
+                }
+                if status.platforms.iter().all(|platform| platform.phase == PlatformPhase::Succeeded) {
+                    return finish(run, status, context, now).await;
+                }
                 placed = place(context, run, &pool, &read, &mut status.platforms, now).await?;
                 inputs = Some(read);
             }
@@ -276,7 +299,7 @@ fn follow(
             let (Some(inputs), Some(spec)) = (inputs, specs.get(platform.name.as_str())) else { continue };
             // Only where a collector takes the spans that BuildKit would make.
             let traceparent = context.traces.as_ref().map(|_| traceparent(&uid, &platform.name)).unwrap_or_default();
-            Some(inputs.job(run, pool, &id, spec, platform.attempt, traceparent))
+            Some(inputs.job(run, pool, &id, spec, platform, traceparent))
         } else {
             None
         };

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kiln_agent_proto::{Failure, failure::Class};
+use kiln_agent_proto::failure::Class;
 use kiln_crds::image_build::{BuildFailure, ImageBuildSpec};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
 
+use super::outcome;
 use crate::agent::Observation;
 use crate::reason::Reason;
 
@@ -15,6 +16,9 @@ use crate::reason::Reason;
 const TIMEOUT: Duration = Duration::from_hours(1);
 /// How often a platform is tried again unless its ImageBuild says it.
 const RETRIES: u32 = 3;
+
+/// The agent's reason for a platform whose steps run programs, which its builder cannot.
+const NODE_NEEDED: &str = "NodeNeeded";
 
 /// The bounds of a run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -65,19 +69,29 @@ pub fn advance(
     };
     let pod = platform.builder.as_ref().map_or("", |builder| builder.pod.as_str());
     match observed {
-        Some(Observation::Succeeded { digest, size, media_type }) => PlatformStatus {
-            digest: Some(digest.clone()),
-            size: i64::try_from(*size).ok(),
-            media_type: Some(media_type.clone()),
+        Some(Observation::Succeeded(result)) => PlatformStatus {
+            digest: Some(result.digest.clone()),
+            size: i64::try_from(result.size).ok(),
+            media_type: Some(result.media_type.clone()),
+            content: Some(outcome::content(result)),
+            warnings: outcome::warnings(&result.warnings),
             failure: None,
             ..ended(PlatformPhase::Succeeded)
         },
+        // Any builder was good enough to try; this one tells that none is. Nothing was built.
+        Some(Observation::Failed(failure)) if failure.reason == NODE_NEEDED && !platform.needs_node => {
+            PlatformStatus { phase: PlatformPhase::Queued, builder: None, needs_node: true, ..platform.clone() }
+        }
         Some(Observation::Failed(failure)) => match Class::try_from(failure.class) {
             Ok(Class::Cancelled) => ended(PlatformPhase::Cancelled),
             Ok(Class::Infrastructure | Class::Unspecified) => {
-                again_or_failed(platform, in_status(failure, &platform.name), retries, now)
+                again_or_failed(platform, outcome::failure(failure, &platform.name), retries, now)
             }
-            _ => PlatformStatus { failure: Some(in_status(failure, &platform.name)), ..ended(PlatformPhase::Failed) },
+            _ => PlatformStatus {
+                failure: Some(outcome::failure(failure, &platform.name)),
+                warnings: outcome::warnings(&failure.warnings),
+                ..ended(PlatformPhase::Failed)
+            },
         },
         Some(Observation::Unknown) => lost(format!("the builder {pod} was started again and lost the build")),
         // Nothing has begun, so nothing has failed.
@@ -106,25 +120,6 @@ fn again_or_failed(platform: &PlatformStatus, failure: BuildFailure, retries: u3
         finished_at: Some(MicroTime(now)),
         failure: Some(failure),
         ..platform.clone()
-    }
-}
-
-/// An agent's failure, bounded as the schema wants it.
-fn in_status(failure: &Failure, platform: &str) -> BuildFailure {
-    let cut = |text: &str, length: usize| text.chars().take(length).collect::<String>();
-    let some = |text: &str| (!text.is_empty()).then(|| cut(text, 1024));
-    let skip = failure.log_tail.len().saturating_sub(20);
-    BuildFailure {
-        run: None,
-        platform: Some(platform.to_owned()),
-        reason: cut(&failure.reason, 64),
-        message: cut(&failure.message, 4096),
-        step: some(&failure.step),
-        dockerfile: some(&failure.dockerfile),
-        line: (failure.line > 0).then_some(failure.line),
-        excerpt: failure.excerpt.iter().take(16).map(|line| cut(line, 256)).collect(),
-        exit_code: failure.exit_code,
-        log_tail: failure.log_tail.iter().skip(skip).map(|line| cut(line, 1024)).collect(),
     }
 }
 
@@ -195,6 +190,7 @@ pub fn deadline(status: &ImageBuildRunStatus, timeout: Duration) -> Option<Times
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiln_agent_proto::{Failure, Warning};
     use kiln_crds::image_build_run::BuilderRef;
 
     fn at(second: i64) -> Timestamp {
@@ -216,7 +212,13 @@ mod tests {
     }
 
     fn done() -> Observation {
-        Observation::Succeeded { digest: "sha256:1".into(), size: 2, media_type: "m".into() }
+        let warnings = vec![Warning { rule: "R".into(), ..Warning::default() }];
+        Observation::Succeeded(Box::new(kiln_agent_proto::Result {
+            digest: "sha256:1".into(),
+            compressed_bytes: 9,
+            warnings,
+            ..kiln_agent_proto::Result::default()
+        }))
     }
 
     #[test]
@@ -250,18 +252,32 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_in_the_status_is_bounded() {
+    fn a_platform_that_needs_a_node_is_queued_for_one_at_once() {
+        let observed = Observation::Failed(Failure {
+            class: Class::User.into(),
+            reason: NODE_NEEDED.into(),
+            ..Failure::default()
+        });
+        let after = advance(&platform(PlatformPhase::Fetching, 1), Some(&observed), true, 0, at(5));
+        assert_eq!((after.phase, after.needs_node, after.failure.clone()), (PlatformPhase::Queued, true, None));
+        assert_eq!(due(&after), None);
+        // A builder that says so of a platform with a node of its own is not asked again.
+        let again = PlatformStatus { needs_node: true, ..platform(PlatformPhase::Fetching, 2) };
+        assert_eq!(advance(&again, Some(&observed), true, 0, at(5)).phase, PlatformPhase::Failed);
+    }
+
+    #[test]
+    fn sizes_and_warnings_of_an_outcome_are_in_the_status() {
+        let after = advance(&platform(PlatformPhase::Pushing, 1), Some(&done()), true, 2, at(5));
+        assert_eq!(after.content.map(|content| content.compressed_bytes), Some(9));
+        assert_eq!(after.warnings.len(), 1);
         let failure = Failure {
-            message: "m".repeat(10_000),
-            step: "s".repeat(5000),
-            log_tail: (0..100).map(|line| format!("{line} {}", "x".repeat(3000))).collect(),
+            class: Class::User.into(),
+            warnings: vec![Warning::default(), Warning::default()],
             ..Failure::default()
         };
-        let bounded = in_status(&failure, "linux/amd64");
-        assert_eq!(bounded.message.len(), 4096);
-        assert_eq!(bounded.step.map(|step| step.len()), Some(1024));
-        assert_eq!(bounded.log_tail.len(), 20);
-        assert!(bounded.log_tail[19].starts_with("99 ") && bounded.log_tail[19].len() == 1024);
+        let after = advance(&platform(PlatformPhase::Pushing, 1), Some(&Observation::Failed(failure)), true, 2, at(5));
+        assert_eq!(after.warnings.len(), 2);
     }
 
     #[test]

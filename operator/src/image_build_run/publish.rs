@@ -1,81 +1,216 @@
-//! Pushes a run's index and moves its tags.
+//! Pushes a run's index to every repository, and moves its tags there.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::{BuiltImage, PlatformImage};
-use kiln_crds::image_build_run::ImageBuildRunStatus;
+use kiln_crds::image_build::{BuiltImage, MediaTypes, PlatformImage, PushedCopy};
+use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformStatus};
 use kiln_crds::{ImageBuildRun, Platform};
-use kube::ResourceExt;
 
 use super::dereference::Inputs;
-use super::tags::{Values, render};
+use super::tags::{self, Values, render};
+use super::taken::{copied, spec_of};
 use crate::condition::seconds;
 use crate::context::Context;
 use crate::reason::Reason;
-use crate::references::Fault;
-use kiln_registry::{self as registry, IndexBytes, PublishOutcome};
+use crate::references::{Fault, Target};
+use kiln_registry::http_client::FailureClass;
+use kiln_registry::{
+    Digest, Error, INDEX_MEDIA_TYPE, IndexBytes, MANIFEST_LIST_MEDIA_TYPE, PublishOutcome, Reference, Repository, Tag,
+    copy_image, inspect,
+};
 
-/// Pushes index and tags. `None`: a newer run has taken over, and nothing more was written.
+/// How publishing ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Published {
+    /// Every repository has answered for the index and its tags, or the archive is written.
+    Image(Box<BuiltImage>),
+    /// The run is a check: there is nothing to push.
+    Nothing,
+    /// A newer run has taken over, and nothing more was written.
+    Superseded,
+    /// The last good image cannot be copied, for this reason; no tag was written.
+    CopyFailed(String),
+}
+
+/// Pushes index and tags.
 pub async fn publish(
     context: &Context,
     run: &ImageBuildRun,
     status: &ImageBuildRunStatus,
     inputs: &Inputs,
-) -> Result<Option<BuiltImage>, Fault> {
-    let created = run.creation_timestamp().map_or_else(Timestamp::now, |time| time.0);
-    let values = Values {
-        reference: run.spec.reference.as_deref(),
-        commit: run.spec.commit.as_deref(),
-        created,
-        number: run.spec.number,
+) -> Result<Published, Fault> {
+    let Some((main, others)) = inputs.registry.targets.split_first() else {
+        let archived = run.spec.build.archive.as_ref().map(|archive| archived(run, status, &archive.path));
+        return archived
+            .transpose()
+            .map(|image| image.map_or(Published::Nothing, |image| Published::Image(image.into())));
     };
-    let tags = render(run.spec.build.image.as_ref().map_or(&[], |image| &image.tags), values)?;
-    let index = index(run, status)?;
-    let Some(target) = inputs.registry.targets.first() else { return Ok(None) };
-    let repository = &target.repository;
+    let values = Values::of(run);
+    let tagged = inputs.registry.targets.iter().map(|target| Ok((target, render(&target.tags, values)?)));
+    let tagged: Vec<(&Target, Vec<Tag>)> = tagged.collect::<Result<_, Fault>>()?;
+    let (index, content) = if let Some(image) = copied(run, status) {
+        match copy(image, inputs, main).await {
+            Ok(index) => (index.clone(), vec![index.digest]),
+            Err(CopyError::Impossible(why)) => return Ok(Published::CopyFailed(why)),
+            Err(CopyError::Fault(fault)) => return Err(fault),
+        }
+    } else {
+        take_over(status, run, inputs, main).await?;
+        let parts = parts(run, status, Some(main)).await?;
+        let content = parts.iter().map(|part| part.digest.clone()).collect();
+        (kiln_registry::assemble(&parts, &run.spec.build.annotations, media_type(run)), content)
+    };
+    // All that the tags will need first: those of one repository do not move before another is known to take the image.
+    futures::future::try_join_all(others.iter().map(|other| distribute(main, other, &content))).await?;
     let still_newest = || async { context.leader.is_leader() && super::is_newest(context, run) };
-    let outcome = kiln_registry::publish(&target.client, repository, &index, &tags, still_newest).await?;
-    if outcome == PublishOutcome::Superseded {
-        return Ok(None);
+    for (target, tags) in &tagged {
+        let outcome = kiln_registry::publish(&target.client, &target.repository, &index, tags, still_newest).await?;
+        if outcome == PublishOutcome::Superseded {
+            return Ok(Published::Superseded);
+        }
     }
-    Ok(Some(BuiltImage {
-        reference: format!("{repository}@{}", index.digest),
-        repository: repository.to_string(),
-        tags: tags.iter().map(ToString::to_string).collect(),
+    let texts = |tags: &[Tag]| tags.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let copies = tagged
+        .iter()
+        .skip(1)
+        .map(|(target, tags)| PushedCopy { repository: target.repository.to_string(), tags: texts(tags) });
+    Ok(Published::Image(Box::new(BuiltImage {
+        reference: format!("{}@{}", main.repository, index.digest),
+        repository: main.repository.to_string(),
+        tags: tagged.first().map(|(_, tags)| texts(tags)).unwrap_or_default(),
         digest: index.digest.to_string(),
         pushed_at: Time(seconds(Timestamp::now())),
-        platforms: status
-            .platforms
-            .iter()
-            .map(|platform| PlatformImage {
-                name: platform.name.clone(),
-                digest: platform.digest.clone().unwrap_or_default(),
-                origin: platform.origin.clone(),
-                content: platform.content.clone(),
-            })
-            .collect(),
-        copies: Vec::new(),
-    }))
+        platforms: platforms(status),
+        copies: copies.collect(),
+    })))
 }
 
-/// The index of the platforms' manifests, in the spec's order.
-fn index(run: &ImageBuildRun, status: &ImageBuildRunStatus) -> Result<IndexBytes, Fault> {
-    let broken = |platform: &str| {
-        let message = format!("the builder's answer for {platform} is no image: report this as a fault of Kiln");
-        Fault::user(Reason::RegistryProtocol, message)
-    };
-    let parts = status.platforms.iter().map(|platform| {
-        let name = &platform.name;
-        let digest = platform.digest.as_deref().unwrap_or_default().parse().map_err(|_| broken(name))?;
-        let size = platform.size.and_then(|size| u64::try_from(size).ok()).ok_or_else(|| broken(name))?;
-        let parsed: Platform = name.parse().map_err(|_| broken(name))?;
-        Ok(kiln_registry::PlatformImage {
-            platform: parsed,
-            media_type: platform.media_type.clone().unwrap_or_default(),
-            digest,
-            size,
-        })
+fn platforms(status: &ImageBuildRunStatus) -> Vec<PlatformImage> {
+    let platforms = status.platforms.iter().map(|platform| PlatformImage {
+        name: platform.name.clone(),
+        digest: platform.digest.clone().unwrap_or_default(),
+        origin: platform.origin.clone(),
+        content: platform.content.clone(),
     });
-    let parts = parts.collect::<Result<Vec<_>, Fault>>()?;
-    Ok(kiln_registry::assemble(&parts, &run.spec.build.annotations))
+    platforms.collect()
+}
+
+/// Copies what the first repository has into another one.
+async fn distribute(main: &Target, other: &Target, content: &[Digest]) -> Result<(), Error> {
+    for digest in content {
+        copy_image(&main.client, &main.repository, &other.client, &other.repository, digest).await?;
+    }
+    Ok(())
+}
+
+/// Copies the images that were built elsewhere into the first repository.
+async fn take_over(
+    status: &ImageBuildRunStatus,
+    run: &ImageBuildRun,
+    inputs: &Inputs,
+    main: &Target,
+) -> Result<(), Fault> {
+    for platform in &status.platforms {
+        let is_image = spec_of(run, platform).is_some_and(|spec| spec.image.is_some());
+        let Some(origin) = platform.origin.as_ref().filter(|_| is_image) else { continue };
+        let origin: Reference = origin.parse().map_err(|_| broken(&platform.name))?;
+        let source = inputs.registry.reader(&origin.repository);
+        let digest = digest(platform)?;
+        copy_image(&source, &origin.repository, &main.client, &main.repository, &digest).await?;
+    }
+    Ok(())
+}
+
+enum CopyError {
+    /// It is to be built instead.
+    Impossible(String),
+    Fault(Fault),
+}
+
+/// Copies the last good image into the first repository.
+async fn copy(image: &BuiltImage, inputs: &Inputs, main: &Target) -> Result<IndexBytes, CopyError> {
+    let impossible = |why: String| CopyError::Impossible(format!("{} cannot be copied: {why}", image.reference));
+    let from: Repository = image.repository.parse().map_err(|error| impossible(format!("{error}")))?;
+    let digest: Digest = image.digest.parse().map_err(|_| impossible("its digest is none".to_owned()))?;
+    let source = inputs.registry.reader(&from);
+    let to = &main.repository;
+    let fetched = async {
+        copy_image(&source, &from, &main.client, to, &digest).await?;
+        main.client.get_manifest(to, &digest.clone().into()).await
+    };
+    fetched.await.map(IndexBytes::from).map_err(|error| {
+        // What may be read from the old registry is of no matter where the image can be built.
+        let of_source = error.registry() == from.registry && from.registry != to.registry;
+        match error.class() {
+            FailureClass::User => impossible(error.to_string()),
+            FailureClass::Credential if of_source => impossible(error.to_string()),
+            FailureClass::Credential | FailureClass::Infrastructure => CopyError::Fault(error.into()),
+        }
+    })
+}
+
+/// The image in a tarball, or in one a platform.
+fn archived(run: &ImageBuildRun, status: &ImageBuildRunStatus, template: &str) -> Result<BuiltImage, Fault> {
+    let path = tags::path(template, Values::of(run))?;
+    let parts = status.platforms.iter().map(part).collect::<Result<Vec<_>, Fault>>()?;
+    let index = kiln_registry::assemble(&parts, &run.spec.build.annotations, media_type(run));
+    Ok(BuiltImage {
+        reference: format!("archive:{path}"),
+        repository: String::new(),
+        tags: Vec::new(),
+        digest: index.digest.to_string(),
+        pushed_at: Time(seconds(Timestamp::now())),
+        platforms: platforms(status),
+        copies: Vec::new(),
+    })
+}
+
+fn media_type(run: &ImageBuildRun) -> &'static str {
+    match run.spec.build.image.as_ref().and_then(|image| image.media_types) {
+        Some(MediaTypes::Docker) => MANIFEST_LIST_MEDIA_TYPE,
+        Some(MediaTypes::OCI) | None => INDEX_MEDIA_TYPE,
+    }
+}
+
+/// What the index says of each platform, in the spec's order. Of images that may need more of their operating system than
+/// a platform's name tells, the configuration is read.
+async fn parts(
+    run: &ImageBuildRun,
+    status: &ImageBuildRunStatus,
+    main: Option<&Target>,
+) -> Result<Vec<kiln_registry::PlatformImage>, Fault> {
+    let mut parts = Vec::new();
+    for platform in &status.platforms {
+        let mut part = part(platform)?;
+        let elsewhere = spec_of(run, platform).is_some_and(|spec| spec.image.is_some() || spec.archive.is_some());
+        if let Some(main) = main.filter(|_| elsewhere || part.platform.os != "linux") {
+            let by_digest = part.digest.clone().into();
+            let image = inspect(&main.client, &main.repository, &by_digest, &part.platform).await?;
+            part.platform.os_version =
+                image.platform.and_then(|platform| platform.os_version).or(part.platform.os_version);
+            part.os_features = image.os_features;
+        }
+        parts.push(part);
+    }
+    Ok(parts)
+}
+
+fn part(platform: &PlatformStatus) -> Result<kiln_registry::PlatformImage, Fault> {
+    let broken = || broken(&platform.name);
+    Ok(kiln_registry::PlatformImage {
+        platform: platform.name.parse::<Platform>().map_err(|_| broken())?,
+        os_features: Vec::new(),
+        media_type: platform.media_type.clone().unwrap_or_default(),
+        digest: digest(platform)?,
+        size: platform.size.and_then(|size| u64::try_from(size).ok()).ok_or_else(broken)?,
+    })
+}
+
+fn digest(platform: &PlatformStatus) -> Result<Digest, Fault> {
+    platform.digest.as_deref().unwrap_or_default().parse().map_err(|_| broken(&platform.name))
+}
+
+fn broken(platform: &str) -> Fault {
+    let message = format!("the builder's answer for {platform} is no image: report this as a fault of Kiln");
+    Fault::user(Reason::RegistryProtocol, message)
 }

@@ -6,11 +6,15 @@ use kiln_crds::ImageBuildRunSpec;
 use kiln_crds::image_build::BuildFailure;
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase, RunSummary};
 
+use super::warnings::{is_growth, of_platforms};
 use crate::condition::{Wanted, date};
 use crate::reason::Reason;
 
 /// How much of a failed step's last line is told, in characters.
 const LAST_LINE: usize = 256;
+
+/// The most warnings of a run, as the schema bounds them; there are fewer platforms.
+const WARNINGS: usize = 64;
 
 /// What a queued run waits for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -39,6 +43,10 @@ pub fn complete(
             RunPhase::Pending
         };
     }
+    let growth: Vec<_> = status.warnings.drain(..).filter(is_growth).collect();
+    status.warnings = of_platforms(&status.platforms);
+    status.warnings.truncate(WARNINGS.saturating_sub(growth.len()));
+    status.warnings.extend(growth);
     if status.phase.is_final() && status.finished_at.is_none() {
         status.finished_at = Some(MicroTime(now));
     }
@@ -54,8 +62,12 @@ pub fn complete(
 fn condition(status: &ImageBuildRunStatus, waiting: Option<&Waiting>) -> Wanted {
     let (ok, reason, message) = match (status.phase, &status.failure, waiting) {
         (RunPhase::Succeeded, ..) => {
-            let image = status.image.as_ref().map_or("", |image| image.reference.as_str());
-            (Some(true), Reason::Succeeded.to_string(), format!("pushed {image}"))
+            let message = match &status.image {
+                Some(image) if image.repository.is_empty() => format!("wrote {}", image.reference),
+                Some(image) => format!("pushed {}", image.reference),
+                None => "every platform builds; nothing was pushed, for spec.image is not set".to_owned(),
+            };
+            (Some(true), Reason::Succeeded.to_string(), message)
         }
         (RunPhase::Failed | RunPhase::Cancelled, Some(failure), _) => {
             (Some(false), failure.reason.clone(), told(failure))

@@ -1,6 +1,8 @@
-//! Tag templates; pure.
+//! Templates of tags and archives' paths, and the names that platforms have in them; pure.
 
 use k8s_openapi::jiff::Timestamp;
+use kiln_crds::ImageBuildRun;
+use kube::ResourceExt;
 
 use crate::reason::Reason;
 use crate::references::Fault;
@@ -19,13 +21,56 @@ pub struct Values<'a> {
     pub number: u64,
 }
 
+impl<'a> Values<'a> {
+    /// Those of a run.
+    #[must_use]
+    pub fn of(run: &'a ImageBuildRun) -> Self {
+        Self {
+            reference: run.spec.reference.as_deref(),
+            commit: run.spec.commit.as_deref(),
+            created: run.creation_timestamp().map_or_else(Timestamp::now, |time| time.0),
+            number: run.spec.number,
+        }
+    }
+}
+
+/// The path of the tarball that a run writes.
+pub fn path(template: &str, values: Values<'_>) -> Result<String, Fault> {
+    fill("archive.path", template, values)
+}
+
+/// The path of one platform's tarball: `app.tar` becomes `app-linux-arm64.tar` where there are `several` platforms.
+#[must_use]
+pub fn of_platform(path: &str, platform: &str, several: bool) -> String {
+    if !several {
+        return path.to_owned();
+    }
+    let stem = path.strip_suffix(".tar").unwrap_or(path);
+    format!("{stem}-{}.tar", word(platform))
+}
+
+/// A tag with the platform's name behind it: `cache` becomes `cache-linux-arm64`.
+#[must_use]
+pub fn with_platform(tag: &Tag, platform: &str) -> Tag {
+    let platform = word(platform);
+    let room = 127_usize.saturating_sub(platform.len());
+    let stem: String = tag.as_str().chars().take(room).collect();
+    format!("{stem}-{platform}").parse().unwrap_or_else(|_| tag.clone())
+}
+
+/// A platform's name as a word of a tag or a path.
+fn word(platform: &str) -> String {
+    let word: String = platform.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    word.replace("--", "-")
+}
+
 /// The tags of a run; `latest` where none is written.
 pub fn render(templates: &[String], values: Values<'_>) -> Result<Vec<Tag>, Fault> {
     let latest = ["latest".to_owned()];
     let templates = if templates.is_empty() { &latest[..] } else { templates };
     let mut tags: Vec<Tag> = Vec::new();
     for template in templates {
-        let text = fill(template, values)?;
+        let text = fill("image.tags", template, values)?;
         let tag: Tag = text.parse().map_err(|error| {
             Fault::user(Reason::RepositoryInvalid, format!("image.tags: {template:?} gives {text:?}: {error}"))
         })?;
@@ -36,22 +81,22 @@ pub fn render(templates: &[String], values: Values<'_>) -> Result<Vec<Tag>, Faul
     Ok(tags)
 }
 
-fn fill(template: &str, values: Values<'_>) -> Result<String, Fault> {
+fn fill(field: &str, template: &str, values: Values<'_>) -> Result<String, Fault> {
     let mut text = String::new();
     let mut rest = template;
     while let Some((before, after)) = rest.split_once("{{") {
         let Some((name, after)) = after.split_once("}}") else { break };
         text.push_str(before);
-        text.push_str(&value(name.trim(), template, values)?);
+        text.push_str(&value(name.trim(), field, template, values)?);
         rest = after;
     }
     text.push_str(rest);
     Ok(text)
 }
 
-fn value(name: &str, template: &str, values: Values<'_>) -> Result<String, Fault> {
+fn value(name: &str, field: &str, template: &str, values: Values<'_>) -> Result<String, Fault> {
     let missing = |what: &str| {
-        let message = format!("image.tags: {template:?} needs {what}, which this source has not: write another tag");
+        let message = format!("{field}: {template:?} needs {what}, which this source has not: leave it out");
         Fault::user(Reason::RepositoryInvalid, message)
     };
     match name {
@@ -66,7 +111,7 @@ fn value(name: &str, template: &str, values: Values<'_>) -> Result<String, Fault
         "run" => Ok(values.number.to_string()),
         other => {
             let message = format!(
-                "image.tags: {template:?} names {other:?}: write one of branch, commit, shortCommit, timestamp, run"
+                "{field}: {template:?} names {other:?}: write one of branch, commit, shortCommit, timestamp, run"
             );
             Err(Fault::user(Reason::RepositoryInvalid, message))
         }
@@ -125,6 +170,22 @@ mod tests {
         for template in ["{{branch}}", "{{commit}}", "{{other}}"] {
             assert_eq!(render(&[template.into()], inline).unwrap_err().reason, Reason::RepositoryInvalid);
         }
+    }
+
+    #[test]
+    fn platforms_have_names_of_their_own() {
+        for (path, platform, several, expected) in [
+            ("app.tar", "linux/arm64", false, "app.tar"),
+            ("app.tar", "linux/arm64", true, "app-linux-arm64.tar"),
+            ("a/b.tar", "linux/arm/v7", true, "a/b-linux-arm-v7.tar"),
+            ("a.tar", "windows(10.0.20348)/amd64", true, "a-windows-10.0.20348-amd64.tar"),
+        ] {
+            assert_eq!(of_platform(path, platform, several), expected);
+        }
+        let tag = |text: &str| text.parse::<Tag>().unwrap();
+        assert_eq!(with_platform(&tag("cache"), "linux/arm64").as_str(), "cache-linux-arm64");
+        let long = with_platform(&tag(&"a".repeat(128)), "linux/arm64");
+        assert!(long.as_str().len() == 128 && long.as_str().ends_with("a-linux-arm64"));
     }
 
     proptest! {

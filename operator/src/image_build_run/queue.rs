@@ -1,0 +1,131 @@
+//! The queue of a pool: the platforms of all its runs that wait for a builder, in the order in which they are served.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use kiln_crds::image_build::BuildFailure;
+use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus};
+use kiln_crds::{BuilderPool, ImageBuildRun, Platform};
+use kube::ResourceExt;
+
+use super::execution::{Available, Impossible, Placement, Wish, placement};
+use super::order::fair;
+use super::plan::due;
+use crate::builder::TrustDomain;
+use crate::builder::node::NodeFacts;
+use crate::builder::observe::profile;
+use crate::builder::pick::Request;
+use crate::builder::profile::Profile;
+use crate::context::Context;
+use crate::reason::Reason;
+
+/// All queued platforms of a pool in the order in which they are served ([`fair`]).
+#[derive(Default)]
+pub struct Queue {
+    /// Which of them are one run's own: the platform's index, its position, and where it is built.
+    pub own: Vec<(usize, usize, Placement)>,
+    /// What each platform wants.
+    pub requests: Vec<Request>,
+    /// Why one of the run's own can never be built.
+    pub impossible: Option<BuildFailure>,
+}
+
+/// Queues them. `bundles`: the CAs that this run needs.
+pub fn queue(
+    context: &Context,
+    run: &ImageBuildRun,
+    pool: &BuilderPool,
+    nodes: &[NodeFacts],
+    bundles: &[String],
+    platforms: &[PlatformStatus],
+    now: Timestamp,
+) -> Queue {
+    let available = Available::of(pool, nodes);
+    let mut runs: Vec<Arc<ImageBuildRun>> = context.stores.runs.state_filter(|other| {
+        other.uid() != run.uid()
+            && !other.status.as_ref().is_some_and(|status| status.phase.is_final())
+            && super::pool(context, other).is_ok_and(|theirs| theirs.uid() == pool.uid())
+    });
+    runs.push(Arc::new(run.clone()));
+    runs.sort_by_key(|run| (run.creation_timestamp().map(|time| time.0), run.namespace(), run.name_any()));
+    let has_queued = |other: &Arc<ImageBuildRun>| {
+        let theirs = other.status.as_ref().map(|status| status.platforms.as_slice()).unwrap_or_default();
+        other.uid() == run.uid() || theirs.iter().any(|platform| platform.phase == PlatformPhase::Queued)
+    };
+    let (waiting, working): (Vec<_>, Vec<_>) = runs.into_iter().partition(has_queued);
+    let mut held = BTreeMap::new();
+    let holds = |run: &&Arc<ImageBuildRun>| {
+        run.status.iter().flat_map(|status| &status.platforms).any(|platform| platform.phase.is_assigned())
+    };
+    for namespace in working.iter().filter(holds).filter_map(|run| run.namespace()) {
+        *held.entry(namespace).or_default() += 1;
+    }
+    let runs = fair(waiting, |run| run.namespace().unwrap_or_default(), &held);
+    let Queue { mut own, mut requests, mut impossible } = Queue::default();
+    for other in runs {
+        let is_own = other.uid() == run.uid();
+        let theirs = other.status.as_ref().map(|status| status.platforms.as_slice()).unwrap_or_default();
+        for (index, platform) in if is_own { platforms } else { theirs }.iter().enumerate() {
+            let waits = platform.phase == PlatformPhase::Queued && due(platform).is_none_or(|due| due <= now);
+            if !waits {
+                continue;
+            }
+            let Some(placement) = place_platform(&other, platform, &available) else { continue };
+            let placement = match placement {
+                Ok(placement) => placement,
+                Err(why) if is_own => {
+                    impossible.get_or_insert_with(|| BuildFailure {
+                        platform: Some(platform.name.clone()),
+                        reason: Reason::PlatformNotRunnable.to_string(),
+                        message: format!(
+                            "{} cannot be built in the BuilderPool {}: {why}",
+                            platform.name,
+                            pool.name_any()
+                        ),
+                        ..BuildFailure::default()
+                    });
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            let architecture = placement.architecture.clone();
+            let Some(domain) = domain(context, &other, profile(context, pool, &architecture, nodes)) else { continue };
+            if is_own {
+                own.push((index, requests.len(), placement));
+            }
+            requests.push(Request {
+                domain,
+                architecture,
+                bundles: if is_own { bundles.to_vec() } else { Vec::new() },
+            });
+        }
+    }
+    Queue { own, requests, impossible }
+}
+
+/// Where a platform of a run is built. `None`: its name is none.
+fn place_platform(
+    run: &ImageBuildRun,
+    status: &PlatformStatus,
+    available: &Available<'_>,
+) -> Option<Result<Placement, Impossible>> {
+    let platform: Platform = status.name.parse().ok()?;
+    let spec = run.spec.build.platforms.iter().flatten().find(|spec| spec.name == status.name);
+    let build_on = spec.and_then(|spec| spec.build_on.as_ref()?.parse::<Platform>().ok());
+    let wish = Wish { platform: &platform, build_on: build_on.as_ref(), needs_node: status.needs_node };
+    Some(placement(wish, available))
+}
+
+/// Whom a run's builders work for. `None`: its namespace is gone or going.
+pub fn domain(context: &Context, run: &ImageBuildRun, profile: Profile) -> Option<TrustDomain> {
+    let namespace = run.namespace()?;
+    let key = kube::runtime::reflector::ObjectRef::new(&namespace);
+    // One that is being deleted may be followed by another of its name, which is to inherit nothing.
+    let found = context.stores.namespaces.get(&key).filter(|found| found.metadata.deletion_timestamp.is_none());
+    let uid = found?.uid()?;
+    let scope = run.spec.build.cache.as_ref().and_then(|cache| cache.scope);
+    let scope = scope.unwrap_or(profile.default_scope());
+    let of = &run.spec.image_build;
+    Some(TrustDomain::new(&namespace, &uid, &of.uid, scope).asked_by(&of.name))
+}
