@@ -82,6 +82,11 @@ build_recorder() {
 	CGO_ENABLED=0 go build -trimpath -o "$1/recorder" -ldflags '-s -w' .
 }
 
+build_servers() {
+	cd "$CLUSTER_DIR/servers"
+	CGO_ENABLED=0 go build -trimpath -o "$1/servers" -ldflags '-s -w' .
+}
+
 build_collector() {
 	cd "$CLUSTER_DIR/collector"
 	CGO_ENABLED=0 go build -trimpath -o "$1/otel-collector" -ldflags '-s -w' .
@@ -135,6 +140,7 @@ compile_all() {
 	compile pause 1 '1 s'
 	compile coredns $COREDNS_VERSION '30 s'
 	compile recorder 1 '1 s'
+	compile servers 1 '10 s'
 	compile collector $COLLECTOR_VERSION '30 s'
 	compile buildkit $BUILDKIT_VERSION '1 min'
 	compile rootlesskit $ROOTLESSKIT_VERSION '5 s'

@@ -75,7 +75,18 @@ start_dns_and_proxy() {
 		    rebind $HOST_IP
 		  }
 		}
-		# There is no outside here: an answer at once, not a timeout.
+		# Package registries: the gateway to them.
+		${PACKAGE_HOSTS[*]} {
+		  bind $HOST_IP
+		  errors
+		  template IN A {
+		    answer "{{ .Name }} 60 IN A $PACKAGES_IP"
+		  }
+		  template IN ANY {
+		    rcode NOERROR
+		  }
+		}
+		# There is no other outside here: an answer at once, not a timeout.
 		. {
 		  bind $HOST_IP
 		  errors

@@ -5,6 +5,7 @@ write_environment() {
 	local dir=$CHECKOUT/.cluster
 	mkdir -p "$dir"
 	ln -sfn "$STATE/git" "$dir/git"
+	ln -sfn "$STATE/web" "$dir/web"
 	cat >"$dir/env.tmp" <<-END
 		# How to reach the local cluster; written by tests/cluster/up. For bash or sh: . .cluster/env
 		export KILN_LOCAL_CLUSTER=1
@@ -17,6 +18,21 @@ write_environment() {
 		export KILN_GIT_CA=$PKI/private-ca.crt
 		export KILN_GIT_USER=kiln
 		export KILN_GIT_PASSWORD=$(<"$PKI/git.password")
+		# The same repositories over ssh: ssh://git@HOST:PORT/NAME.git
+		export KILN_GIT_SSH=ssh://git@$GIT_SSH
+		export KILN_GIT_SSH_KEY=$PKI/ssh-client
+		export KILN_GIT_KNOWN_HOSTS=$PKI/ssh-known-hosts
+		export KILN_WEB=$WEB_URL
+		export KILN_WEB_USER=kiln
+		export KILN_WEB_PASSWORD=$(<"$PKI/web.password")
+		export KILN_REFERRERS_REGISTRY=$REFERRERS_REGISTRY
+		export KILN_REFERRERS_REGISTRY_USER=kiln
+		export KILN_REFERRERS_REGISTRY_PASSWORD=$(<"$PKI/referrers-registry.password")
+		export KILN_TOKEN_REGISTRY=$TOKEN_REGISTRY
+		export KILN_TOKEN_REGISTRY_USER=kiln
+		export KILN_TOKEN_REGISTRY_PASSWORD=$(<"$PKI/token-registry.password")
+		export KILN_TOKEN_REGISTRY_READER=reader
+		export KILN_TOKEN_REGISTRY_READER_PASSWORD=$(<"$PKI/token-reader.password")
 		export KILN_CA_KEY=$PKI/private-ca.key
 		export KILN_METADATA_ADDRESS=$METADATA_IP
 		export KILN_FORBIDDEN_HOST=$FORBIDDEN_IP

@@ -45,16 +45,23 @@ ensure_buildkitd() {
 	wait_for 20 buildkitd buildkitd_answers
 }
 
-# busybox_root ARCHITECTURE DIR: Debian's static busybox, with a link per applet, as in the official image.
+# busybox_root ARCHITECTURE DIR: Debian's static busybox, with a link per applet, as in the official image. The
+# architecture is as OCI names it.
 busybox_root() {
-	local dir=$2 applet
+	local dir=$2 applet debian
+	case $1 in
+	386) debian=i386 ;;
+	arm) debian=armhf ;;
+	ppc64le) debian=ppc64el ;;
+	*) debian=$1 ;;
+	esac
 	mkdir -p "$dir"/{bin,etc,home,root,tmp,usr/bin,usr/sbin,var/www} "$CACHE/apt"
 	chmod 1777 "$dir/tmp"
-	if [[ $1 == "$(dpkg --print-architecture)" ]]; then
+	if [[ $debian == "$(dpkg --print-architecture)" ]]; then
 		cp "$(readlink -f "$(command -v busybox)")" "$dir/bin/busybox"
 	else
-		fetch_foreign_package busybox-static "$1" "$dir.package"
-		cp "$dir.package/bin/busybox" "$dir/bin/busybox"
+		fetch_foreign_package busybox-static "$debian" "$dir.package"
+		cp "$dir.package"/{,usr/}bin/busybox "$dir/bin/" 2>/dev/null || [[ -e $dir/bin/busybox ]]
 	fi
 	for applet in $(busybox --list); do
 		[[ -e $dir/bin/$applet ]] || ln -s busybox "$dir/bin/$applet"
@@ -69,11 +76,24 @@ fetch_foreign_package() {
 	local state=$CACHE/apt/$2
 	mkdir -p "$state"/{lists/partial,archives/partial} "$3"
 	touch "$state/status"
-	local options=(-q -o "APT::Architecture=$2" -o "APT::Architectures::=$2" -o "Dir::State=$state"
+	local options=(-q -o APT::Sandbox::User=root -o "APT::Architecture=$2" -o "APT::Architectures::=$2" -o "Dir::State=$state"
 		-o "Dir::State::status=$state/status" -o "Dir::Cache=$state" -o "Dir::State::lists=$state/lists"
-		-o "Dir::Etc::sourcelist=$(debian_sources)" -o Dir::Etc::sourceparts=-)
-	apt-get "${options[@]}" update
-	(cd "$state" && rm -f "$1"_*.deb && apt-get "${options[@]}" -o APT::Sandbox::User=root download "$1" && dpkg-deb -x "$1"_*.deb "$3")
+		-o "Dir::Etc::sourcelist=$(sources_for "$2" "$state")" -o Dir::Etc::sourceparts=-
+		-o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false)
+	# One archive of several may be between two states: what is missing then, is not found next.
+	apt-get "${options[@]}" update || true
+	(cd "$state" && rm -f "$1"_*.deb && apt-get "${options[@]}" download "$1" && dpkg-deb -x "$1"_*.deb "$3")
+}
+
+# sources_for ARCHITECTURE DIR: where its packages are. Debian has riscv64 since release 13, trixie.
+sources_for() {
+	local sources
+	sources=$(debian_sources)
+	if [[ $1 == riscv64 ]] && grep -q bookworm "$sources"; then
+		sed 's/bookworm/trixie/g' "$sources" >"$2/${sources##*/}"
+		sources=$2/${sources##*/}
+	fi
+	printf '%s\n' "$sources"
 }
 
 # debian_sources: the machine's list of Debian's own archives, without those of others.
@@ -94,7 +114,7 @@ buildkit_root() {
 	suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
 	mkdir -p "$1/bin"
 	mmdebstrap --quiet --variant=essential \
-		--include=ca-certificates,git,libcap2-bin,openssh-client,openssl,pigz,uidmap,xz-utils \
+		--include=ca-certificates,git,git-lfs,libcap2-bin,openssh-client,openssl,pigz,uidmap,xz-utils \
 		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
 		--dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/i18n/*' \
 		"$suite" "$1/root.tar" "$(debian_sources)"
@@ -108,12 +128,12 @@ build_standins() {
 	local dir=$STATE/standins arch
 	rm -rf "$dir"
 	mkdir -p "$dir/busybox"
-	for arch in amd64 arm64; do
+	for arch in amd64 arm64 arm 386 ppc64le s390x riscv64; do
 		busybox_root $arch "$dir/busybox/$arch"
 	done
 	rm -rf "$dir/busybox/"*.package
 	buildkit_root "$dir/buildkit"
-	"$CLUSTER_DIR/images/build" --platform linux/amd64,linux/arm64 \
+	"$CLUSTER_DIR/images/build" --platform linux/amd64,linux/arm64,linux/arm/v7,linux/386,linux/ppc64le,linux/s390x,linux/riscv64 \
 		--ref docker.io/library/busybox:latest,docker.io/library/busybox:1.36,docker.io/library/alpine:latest \
 		busybox "$dir/busybox" "$CLUSTER_DIR/images/busybox.Dockerfile"
 	"$CLUSTER_DIR/images/build" --ref "docker.io/moby/buildkit:v$BUILDKIT_VERSION-rootless" --index \
@@ -130,7 +150,7 @@ standins_directory() {
 	local key
 	key=$({
 		readlink "$BIN"/{buildkitd,rootlesskit,runc}
-		declare -f build_standins busybox_root buildkit_root
+		declare -f build_standins busybox_root buildkit_root sources_for
 		cat "$CLUSTER_DIR"/images/*.Dockerfile "$CLUSTER_DIR/images/build"
 	} | sha256sum)
 	printf '%s\n' "$CACHE/images/${key:0:12}"
@@ -149,5 +169,5 @@ ensure_standins() {
 	local kept
 	kept=$(standins_directory)
 	[[ -d $kept ]] ||
-		step 'making stand-ins for busybox and rootless BuildKit (about 1 min)' "$CACHE/logs/images.log" build_standins "$kept"
+		step 'making stand-ins for busybox and rootless BuildKit (about 2 min)' "$CACHE/logs/images.log" build_standins "$kept"
 }

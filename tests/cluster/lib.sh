@@ -23,6 +23,17 @@ API_SERVICE_IP=10.218.0.1
 DNS_SERVICE_IP=10.218.0.10
 REGISTRY=$HOST_IP:5000
 GIT_URL=https://$HOST_IP:8443
+GIT_SSH=$HOST_IP:2222
+WEB_URL=https://$HOST_IP:8444
+# Two other registries: one with OCI 1.1 referrers, one that wants tokens, and where it gets them.
+REFERRERS_REGISTRY=$HOST_IP:5001
+TOKEN_REGISTRY=$HOST_IP:5002
+TOKEN_SERVER=$HOST_IP:5003
+
+# The only way out of the cluster leads to package registries: their names mean this address.
+PACKAGES_IP=10.217.0.2
+PACKAGE_HOSTS=(deb.debian.org security.debian.org registry.npmjs.org registry.yarnpkg.com pypi.org files.pythonhosted.org
+	repo.maven.apache.org repo1.maven.org proxy.golang.org sum.golang.org index.crates.io static.crates.io)
 
 # Addresses that nobody is to reach: clouds' metadata service, a private host. A recorder stands there, in a namespace
 # and on a link of this name.
@@ -31,6 +42,9 @@ METADATA_IP=169.254.169.254
 FORBIDDEN_IP=10.217.0.66
 # The routing table that only the cluster's packets see.
 ROUTES=10217
+
+# Architectures whose programs run by emulation on all nodes, as qemu names them; tests need some that do not.
+EMULATED=(aarch64 arm s390x ppc64le riscv64)
 
 # Each node's own address and its pods' range.
 NODES=(amd64 arm64)

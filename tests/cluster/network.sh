@@ -18,12 +18,13 @@ make_network() {
 	for node in "${NODES[@]}"; do
 		ip address add "${NODE_IP[$node]}/32" dev "$BRIDGE"
 	done
+	ip address add "$PACKAGES_IP/32" dev "$BRIDGE"
 	ip link set "$BRIDGE" up
 	# The machine reaches Services by this source, whether or not it has a default route.
 	ip route add "$SERVICE_CIDR" dev "$BRIDGE" src "$HOST_IP"
 	keep_sysctl net.ipv4.ip_forward 1
 	keep_sysctl net.ipv4.conf.all.rp_filter 0
-	# Within the cluster everything may pass; nothing of it leaves the machine: an answer at once, not a timeout.
+	# Within the cluster everything may pass; no packet of it leaves the machine: an answer at once, not a timeout.
 	iptables -w -N KILN-FORWARD
 	iptables -w -A KILN-FORWARD -s "$CLUSTER_CIDR" -d "$CLUSTER_CIDR" -j ACCEPT
 	iptables -w -A KILN-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT

@@ -9,16 +9,22 @@ register_qemu() {
 		mount -t binfmt_misc binfmt_misc $BINFMT
 		touch "$STATE/mounted-binfmt"
 	fi
-	if [[ ! -e $BINFMT/qemu-aarch64 && $(uname -m) != aarch64 ]]; then
-		# Flag F: the kernel keeps the emulator open, so it works inside containers that do not have it.
-		cat /usr/lib/binfmt.d/qemu-aarch64.conf >$BINFMT/register
-		touch "$STATE/registered-binfmt"
-	fi
+	local name
+	for name in "${EMULATED[@]}"; do
+		if [[ ! -e $BINFMT/qemu-$name && $(uname -m) != "$name" ]]; then
+			# Flag F: the kernel keeps the emulator open, so it works inside containers that do not have it.
+			cat "/usr/lib/binfmt.d/qemu-$name.conf" >$BINFMT/register
+			printf '%s\n' "qemu-$name" >>"$STATE/registered-binfmt"
+		fi
+	done
 }
 
 unregister_qemu() {
-	if [[ -e $STATE/registered-binfmt && -e $BINFMT/qemu-aarch64 ]]; then
-		echo -1 >$BINFMT/qemu-aarch64
+	local name
+	if [[ -e $STATE/registered-binfmt ]]; then
+		while read -r name; do
+			if [[ -e $BINFMT/$name ]]; then echo -1 >"$BINFMT/$name"; fi
+		done <"$STATE/registered-binfmt"
 	fi
 	if [[ -e $STATE/mounted-binfmt ]] && mountpoint -q $BINFMT; then
 		umount $BINFMT

@@ -3,8 +3,9 @@
 
 PACKAGES=(
 	apache2-utils docker-registry fcgiwrap nginx-light         # registry and Git server
+	openssh-client                                             # keys for Git over ssh
 	iptables iproute2 kmod nftables procps socat util-linux    # network, kubelet
-	qemu-user-static                                           # the arm64 node
+	qemu-user-static                                           # the arm64 node, emulation
 	busybox-static libcap2-bin mmdebstrap xz-utils             # images
 	gcc libc6-dev libseccomp-dev pkg-config                    # runc, pause
 	ca-certificates curl git jq openssl

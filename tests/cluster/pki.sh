@@ -54,15 +54,33 @@ make_client() {
 
 make_passwords() {
 	local what
-	for what in registry git; do
+	for what in registry git web referrers-registry token-registry token-reader; do
 		openssl rand -hex 16 >"$PKI/$what.password"
 	done
 	# The registry wants bcrypt and checks it at each request: the least cost. nginx's own format is quicker still.
 	htpasswd -niBC 4 kiln <"$PKI/registry.password" >"$CONF/registry.htpasswd"
 	htpasswd -nim kiln <"$PKI/git.password" >"$CONF/git.htpasswd"
+	htpasswd -nim kiln <"$PKI/web.password" >"$CONF/web.htpasswd"
+	for what in git referrers-registry; do
+		printf 'kiln:%s\n' "$(<"$PKI/$what.password")" >"$CONF/$what.credential"
+	done
+	cat >"$CONF/token-users.json" <<-END
+		{
+		  "kiln": {"password": "$(<"$PKI/token-registry.password")", "actions": ["pull", "push", "delete"]},
+		  "reader": {"password": "$(<"$PKI/token-reader.password")", "actions": ["pull"]}
+		}
+	END
 	mkdir -p "$CONF/docker"
 	printf '{"auths":{"%s":{"auth":"%s"}}}\n' "$REGISTRY" \
 		"$(printf 'kiln:%s' "$(<"$PKI/registry.password")" | base64 -w0)" >"$CONF/docker/config.json"
+}
+
+# Git over ssh: the server's key and the client's, and the server's line for known_hosts.
+make_ssh_keys() {
+	ssh-keygen -q -t ed25519 -N '' -C '' -f "$PKI/ssh-host"
+	ssh-keygen -q -t ed25519 -N '' -C kiln -f "$PKI/ssh-client"
+	# As ssh-keyscan prints it.
+	printf '[%s]:%s %s\n' "${GIT_SSH%:*}" "${GIT_SSH#*:}" "$(cut -d ' ' -f 1,2 "$PKI/ssh-host.pub")" >"$PKI/ssh-known-hosts"
 }
 
 make_pki() {
@@ -91,4 +109,5 @@ make_pki() {
 	make_certificate web private-ca "/CN=$HOST_IP" \
 		"IP:$HOST_IP,DNS:*.kiln.test,DNS:*.metadata.rebind.kiln.test,DNS:*.private.rebind.kiln.test,DNS:*.loopback.rebind.kiln.test"
 	make_passwords
+	make_ssh_keys
 }

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# What a cluster's users bring along: a registry and a Git server, both over TLS from a private CA, an OpenTelemetry
-# collector; and the recorder of those who come where nobody should. Sourced by up.
+# What a cluster's users bring along: a registry, a Git server and a web server, all over TLS from a private CA, Git over
+# ssh, an OpenTelemetry collector; the way out to package registries; and the recorder of those who come where nobody
+# should. Sourced by up.
 
 start_registry() {
 	mkdir -p "$STATE/registry"
@@ -25,10 +26,15 @@ registry_answers() {
 	curl -fsS -m 2 -o /dev/null --cacert "$PKI/private-ca.crt" -u "kiln:$(<"$PKI/registry.password")" "https://$REGISTRY/v2/"
 }
 
-# A bare repository put into $STATE/git/NAME.git is served at $GIT_URL/NAME.git, one in private/ for a password only.
+# A bare repository put into $STATE/git/NAME.git is served at $GIT_URL/NAME.git, one in private/ for a password only, and
+# with the objects of Git LFS that it holds. A file put into $STATE/web is served at $WEB_URL, likewise.
 start_git() {
-	local etc=$CONF/nginx
-	mkdir -p "$etc" "$STATE/git/private"
+	local etc=$CONF/nginx web=${WEB_URL#https://}
+	mkdir -p "$etc" "$STATE/git/private" "$STATE/web/private"
+	cat >"$etc/lfs.conf" <<-END
+		proxy_pass http://unix:$STATE/lfs.sock;
+		proxy_set_header Authorization \$http_authorization;
+	END
 	cat >"$etc/git.conf" <<-END
 		fastcgi_pass unix:$STATE/fcgiwrap.sock;
 		fastcgi_param SCRIPT_FILENAME $(git --exec-path)/git-http-backend;
@@ -67,24 +73,55 @@ start_git() {
 		    listen ${GIT_URL#https://} ssl;
 		    ssl_certificate $PKI/web.crt;
 		    ssl_certificate_key $PKI/web.key;
-		    location / { include $etc/git.conf; }
+		    location / {
+		      include $etc/git.conf;
+		      location ~ \.git/(info/)?lfs/ { include $etc/lfs.conf; }
+		    }
 		    location /private/ {
 		      auth_basic kiln;
 		      auth_basic_user_file $CONF/git.htpasswd;
 		      include $etc/git.conf;
+		      location ~ \.git/(info/)?lfs/ { include $etc/lfs.conf; }
 		    }
+		  }
+		  server {
+		    listen $web ssl;
+		    ssl_certificate $PKI/web.crt;
+		    ssl_certificate_key $PKI/web.key;
+		    root $STATE/web;
+		    types {}
+		    location / { }
+		    location /private/ {
+		      auth_basic kiln;
+		      auth_basic_user_file $CONF/web.htpasswd;
+		    }
+		    # The rest of the path is where it leads: on this host, on one of another name, without TLS, to itself.
+		    location /moved/ { rewrite ^/moved(/.*) \$1 redirect; }
+		    location /elsewhere/ { rewrite ^/elsewhere(/.*) https://git.kiln.test:${web#*:}\$1 redirect; }
+		    location /plain/ { rewrite ^/plain(/.*) http://$web\$1 redirect; }
+		    location /round/ { rewrite ^ $WEB_URL\$uri redirect; }
 		  }
 		}
 	END
 	mkdir -p "$STATE/nginx"
 	rm -f "$STATE/fcgiwrap.sock"
 	start fcgiwrap fcgiwrap -f -c 8 -s "unix:$STATE/fcgiwrap.sock"
+	start lfs "$BIN/servers" lfs --socket "$STATE/lfs.sock" --root "$STATE/git" --url "$GIT_URL"
+	start git-ssh "$BIN/servers" ssh --listen "$GIT_SSH" --root "$STATE/git" --host-key "$PKI/ssh-host" \
+		--authorized-key "$PKI/ssh-client.pub" --lfs "$GIT_URL" --lfs-authorization "$CONF/git.credential"
 	start nginx nginx -e "$LOGS/nginx-error.log" -c "$etc/nginx.conf"
 	wait_for 10 'Git server' git_answers
 }
 
 git_answers() {
 	[[ $(curl -sS -m 2 -o /dev/null -w '%{http_code}' --cacert "$PKI/private-ca.crt" "$GIT_URL/private/") == 401 ]]
+}
+
+# The way out: package registries, and nothing else.
+start_packages() {
+	local hosts
+	hosts=$(IFS=, && printf '%s' "${PACKAGE_HOSTS[*]}")
+	start packages "$BIN/servers" packages --listen "$PACKAGES_IP" --hosts "$hosts"
 }
 
 # Received spans are in $STATE/traces.jsonl, a request a line, in OTLP's JSON.
@@ -111,7 +148,9 @@ start_recorder() {
 
 start_services() {
 	start_registry
+	start_other_registries
 	start_git
+	start_packages
 	start_collector
 	start_recorder
 }
