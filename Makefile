@@ -1,10 +1,12 @@
 # make demo: see Kiln work. make test: prove it. Both start a local cluster, unless KUBECONFIG names one.
-.PHONY: demo test bench lint fmt cluster cluster-down images install
+.PHONY: demo test test-all bench lint fmt cluster cluster-down images install
 
 demo:         ## one build of each kind on a two-node cluster, with its result running
 	@tests/demo
 test:         ## everything: style, lints, licences, unit tests, chart, end-to-end tests
 	@tests/run all
+test-all: test ## make test, and the long ones: the sample applications of examples/apps
+	@tests/run samples
 bench:        ## measures it: a table and a plot, next to the bare buildctl
 	@tests/bench/run
 lint:         ## style, lints, licences, chart and scripts, without a cluster

@@ -1,4 +1,4 @@
-// Command links makes short links: POST a URL to /links, and GET /ID leads there.
+// Command links shortens URLs: one that is posted to /links is where GET /ID leads.
 package main
 
 import (
