@@ -54,6 +54,14 @@ impl Tenant {
         self.delete_builders_with(&DeleteParams::default().grace_period(0)).await;
     }
 
+    /// Deletes this tenant's builder pods and their cache volumes: the next build begins as on a new node.
+    pub async fn forget_builders(&self) {
+        let volumes: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.client.clone(), &builders_namespace());
+        let deleted = volumes.delete_collection(&DeleteParams::default(), &self.list()).await;
+        deleted.expect("cache volumes can be deleted");
+        self.delete_builders().await;
+    }
+
     async fn delete_builders_with(&self, parameters: &DeleteParams) {
         let former: Vec<_> = self.builders().await.iter().filter_map(kube::ResourceExt::uid).collect();
         self.builder_pods().delete_collection(parameters, &self.list()).await.expect("builder pods can be deleted");

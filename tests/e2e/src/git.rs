@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Tenant;
 
 /// A bare repository on the Git server. It goes with the value.
 pub struct Repository {
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
     /// Its https URL.
     pub url: String,
 }
@@ -80,6 +80,31 @@ impl Repository {
         self.commit(&Commit { files, ..Commit::default() })
     }
 
+    /// Makes a commit of all files below a directory of this machine, of text each, under another path; its id.
+    #[allow(clippy::must_use_candidate, reason = "many tests need no id")]
+    pub fn write_directory(&self, from: &Path, to: &str) -> String {
+        let mut files = Vec::new();
+        let mut directories = vec![from.to_owned()];
+        while let Some(directory) = directories.pop() {
+            let entries =
+                std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+            for entry in entries {
+                let path = entry.expect("a directory can be read").path();
+                if path.is_dir() {
+                    directories.push(path);
+                    continue;
+                }
+                let content =
+                    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                let relative = path.strip_prefix(from).expect("it is below").to_str().expect("a name is UTF-8");
+                files.push((format!("{to}/{relative}"), content));
+            }
+        }
+        files.sort();
+        let files: Vec<_> = files.iter().map(|(path, content)| (path.as_str(), content.as_str())).collect();
+        self.write(&files)
+    }
+
     /// Makes a commit; its id.
     #[allow(clippy::must_use_candidate, reason = "many tests need no id")]
     pub fn commit(&self, commit: &Commit<'_>) -> String {
@@ -115,6 +140,11 @@ impl Repository {
         let status =
             self.git(&["tag", "--force", name, commit]).stdout(Stdio::null()).status().expect("git can be started");
         assert!(status.success(), "git tag {name} {commit}");
+    }
+
+    /// Sets any ref to a commit.
+    pub fn point(&self, reference: &str, commit: &str) {
+        self.run(&["update-ref", reference, commit], "");
     }
 
     /// Sets `main` to a commit whose tree is written as told, right or wrong: lines as `git mktree` reads them, each

@@ -7,6 +7,11 @@ use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest,
 use reqwest::{Certificate, StatusCode};
 
 use crate::Cluster;
+use crate::registries::Login;
+
+/// Manifests and indexes of both kinds.
+const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
 /// A client of the test registry, of its one user.
 pub struct Registry {
@@ -44,6 +49,8 @@ pub struct Entry {
     pub uid: u64,
     /// Group.
     pub gid: u64,
+    /// Whether it is a file.
+    pub is_file: bool,
     /// A file's content; empty for all else.
     pub bytes: Vec<u8>,
 }
@@ -52,13 +59,19 @@ impl Registry {
     /// A client of the cluster's registry.
     #[must_use]
     pub fn new(cluster: &Cluster) -> Self {
+        Self::of(cluster, Login::first())
+    }
+
+    /// A client of another one of its registries.
+    #[must_use]
+    pub fn of(cluster: &Cluster, login: Login) -> Self {
         let ca = Certificate::from_pem_bundle(cluster.registry_ca.as_bytes())
             .expect("KILN_REGISTRY_CA holds PEM certificates");
         Self {
             http: reqwest::Client::builder().tls_certs_only(ca).build().expect("a client can be made"),
-            host: cluster.registry.clone(),
-            user: cluster.registry_user.clone(),
-            password: cluster.registry_password.clone(),
+            host: login.host,
+            user: login.user,
+            password: login.password,
         }
     }
 
@@ -141,29 +154,55 @@ impl Registry {
         let place = upload.headers()["location"].to_str().expect("a location is ASCII");
         let mut place = upload.url().join(place).expect("a location is a URL");
         place.query_pairs_mut().append_pair("digest", digest);
-        let request = self.http.put(place).basic_auth(&self.user, Some(&self.password)).body(bytes);
-        let answer = request.send().await.and_then(reqwest::Response::error_for_status);
+        let request = self.http.put(place).body(bytes);
+        let answer = self.send(request).await.error_for_status();
         answer.unwrap_or_else(|error| panic!("{repository} {digest}: {error:?}"));
     }
 
     /// Puts a manifest into a repository.
     pub async fn push_manifest(&self, repository: &str, tag: &str, media_type: &str, manifest: String) {
         let url = format!("https://{}/v2/{repository}/manifests/{tag}", self.host);
-        let request = self.http.put(url).basic_auth(&self.user, Some(&self.password));
-        let request = request.header("content-type", media_type).body(manifest);
-        let answer = request.send().await.and_then(reqwest::Response::error_for_status);
+        let request = self.http.put(url).header("content-type", media_type).body(manifest);
+        let answer = self.send(request).await.error_for_status();
         answer.unwrap_or_else(|error| panic!("{repository}:{tag}: {error:?}"));
+    }
+
+    /// Takes a manifest out of a repository.
+    pub async fn delete_manifest(&self, repository: &str, digest: &str) {
+        let answer = self.request(reqwest::Method::DELETE, repository, &format!("manifests/{digest}")).await;
+        answer.error_for_status().unwrap_or_else(|error| panic!("{repository}@{digest}: {error:?}"));
     }
 
     async fn request(&self, method: reqwest::Method, repository: &str, path: &str) -> reqwest::Response {
         let repository = repository.strip_prefix(&format!("{}/", self.host)).unwrap_or(repository);
-        self.http
-            .request(method, format!("https://{}/v2/{repository}/{path}", self.host))
-            .basic_auth(&self.user, Some(&self.password))
-            .header("accept", "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json")
-            .send()
-            .await
-            .unwrap_or_else(|error| panic!("the registry {} does not answer: {error:?}", self.host))
+        let request =
+            self.http.request(method, format!("https://{}/v2/{repository}/{path}", self.host)).header("accept", ACCEPT);
+        self.send(request).await
+    }
+
+    /// Sends a request with the credential, or with a token where the registry asks for one
+    /// (<https://distribution.github.io/distribution/spec/auth/token/>).
+    async fn send(&self, request: reqwest::RequestBuilder) -> reqwest::Response {
+        let answer = |sent: reqwest::Result<reqwest::Response>| {
+            sent.unwrap_or_else(|error| panic!("the registry {} does not answer: {error:?}", self.host))
+        };
+        let again = request.try_clone().expect("the body is in memory");
+        let response = answer(request.basic_auth(&self.user, Some(&self.password)).send().await);
+        let challenge = response.headers().get("www-authenticate").and_then(|value| value.to_str().ok());
+        let Some(challenge) = challenge.and_then(|challenge| challenge.strip_prefix("Bearer ")) else {
+            return response;
+        };
+        let parameters: Vec<_> = challenge
+            .split("\",")
+            .filter_map(|parameter| parameter.split_once('='))
+            .map(|(name, value)| (name, value.trim_matches('"')))
+            .collect();
+        let (_, realm) = parameters.iter().find(|(name, _)| *name == "realm").expect("a challenge names its realm");
+        let realm = reqwest::Url::parse_with_params(realm, &parameters).expect("a realm is a URL");
+        let request = self.http.get(realm).basic_auth(&self.user, Some(&self.password));
+        let token = answer(request.send().await).error_for_status().expect("the token server gives a token");
+        let token: serde_json::Value = token.json().await.expect("a token comes as JSON");
+        answer(again.bearer_auth(token["token"].as_str().expect("a token is a string")).send().await)
     }
 }
 
@@ -193,6 +232,13 @@ impl Image {
             panic!("{path} is not in the image for {}; there are {there:?}", self.platform)
         });
         String::from_utf8_lossy(&entry.bytes).trim_end().to_owned()
+    }
+
+    /// Everything below a directory, and itself.
+    pub fn below(&self, path: &str) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| {
+            entry.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
     }
 
     /// Everything in the layers above those of the base image (its first layer).
@@ -239,6 +285,7 @@ fn unpack(number: usize, media_type: &MediaType, blob: &[u8]) -> Vec<Entry> {
                 mode: header.mode().expect("an entry has a mode") & 0o7777,
                 uid: header.uid().expect("an entry has an owner"),
                 gid: header.gid().expect("an entry has a group"),
+                is_file: header.entry_type().is_file(),
                 bytes,
             }
         })

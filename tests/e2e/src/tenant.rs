@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::FutureExt as _;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kiln_crds::image_build::BuiltImage;
@@ -93,9 +93,14 @@ impl Tenant {
         self.secret(GIT_SECRET, "Opaque", &[("username", git_user), ("password", git_password)]).await;
         // Registry and Git server may have a CA each.
         let bundle = format!("{}\n{}", self.cluster.registry_ca, self.cluster.git_ca);
+        self.ca(CA, &bundle).await;
+    }
+
+    /// Makes a `ConfigMap` with a CA bundle, in PEM.
+    pub async fn ca(&self, name: &str, bundle: &str) {
         let ca = ConfigMap {
-            metadata: ObjectMeta { name: Some(CA.to_owned()), ..ObjectMeta::default() },
-            data: Some(BTreeMap::from([("ca.crt".to_owned(), bundle)])),
+            metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+            data: Some(BTreeMap::from([("ca.crt".to_owned(), bundle.to_owned())])),
             ..ConfigMap::default()
         };
         self.api::<ConfigMap>().create(&PostParams::default(), &ca).await.expect("a ConfigMap can be made");
@@ -149,6 +154,19 @@ impl Tenant {
         let config = json!({"auths": {&self.cluster.registry: {"username": user, "password": password, "auth": auth}}})
             .to_string();
         self.secret(REGISTRY_SECRET, "kubernetes.io/dockerconfigjson", &[(".dockerconfigjson", &config)]).await;
+    }
+
+    /// Gives the namespace's default service account a Secret to pull with.
+    pub async fn account_pulls_with(&self, secret: &str) {
+        let account = json!({
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": "default"},
+            "imagePullSecrets": [{"name": secret}],
+        });
+        let parameters = PatchParams::apply("kiln-e2e").force();
+        let accounts = self.api::<ServiceAccount>();
+        accounts.patch("default", &parameters, &Patch::Apply(&account)).await.expect("an account can be applied");
     }
 
     /// Creates an ImageBuild.

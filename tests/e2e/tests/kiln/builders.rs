@@ -107,7 +107,7 @@ async fn several_builds_share_a_warm_builder() {
 async fn without_a_node_of_the_architecture_a_build_waits_and_then_fails() {
     Tenant::run("no-node", async |tenant| {
         let pool = tenant.pool("no-node", |spec| spec.scheduling_timeout = Some(kubernetes_duration(5))).await;
-        let build = Build::inline(tenant, "app", &[("Dockerfile", "FROM busybox\n")])
+        let build = Build::inline(tenant, "app", &[("Dockerfile", "FROM busybox\nRUN true\n")])
             .platforms(&["linux/amd64", "linux/riscv64"])
             .pool(&pool);
         tenant.create_build(&build).await;

@@ -193,15 +193,16 @@ async fn an_impossible_platform_or_pool() {
         tenant.edit("app", |build| build.spec.platforms = platforms(&["linux/amd64"])).await;
         tenant.built("app").await;
 
-        // One that the pool does not build.
+        // One that no builder of the pool can build on.
         let pool = tenant.pool("amd64", |spec| spec.architectures = Some(vec!["amd64".to_owned()])).await;
         tenant
             .edit("app", |build| {
                 build.spec.pool = Some(pool.clone());
-                build.spec.platforms = platforms(&["linux/amd64", "linux/pdp11"]);
+                build.spec.platforms = platforms(&["linux/amd64"]);
+                build.spec.platforms.as_mut().unwrap()[0].build_on = Some("linux/aarch64".to_owned());
             })
             .await;
-        fails(tenant, &former, "PlatformInvalid", &["linux/pdp11", &pool]).await;
+        fails(tenant, &former, "PlatformInvalid", &["linux/arm64", &pool]).await;
 
         let foreign = tenant.pool("foreign", |spec| {
             let labels = spec.namespace_selector.as_mut().unwrap().match_labels.as_mut().unwrap();
@@ -229,7 +230,7 @@ async fn a_tag_that_an_older_image_build_has() {
         let files = [("Dockerfile", "FROM busybox\n")];
         let older = tenant.build(&Build::inline(tenant, "older", &files).amd64()).await;
         let same = Build::inline(tenant, "app", &files).amd64().with(|spec| {
-            spec.image.as_mut().unwrap().repository.clone_from(&older.spec.image.as_ref().unwrap().repository)
+            spec.image.as_mut().unwrap().repository.clone_from(&older.spec.image.as_ref().unwrap().repository);
         });
         tenant.create_build(&same).await;
         let conflict = tenant.not_ready("app", "TagConflict").await;

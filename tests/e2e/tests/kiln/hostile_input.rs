@@ -64,7 +64,7 @@ async fn urls_of_other_kinds() {
             "-oProxyCommand=id",
             "--upload-pack=id",
             "ssh://-oProxyCommand=id/x",
-            "ssh://git@git.example/x",
+            "ssh://git:pw@git.example/x",
             "git://git.example/x",
             "ftp://git.example/x",
             "https:git.example/x",

@@ -7,9 +7,14 @@
 #![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
 
 mod api_rules;
+mod build_options;
 mod builders;
 mod cache;
+mod contexts;
 mod diagnosis;
+mod dockerfile_failures;
+mod emulation;
+mod examples;
 mod failed_runs;
 mod failures;
 mod hostile_git;
@@ -17,13 +22,19 @@ mod hostile_input;
 mod hostile_registry;
 mod lifecycle;
 mod limits;
+mod max_age;
 mod multi_arch;
 mod namespaces;
 mod network;
+mod platforms;
+mod pools;
 mod private;
+mod publishing;
+mod registries;
 mod secrets;
 mod security;
 mod source;
+mod sources;
 mod status_words;
 mod traces;
 mod trust;

@@ -94,6 +94,7 @@ const ROUNDS: &[(Provocation, &[Right])] = &[
     (Broken, &[(Everywhere, "imagebuilds/status", "patch")]),
     (Broken, &[(Everywhere, "secrets", "get")]),
     (Built, &[(Everywhere, "configmaps", "get")]),
+    (Built, &[(Everywhere, "serviceaccounts", "get")]),
     (Built, &[(Everywhere, "imagebuildruns", "create")]),
     (Taken, &[(Everywhere, "imagebuildruns", "get")]),
     (Built, &[(Everywhere, "imagebuildruns/status", "patch")]),

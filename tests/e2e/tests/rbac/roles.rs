@@ -143,11 +143,12 @@ impl Roles {
                         Own => Some(operator_namespace()),
                         Builders => Some(builders_namespace()),
                     },
-                    // The two objects that a rule names.
+                    // The objects that a rule names.
                     name: match (place, resource, verb) {
                         (Own, _, "create") => None,
                         (Own, "leases", _) => Some("kiln-operator".to_owned()),
                         (Own, "secrets", _) => Some("kiln-ca".to_owned()),
+                        (_, "serviceaccounts", _) => Some("default".to_owned()),
                         _ => None,
                     },
                     resource: Some(resource.to_owned()),

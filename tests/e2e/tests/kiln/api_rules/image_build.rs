@@ -3,7 +3,7 @@
 use kiln_crds::ImageBuild;
 use serde_json::{Value, json};
 
-use super::{ARGUMENT, Case, DOCKERFILE, DURATION, LONG, MANY, SHORT, TWICE, good_inline, list, many, text, try_all};
+use super::{ARGUMENT, Case, DOCKERFILE, DURATION, LONG, MANY, SHORT, TWICE, good_inline, list, many, try_all};
 
 const PLATFORM: Option<&str> = Some("a platform is os/architecture or os/architecture/variant");
 const PLATFORM_ARCHIVE: Option<&str> = Some("a platform's archive is a relative path, such as app.tar, without ..");
@@ -77,11 +77,8 @@ async fn platforms() {
         ("/spec/platforms/2/archive", json!("images/app.tar"), None),
         ("/spec/platforms/2/archive", json!("/app.tar"), PLATFORM_ARCHIVE),
         ("/spec/platforms/2/archive", json!("a/../app.tar"), PLATFORM_ARCHIVE),
-        ("/spec/platforms/2/archive", json!("a//app.tar"), PLATFORM_ARCHIVE)(
-            "/spec/platforms/0/args",
-            json!({"a.b": ""}),
-            ARGUMENT,
-        ),
+        ("/spec/platforms/2/archive", json!("a//app.tar"), PLATFORM_ARCHIVE),
+        ("/spec/platforms/0/args", json!({"a.b": ""}), ARGUMENT),
     ];
     try_all::<ImageBuild>(true, &good_inline(), &cases).await;
 }

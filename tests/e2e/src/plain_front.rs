@@ -1,0 +1,69 @@
+//! The registry without TLS: a front that passes on what it is asked, and has the registry name it in its answers.
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, header};
+use axum::response::Response;
+use reqwest::Certificate;
+use tokio::task::JoinHandle;
+
+use crate::Cluster;
+use crate::hostile_server::{listen, reply};
+
+/// The largest body that is passed on.
+const LARGEST_BODY: usize = 256 << 20;
+
+/// A front. It ends with the value.
+pub struct PlainFront {
+    /// `address:port`.
+    pub host: String,
+    task: JoinHandle<()>,
+}
+
+impl PlainFront {
+    /// Before the cluster's registry, whose users it has.
+    pub async fn before_registry(cluster: &Cluster) -> Self {
+        let (listener, host) = listen(cluster).await;
+        let ca = Certificate::from_pem_bundle(cluster.registry_ca.as_bytes()).expect("KILN_REGISTRY_CA holds PEM");
+        let http = reqwest::Client::builder().tls_certs_only(ca).build().expect("a client can be made");
+        let upstream = cluster.registry.clone();
+        let router = Router::new().fallback(move |request: Request| pass(http.clone(), upstream.clone(), request));
+        let task = tokio::spawn(async move {
+            axum::serve(listener, router).await.expect("a server goes on until it is stopped");
+        });
+        Self { host, task }
+    }
+}
+
+impl Drop for PlainFront {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass(http: reqwest::Client, upstream: String, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, LARGEST_BODY).await.unwrap_or_default();
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let mut headers = parts.headers;
+    // The length is the body's, and the client's own Host stays, for places to be uploaded to are built from both.
+    for name in [header::TRANSFER_ENCODING, header::CONNECTION, header::CONTENT_LENGTH] {
+        headers.remove(name);
+    }
+    headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+    let head = parts.method == Method::HEAD;
+    let url = format!("https://{upstream}{path}");
+    let answer = match http.request(parts.method, url).headers(headers).body(body).send().await {
+        Ok(answer) => answer,
+        Err(error) => return reply(502, &[], error.to_string()),
+    };
+    let (status, mut headers) = (answer.status(), answer.headers().clone());
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(header::CONNECTION);
+    let body = answer.bytes().await.unwrap_or_default();
+    let mut response = Response::new(if head { Body::empty() } else { Body::from(body) });
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}

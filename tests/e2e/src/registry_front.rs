@@ -1,0 +1,172 @@
+//! A registry with the habits of others: a front that passes requests on to a real one, refuses some of them first, and
+//! keeps what was asked for. Its certificate is of [`hostile_server::ca`](crate::hostile_server::ca).
+
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::Request;
+use axum::http::{HeaderMap, Method, Uri, header};
+use axum::response::Response;
+use reqwest::Certificate;
+
+use crate::Cluster;
+use crate::hostile_server::{HostileServer, reply};
+
+/// The largest body that is passed on.
+const LARGEST_BODY: usize = 256 << 20;
+
+/// What a front does of its own.
+#[derive(Clone, Copy, Debug)]
+pub enum Habit {
+    /// Nothing: it only keeps what was asked for.
+    Watch,
+    /// Refuses each request of this number and its multiples: 429 with `Retry-After: 1`, as Docker Hub and clouds do.
+    RateLimit(usize),
+    /// Refuses bodies of more bytes: 413, as an nginx before a registry does by `client_max_body_size`.
+    LargestBody(usize),
+    /// Takes a mount of another repository's blob for the begin of an upload, as a registry may
+    /// (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#mounting-a-blob-from-another-repository>).
+    NoMounts,
+}
+
+/// A request, and what came of it.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    /// The method.
+    pub method: Method,
+    /// Path and query.
+    pub uri: Uri,
+    /// Length of the body, in bytes.
+    pub length: usize,
+    /// `Content-Range` of an upload's chunk; empty where there is none.
+    pub range: String,
+    /// The client.
+    pub user_agent: String,
+    /// The status that was answered.
+    pub status: u16,
+}
+
+impl Passed {
+    /// Whether it ends the upload of a blob, or is all of one.
+    #[must_use]
+    pub fn is_upload(&self) -> bool {
+        let query = self.uri.query().unwrap_or_default();
+        self.status == 201
+            && self.uri.path().contains("/blobs/uploads/")
+            && query.contains("digest=")
+            && !query.contains("mount=")
+    }
+
+    /// Whether it mounted a blob of another repository.
+    #[must_use]
+    pub fn is_mount(&self) -> bool {
+        self.status == 201 && self.method == Method::POST && self.uri.query().unwrap_or_default().contains("mount=")
+    }
+}
+
+/// A front. It ends with the value.
+pub struct RegistryFront {
+    /// `address:port`.
+    pub host: String,
+    passed: Arc<Mutex<Vec<Passed>>>,
+    _server: HostileServer,
+}
+
+impl RegistryFront {
+    /// Before the registry at `upstream`, which has a certificate of the cluster's private CA.
+    pub async fn before(cluster: &Cluster, upstream: &str, habit: Habit) -> Self {
+        let ca = Certificate::from_pem_bundle(cluster.registry_ca.as_bytes()).expect("KILN_REGISTRY_CA holds PEM");
+        let http = reqwest::Client::builder()
+            .tls_certs_only(ca)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .expect("a client can be made");
+        let passed = Arc::<Mutex<Vec<Passed>>>::default();
+        let (noted, upstream) = (Arc::clone(&passed), upstream.to_owned());
+        let router = Router::new().fallback(move |request: Request| {
+            let (noted, upstream, http) = (Arc::clone(&noted), upstream.clone(), http.clone());
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = to_bytes(body, LARGEST_BODY).await.unwrap_or_default();
+                let text =
+                    |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+                let number = {
+                    let mut noted = noted.lock().expect("no test panics while it holds this");
+                    noted.push(Passed {
+                        method: parts.method.clone(),
+                        uri: parts.uri.clone(),
+                        length: body.len(),
+                        range: text(header::CONTENT_RANGE),
+                        user_agent: text(header::USER_AGENT),
+                        status: 0,
+                    });
+                    noted.len()
+                };
+                let response = match refusal(habit, number, body.len()) {
+                    Some(refusal) => refusal,
+                    None => pass(&http, &upstream, habit, parts.method, &parts.uri, parts.headers, body).await,
+                };
+                noted.lock().expect("no test panics while it holds this")[number - 1].status =
+                    response.status().as_u16();
+                response
+            }
+        });
+        let server = HostileServer::serve(cluster, router).await;
+        Self { host: server.host.clone(), passed, _server: server }
+    }
+
+    /// What was asked for until now.
+    #[must_use]
+    pub fn passed(&self) -> Vec<Passed> {
+        self.passed.lock().expect("no test panics while it holds this").clone()
+    }
+}
+
+fn refusal(habit: Habit, number: usize, length: usize) -> Option<Response> {
+    match habit {
+        Habit::RateLimit(every) if number.is_multiple_of(every) => Some(reply(
+            429,
+            &[("retry-after", "1"), ("content-type", "application/json")],
+            r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"you have reached your rate limit"}]}"#,
+        )),
+        Habit::LargestBody(most) if length > most => {
+            Some(reply(413, &[("content-type", "text/html")], "<html>413 Request Entity Too Large</html>"))
+        }
+        _ => None,
+    }
+}
+
+async fn pass(
+    http: &reqwest::Client,
+    upstream: &str,
+    habit: Habit,
+    method: Method,
+    uri: &Uri,
+    mut headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let query = uri.query().unwrap_or_default();
+    let mount = matches!(habit, Habit::NoMounts) && query.contains("mount=");
+    let url = match query {
+        query if query.is_empty() || mount => format!("https://{upstream}{}", uri.path()),
+        query => format!("https://{upstream}{}?{query}", uri.path()),
+    };
+    // With the client's own Host, so that the registry's answers name this front. The length is the body's.
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(header::CONNECTION);
+    headers.remove(header::CONTENT_LENGTH);
+    let head = method == Method::HEAD;
+    let answer = match http.request(method, url).headers(headers).body(body).send().await {
+        Ok(answer) => answer,
+        Err(error) => return reply(502, &[], error.to_string()),
+    };
+    let (status, mut headers) = (answer.status(), answer.headers().clone());
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(header::CONNECTION);
+    let body = answer.bytes().await.unwrap_or_default();
+    let mut response = Response::new(if head { Body::empty() } else { Body::from(body) });
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
