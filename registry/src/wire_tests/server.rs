@@ -199,27 +199,7 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
         return reply(202, &[("location", &format!("/v2/{repository}/blobs/uploads/1?state=s"))], "");
     }
     if let Some((repository, _)) = rest.split_once("/blobs/uploads/") {
-        return match parts.method {
-            Method::PATCH => {
-                let from = content.parts.len();
-                let range = format!("{from}-{}", from + body.len() - 1);
-                if parts.headers["content-range"] != range.as_str() {
-                    return reply(416, &[], "");
-                }
-                content.parts.extend_from_slice(&body);
-                reply(202, &[("location", &format!("/v2/{repository}/blobs/uploads/1?from={range}"))], "")
-            }
-            Method::PUT => {
-                let digest = query["digest"].clone();
-                let body = if body.is_empty() { std::mem::take(&mut content.parts).into() } else { body };
-                if sha256_digest(&body).to_string() != digest {
-                    return reply(400, &[], "digest");
-                }
-                content.blobs.insert((repository.into(), digest), body);
-                reply(201, &[], "")
-            }
-            _ => reply(405, &[], ""),
-        };
+        return upload(&mut content, repository, &parts, &query, body);
     }
     if let Some((repository, digest)) = rest.split_once("/blobs/") {
         return match content.blobs.get(&(repository.to_owned(), digest.to_owned())) {
@@ -263,5 +243,36 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
             if parts.method == Method::HEAD { Bytes::new() } else { bytes.clone() },
         ),
         None => reply(404, &[], r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#),
+    }
+}
+
+/// A part of a blob, or its end.
+fn upload(
+    content: &mut Content,
+    repository: &str,
+    parts: &http::request::Parts,
+    query: &HashMap<String, String>,
+    body: Bytes,
+) -> Response {
+    match parts.method {
+        Method::PATCH => {
+            let from = content.parts.len();
+            let range = format!("{from}-{}", from + body.len() - 1);
+            if parts.headers["content-range"] != range.as_str() {
+                return reply(416, &[], "");
+            }
+            content.parts.extend_from_slice(&body);
+            reply(202, &[("location", &format!("/v2/{repository}/blobs/uploads/1?from={range}"))], "")
+        }
+        Method::PUT => {
+            let digest = query["digest"].clone();
+            let body = if body.is_empty() { std::mem::take(&mut content.parts).into() } else { body };
+            if sha256_digest(&body).to_string() != digest {
+                return reply(400, &[], "digest");
+            }
+            content.blobs.insert((repository.into(), digest), body);
+            reply(201, &[], "")
+        }
+        _ => reply(405, &[], ""),
     }
 }
