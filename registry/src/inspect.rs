@@ -2,7 +2,7 @@
 //! (<https://github.com/opencontainers/image-spec/blob/main/config.md>).
 
 use kiln_crds::Platform;
-use oci_spec::image::Descriptor;
+use oci_spec::image::{Descriptor, Digest};
 use serde::Deserialize;
 
 use super::client::Client;
@@ -41,10 +41,26 @@ pub struct Layer {
 #[derive(Deserialize)]
 struct Manifest {
     #[serde(default)]
-    manifests: Vec<Descriptor>,
+    manifests: Vec<Entry>,
     config: Option<Descriptor>,
     #[serde(default)]
     layers: Vec<Descriptor>,
+}
+
+/// An entry of an index. `oci_spec`'s looks for the version in `os_version`, where no index has it.
+#[derive(Deserialize)]
+struct Entry {
+    digest: Digest,
+    platform: Option<EntryPlatform>,
+}
+
+#[derive(Deserialize)]
+struct EntryPlatform {
+    os: String,
+    architecture: String,
+    variant: Option<String>,
+    #[serde(rename = "os.version")]
+    os_version: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -89,29 +105,30 @@ pub async fn inspect(
             let config_of: Config = serde_json::from_slice(&config).unwrap_or_default();
             return Ok(image(found.descriptor, config.len() as u64, &manifest.layers, config_of));
         }
-        identifier = choose(&attempt, &manifest.manifests, platform)?.digest().clone().into();
+        identifier = choose(&attempt, &manifest.manifests, platform)?.clone().into();
     }
     Err(attempt.protocol("its indexes are nested too deep"))
 }
 
-/// The entry of an index for `platform`; where that has no version of its operating system, the first of any.
-fn choose<'a>(attempt: &Attempt, entries: &'a [Descriptor], platform: &Platform) -> Result<&'a Descriptor, Error> {
-    let of = |entry: &Descriptor| {
-        let of = entry.platform().as_ref()?;
-        parsed(
-            &of.os().to_string(),
-            of.os_version().as_deref(),
-            &of.architecture().to_string(),
-            of.variant().as_deref(),
-        )
+/// The digest of an index's entry for `platform`. A version of the operating system such as `10.0.20348` has every one that
+/// goes on from there, such as `10.0.20348.2227`; without one the first of any is taken.
+fn choose<'a>(attempt: &Attempt, entries: &'a [Entry], platform: &Platform) -> Result<&'a Digest, Error> {
+    let of = |entry: &Entry| {
+        let of = entry.platform.as_ref()?;
+        let os_version = of.os_version.as_deref().filter(|version| !version.is_empty());
+        parsed(&of.os, os_version, &of.architecture, of.variant.as_deref())
     };
-    let wanted = |entry: &&Descriptor| {
+    let wanted = |entry: &&Entry| {
         of(entry).is_some_and(|of| {
-            let os_version = platform.os_version.as_ref().and(of.os_version.clone());
-            Platform { os_version, ..of } == *platform
+            let version = match (&platform.os_version, &of.os_version) {
+                (None, _) => true,
+                (Some(wanted), Some(has)) => has == wanted || has.starts_with(&format!("{wanted}.")),
+                (Some(_), None) => false,
+            };
+            version && Platform { os_version: platform.os_version.clone(), ..of } == *platform
         })
     };
-    entries.iter().find(wanted).ok_or_else(|| {
+    entries.iter().find(wanted).map(|entry| &entry.digest).ok_or_else(|| {
         let there: Vec<String> =
             entries.iter().filter_map(of).filter(|of| of.os != "unknown").map(|of| of.to_string()).collect();
         let cause = format!("the index has no image for {platform}, only for {}", there.join(", "));
@@ -139,5 +156,42 @@ fn image(manifest: Descriptor, config_bytes: u64, layers: &[Descriptor], config:
             .iter()
             .map(|layer| Layer { bytes: layer.size(), created_by: made.next().and_then(|entry| entry.created_by) })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sha256_digest;
+
+    #[test]
+    fn an_entry_by_platform_and_version() {
+        let attempt =
+            Attempt { registry: "registry.example".into(), action: "read".into(), writes_tag: false, has_login: false };
+        let platforms = [
+            serde_json::json!({"os": "linux", "architecture": "amd64", "os.version": ""}),
+            serde_json::json!({"os": "windows", "architecture": "amd64", "os.version": "10.0.20348.2227"}),
+            serde_json::json!({"os": "windows", "architecture": "amd64", "os.version": "10.0.26100.1"}),
+            serde_json::json!({"os": "unknown", "architecture": "unknown"}),
+        ];
+        let entries: Vec<Entry> = (0u8..)
+            .zip(&platforms)
+            .map(|(number, platform)| {
+                let digest = sha256_digest(&[number]);
+                serde_json::from_value(serde_json::json!({"digest": digest.to_string(), "platform": platform})).unwrap()
+            })
+            .collect();
+        for (wanted, expected) in [
+            ("linux/amd64", Some(0)),
+            ("windows/amd64", Some(1)),
+            ("windows(10.0.20348)/amd64", Some(1)),
+            ("windows(10.0.26100)/amd64", Some(2)),
+            ("windows(10.0.2)/amd64", None),
+            ("linux(6)/amd64", None),
+            ("linux/arm64", None),
+        ] {
+            let found = choose(&attempt, &entries, &wanted.parse().unwrap()).ok().cloned();
+            assert_eq!(found, expected.map(|number| sha256_digest(&[number])), "{wanted}");
+        }
     }
 }

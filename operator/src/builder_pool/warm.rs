@@ -171,7 +171,11 @@ mod tests {
         assert_eq!(missing(&demand(0, &["a"]), &[], &[], LIMITS), "");
         assert_eq!(missing(&two, &[builder("a", 1), builder("b", 0), builder("b", 1)], &[], LIMITS), "a0");
         let leaving = Builder { terminating: true, ..builder("a", 0) };
-        assert_eq!(missing(&demand(1, &["a"]), std::slice::from_ref(&leaving), &[], LIMITS), "", "its slot is free in a moment");
+        assert_eq!(
+            missing(&demand(1, &["a"]), std::slice::from_ref(&leaving), &[], LIMITS),
+            "",
+            "its slot is free in a moment"
+        );
         let stuck = Builder { stuck: true, ..leaving };
         assert_eq!(missing(&demand(1, &["a"]), &[stuck], &[], LIMITS), "a1");
         let going = Volume { terminating: true, ..volume("a", 0) };

@@ -37,7 +37,7 @@ pub struct Inputs {
     pub(super) ssh: HashMap<String, Vec<u8>>,
     /// The cache in a registry.
     pub(super) cache: Option<Reference>,
-    /// The tarball that is written, below the namespace's directory.
+    /// The tarball that is written, in the namespace's directory of the archive volume.
     pub(super) archive: Option<String>,
 }
 
@@ -107,7 +107,7 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
         secrets: by_id(secrets),
         ssh: by_id(ssh),
         cache,
-        archive: archive.map(|path| format!("{namespace}/{path}")),
+        archive,
     })
 }
 

@@ -103,8 +103,7 @@ impl Inputs {
     fn source(&self, run: &ImageBuildRun, platform: &PlatformSpec) -> proto::source::Kind {
         use proto::source::Kind;
         if let Some(archive) = &platform.archive {
-            let path = format!("{}/{archive}", run.namespace().unwrap_or_default());
-            return Kind::Archive(proto::ArchiveSource { path });
+            return Kind::Archive(proto::ArchiveSource { path: archive.clone() });
         }
         let Some(Source { git, inline, http, image }) = &run.spec.build.source else {
             return Kind::Inline(proto::InlineSource::default());

@@ -160,7 +160,8 @@ pub async fn registry_access(
             main_ca = ca;
         }
     }
-    let http = http_client(context, pool, pool_bundles, Some(&trusted.join("\n")), "image.caRef")?;
+    let own = (!trusted.is_empty()).then(|| trusted.join("\n"));
+    let http = http_client(context, pool, pool_bundles, own.as_deref(), "image.caRef")?;
     let mirrors = registries.iter().filter(|registry| !registry.mirrors.is_empty());
     let mirrors = mirrors.map(|registry| (canonical(&registry.host), registry.mirrors.clone())).collect();
     let clients = context.registries.clone();

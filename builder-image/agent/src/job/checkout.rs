@@ -41,6 +41,15 @@ pub(super) struct Entry {
     pub(super) size: u64,
 }
 
+/// Which of a commit's files are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent<'a> {
+    /// The directory that is the context; empty for the root.
+    pub context: &'a Path,
+    /// Files outside of it too, for a Dockerfile there; but neither submodules nor files of Git LFS.
+    pub outside: bool,
+}
+
 /// A submodule to be put into a directory.
 struct Submodule {
     remote: Remote,
@@ -49,16 +58,17 @@ struct Submodule {
 }
 
 impl GitJob<'_> {
-    /// Writes the commit's directory `path` to `directory`, with what `wanted` asks for beside it: submodules, files of
-    /// Git LFS, `.git`.
+    /// Writes the commit's files to `directory`, with what `wanted` asks for beside them: submodules, files of Git LFS,
+    /// `.git`.
     pub async fn check_out(
         &self,
         commit: Commit,
         remote: &Remote,
         directory: &Path,
-        path: &Path,
+        extent: Extent<'_>,
         wanted: &GitSource,
     ) -> Result<Source, JobFailure> {
+        let path = extent.context;
         let place =
             if path.as_os_str().is_empty() { String::new() } else { format!("directory {:?} of ", path.display()) };
         let name = format!("{place}commit {} of {}", &commit.id[..12], remote.url);
@@ -67,12 +77,13 @@ impl GitJob<'_> {
             commit_time: Some(commit.second),
             ..Source::new(directory.to_owned(), name.clone())
         };
-        let mut waiting = self.check_out_one(&commit, remote, directory, path, wanted).await?;
+        let mut waiting = self.check_out_one(&commit, remote, directory, extent, wanted).await?;
         if wanted.keep_git_dir {
             self.write_git_dir(&commit, remote, &source.context).await?;
         }
         // Free for others while the submodules are fetched.
         drop(commit);
+        let all = Extent { context: Path::new(""), outside: false };
         let mut seen = 0;
         for _ in 0..DEEPEST {
             if waiting.is_empty() {
@@ -88,7 +99,7 @@ impl GitJob<'_> {
             for submodule in waiting {
                 let commit = self.commit(submodule.remote.clone(), &submodule.commit, "", History::Commit).await?;
                 let (remote, directory) = (&submodule.remote, &submodule.directory);
-                deeper.extend(self.check_out_one(&commit, remote, directory, Path::new(""), wanted).await?);
+                deeper.extend(self.check_out_one(&commit, remote, directory, all, wanted).await?);
             }
             waiting = deeper;
         }
@@ -107,10 +118,10 @@ impl GitJob<'_> {
         commit: &Commit,
         remote: &Remote,
         directory: &Path,
-        path: &Path,
+        extent: Extent<'_>,
         wanted: &GitSource,
     ) -> Result<Vec<Submodule>, JobFailure> {
-        let written = self.write_files(commit, remote, directory, path, wanted).await;
+        let written = self.write_files(commit, remote, directory, extent, wanted).await;
         if written.as_ref().is_err_and(|failure| failure.reason == Reason::GitFailed) {
             commit.damaged();
         }
@@ -122,10 +133,10 @@ impl GitJob<'_> {
         commit: &Commit,
         remote: &Remote,
         directory: &Path,
-        path: &Path,
+        Extent { context: path, outside }: Extent<'_>,
         wanted: &GitSource,
     ) -> Result<Vec<Submodule>, JobFailure> {
-        let below = if path.as_os_str().is_empty() { None } else { Some(format!("{}/", path.display())) };
+        let below = if outside || path.as_os_str().is_empty() { None } else { Some(format!("{}/", path.display())) };
         let mut list = vec!["ls-tree", "-r", "-l", "-z", "--full-tree", &commit.id];
         if let Some(below) = &below {
             list.extend(["--", below]);
@@ -133,7 +144,8 @@ impl GitJob<'_> {
         let listing = self.read(commit, &list, None, &[]).await?;
         let mut entries = entries(&listing)
             .ok_or_else(|| JobFailure::new(Reason::GitFailed, "git ls-tree gave a listing that cannot be read"))?;
-        if below.is_some() && entries.is_empty() {
+        let inside = context_first(&mut entries, path);
+        if inside == 0 && !path.as_os_str().is_empty() {
             let message = format!(
                 "there is no directory {:?} in commit {} of {}; set spec.source.git.path",
                 path.display(),
@@ -170,11 +182,11 @@ impl GitJob<'_> {
         )
         .await?;
         if wanted.lfs {
-            self.fetch_lfs(commit, remote, directory, &environment, &mut entries).await?;
+            self.fetch_lfs(commit, remote, directory, &environment, &mut entries[..inside]).await?;
         }
         let _ = fs::remove_file(&index);
 
-        let submodules: Vec<&Entry> = entries.iter().filter(|entry| entry.submodule).collect();
+        let submodules: Vec<&Entry> = entries[..inside].iter().filter(|entry| entry.submodule).collect();
         // As git does: an empty directory where the submodule is not wanted.
         for entry in &submodules {
             fs::create_dir_all(directory.join(&entry.path))
@@ -252,6 +264,15 @@ fn entries(listing: &[u8]) -> Option<Vec<Entry>> {
         });
     }
     Some(entries)
+}
+
+/// Puts the entries below `context` before those outside of it, and gives their number. Submodules outside are left out.
+fn context_first(entries: &mut Vec<Entry>, context: &Path) -> usize {
+    // A file or link in the context's place is no context.
+    let is_inside = |entry: &Entry| entry.path.starts_with(context) && (entry.submodule || entry.path != context);
+    entries.retain(|entry| !entry.submodule || is_inside(entry));
+    entries.sort_by_key(|entry| !is_inside(entry));
+    entries.partition_point(is_inside)
 }
 
 /// Refuses what no `git add` makes: paths that leave the tree, and files below a file or link, which would be written to
@@ -391,11 +412,13 @@ mod tests {
         let job =
             GitJob { repositories: &repositories, stop: &stop, memory: &memory, addresses: AddressPolicy::new(true) };
         let remote = Remote::new(url, Credential::None, None, AddressPolicy::new(true));
-        let check_out = async |id: &str, path: &str| {
+        let check_out_extent = async |id: &str, path: &str, outside: bool| {
             let commit = job.commit(remote.clone(), id, "", History::Commit).await.unwrap();
-            let directory = root.path().join(format!("{id}{path}"));
-            job.check_out(commit, &remote, &directory, Path::new(path), &GitSource::default()).await
+            let directory = root.path().join(format!("{id}{path}{outside}"));
+            let extent = Extent { context: Path::new(path), outside };
+            job.check_out(commit, &remote, &directory, extent, &GitSource::default()).await
         };
+        let check_out = async |id: &str, path: &str| check_out_extent(id, path, false).await;
 
         let context = check_out(&first, "app").await.unwrap().context;
         let names: BTreeSet<_> =
@@ -415,7 +438,15 @@ mod tests {
         assert_ne!(one.2, two.2);
         assert_eq!(facts(&context.join("text.dos")), facts(&changed.join("text.dos")));
 
-        assert_eq!(check_out(&first, "nowhere").await.unwrap_err().reason, Reason::ContextNotFound);
+        let with_outside = check_out_extent(&first, "app", true).await.unwrap();
+        assert!(with_outside.root.join("other").is_file() && with_outside.context.join("module").is_dir());
+        let deep = check_out_extent(&first, "app/deep", true).await.unwrap();
+        assert!(deep.root.join("app/file").is_file() && !deep.root.join("app/module").exists());
+
+        for (path, outside) in [("nowhere", false), ("nowhere", true), ("app/file", true), ("app/link", true)] {
+            let failure = check_out_extent(&first, path, outside).await.unwrap_err();
+            assert_eq!(failure.reason, Reason::ContextNotFound, "{path}");
+        }
     }
 
     #[test]

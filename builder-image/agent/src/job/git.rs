@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Source,
+    checkout::Extent,
     git_problem::{Problem, failure, problem, redirect_target},
     process_failure,
     remote::{Credential, Remote, authorities, parse_url},
@@ -128,8 +129,9 @@ pub struct Output {
 }
 
 impl GitJob<'_> {
-    /// Fetches the source's commit and checks it out to `directory`, which is made.
-    pub async fn fetch(&self, source: &GitSource, directory: &Path) -> Result<Source, JobFailure> {
+    /// Fetches the source's commit and checks it out to `directory`, which is made; with `outside` also what lies outside
+    /// of the context.
+    pub async fn fetch(&self, source: &GitSource, directory: &Path, outside: bool) -> Result<Source, JobFailure> {
         let url = parse_url(&source.url)?;
         if !is_object_id(&source.commit) {
             return Err(JobFailure::new(Reason::InvalidJob, format!("{:?} is not a commit's full id", source.commit)));
@@ -147,7 +149,7 @@ impl GitJob<'_> {
         let remote = Remote::new(url, credential, authorities, self.addresses);
         let history = if source.full_history { History::All } else { History::Commit };
         let commit = self.commit(remote.clone(), &source.commit, &source.r#ref, history).await?;
-        self.check_out(commit, &remote, directory, &path, source).await
+        self.check_out(commit, &remote, directory, Extent { context: &path, outside }, source).await
     }
 
     /// Makes sure that the commit is in the remote's bare repository.

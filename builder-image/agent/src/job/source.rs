@@ -109,7 +109,7 @@ impl Fetch<'_> {
         let addresses = AddressPolicy::new(self.spec.allow_private_addresses);
         let git = GitJob { repositories: self.repositories, stop: self.stop, memory: self.memory, addresses };
         let mut source = match self.spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
-            Some(Kind::Git(source)) => git.fetch(source, &directory).await?,
+            Some(Kind::Git(source)) => git.fetch(source, &directory, self.is_dockerfile_outside()).await?,
             Some(Kind::Inline(inline)) => inline::write(inline, &directory)?,
             Some(Kind::Http(http)) => tarball::fetch(http, addresses, &directory, self.stop).await?,
             Some(Kind::Image(image)) => {
@@ -126,7 +126,7 @@ impl Fetch<'_> {
                 Some(context::Kind::Image(reference)) => ContextContent::Image(reference.clone()),
                 Some(context::Kind::Git(source)) => {
                     let directory = self.work.join(format!("context-{number}"));
-                    ContextContent::Directory(git.fetch(source, &directory).await?.context)
+                    ContextContent::Directory(git.fetch(source, &directory, false).await?.context)
                 }
                 None => {
                     let message = format!("the context {:?} is of no kind", beside.name);
@@ -138,6 +138,16 @@ impl Fetch<'_> {
         Ok(source)
     }
 
+    /// The Dockerfile's path from the context, as the job names it.
+    fn dockerfile(&self) -> &str {
+        if self.spec.dockerfile.is_empty() { "Dockerfile" } else { &self.spec.dockerfile }
+    }
+
+    /// Whether the Dockerfile is in the source, but not in the context.
+    fn is_dockerfile_outside(&self) -> bool {
+        self.spec.dockerfile_inline.is_empty() && leads_out(self.dockerfile())
+    }
+
     /// Says where the Dockerfile is: in the context, outside of it but in the source, or in the job itself.
     fn place_dockerfile(&self, source: &mut Source) -> Result<(), JobFailure> {
         if !self.spec.dockerfile_inline.is_empty() {
@@ -146,10 +156,15 @@ impl Fetch<'_> {
                 .and_then(|()| fs::write(source.dockerfile_dir.join(&source.dockerfile), &self.spec.dockerfile_inline))
                 .map_err(|error| JobFailure::agent("write the inline Dockerfile", &error));
         }
-        let named = if self.spec.dockerfile.is_empty() { "Dockerfile" } else { &self.spec.dockerfile };
+        let named = self.dockerfile();
         (source.dockerfile_dir, source.dockerfile) = place(source, named)?;
         find_dockerfile(source, named)
     }
+}
+
+/// Whether a Dockerfile's path begins with `..`.
+fn leads_out(named: &str) -> bool {
+    named.trim_start_matches("./").starts_with("../")
 }
 
 /// The directory to look in for the Dockerfile called `named`, and its path there. `..` at its beginning leads out of the
@@ -159,7 +174,7 @@ fn place(source: &Source, named: &str) -> Result<(PathBuf, PathBuf), JobFailure>
         JobFailure::new(Reason::InvalidJob, format!("the Dockerfile's path {named:?} {why}"))
     };
     let mut rest = named.trim_start_matches("./");
-    if !rest.starts_with("../") {
+    if !leads_out(named) {
         let path = paths::relative_file(named).map_err(|problem| refuse(&problem))?;
         return Ok((source.context.clone(), path));
     }

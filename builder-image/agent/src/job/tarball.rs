@@ -46,6 +46,7 @@ pub async fn fetch(
     let client = Clients::new()
         .get((!source.ca_pem.is_empty()).then_some(source.ca_pem.as_bytes()), addresses)
         .map_err(|error| JobFailure::agent("read the web server's CA", &error))?;
+    fs::create_dir_all(directory).map_err(|error| JobFailure::agent("make the source's directory", &error))?;
     let archive = beside(directory, ".tarball");
     let response = download::request(&client, Method::GET, &url, &headers, None, stop);
     let response = response.await.map_err(|error| failed(&url, !headers.is_empty(), error))?;

@@ -109,9 +109,9 @@ async fn what_is_named_and_missing_is_told_before_a_run_is_made() {
             (context(json!({"image": format!("{busybox}:nothing")})), "ImageNotFound", "contexts/base"),
             (json!({"source": {"image": {"ref": format!("{busybox}:nothing")}}}), "ImageNotFound", "source"),
             (
-                json!({"platforms": [{"name": "linux/s390x", "image": busybox}]}),
+                json!({"platforms": [{"name": "linux/mips64le", "image": busybox}]}),
                 "PlatformNotInIndex",
-                "has no image for linux/s390x: it has linux/amd64",
+                "has no image for linux/mips64le: it has linux/amd64",
             ),
             (context(json!({"image": "Not An Image".replace(' ', "/")})), "RepositoryInvalid", "contexts/base"),
             (json!({"ssh": [{"id": "default", "secretRef": {"name": "gone"}}]}), "SecretNotFound", "ssh[default]"),

@@ -292,7 +292,9 @@ async fn a_registry_without_tls_is_used_where_the_pool_says_so() {
         let repository = repository(tenant, "app");
         let said = there.image_for(&repository, &image_of(&built).digest, "linux/amd64").await.text("said");
         assert_eq!(said, "plain");
-        tenant.not_ready("refused", "RegistryUnavailable").await;
+        let refused = tenant.not_ready("refused", "RegistryProtocol").await;
+        let message = &condition(&refused, "Ready").unwrap().message;
+        assert!(message.contains("plainHttp in the BuilderPool's registries"), "{message}");
     })
     .await;
 }

@@ -1,12 +1,12 @@
 //! What a run pushes beside what it builds: copies of the last good image, images that were built elsewhere, Docker's media
 //! types; and what it says of it: sizes, layers, and images that grew.
 
-use kiln_crds::ImageBuild;
 use kiln_crds::image_build::{MediaTypes, PlatformSpec};
 use kiln_crds::image_build_run::{ImageBuildRun, PlatformPhase, RunPhase};
+use kiln_crds::{ImageBuild, SecretRef};
 use kiln_e2e::build::{image, platform, repository};
 use kiln_e2e::registry::Registry;
-use kiln_e2e::tenant::{condition, image_of, is_current, run_of};
+use kiln_e2e::tenant::{REGISTRY_SECRET, condition, image_of, is_current, run_of};
 use kiln_e2e::{Build, Tenant, wait};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -148,7 +148,10 @@ async fn an_index_is_made_of_images_that_were_built_elsewhere() {
         });
         assert_eq!(entry["platform"], wanted);
         let content = told.platforms[2].content.as_ref().expect("the status tells its size");
-        assert_eq!(usize::try_from(content.compressed_bytes).unwrap(), "no real layer".len() + config.to_string().len());
+        assert_eq!(
+            usize::try_from(content.compressed_bytes).unwrap(),
+            "no real layer".len() + config.to_string().len()
+        );
         assert_eq!(content.layers[0].created_by.as_deref(), Some("copy app"));
         // What the entries name is in the repository itself.
         let manifest: Value = registry.json(&told.repository, &format!("manifests/{windows}")).await;
@@ -219,7 +222,11 @@ async fn docker_media_types_and_sizes_and_a_warning_of_growth() {
 #[tokio::test]
 async fn a_check_builds_and_pushes_nothing() {
     Tenant::run("publish-check", async |tenant| {
-        let build = Build::inline(tenant, "app", &[("Dockerfile", DOCKERFILE)]).amd64().with(|spec| spec.image = None);
+        let build = Build::inline(tenant, "app", &[("Dockerfile", DOCKERFILE)]).amd64().with(|spec| {
+            spec.image = None;
+            // The mirror of docker.io wants it.
+            spec.pull_secret_refs = vec![SecretRef { name: REGISTRY_SECRET.to_owned() }];
+        });
         tenant.create_build(&build).await;
         let run = tenant
             .wait_run("app-1", "ended", wait::BUILD, |run| {

@@ -55,6 +55,11 @@ impl<'a> Stage<'a> {
         repository.write(&[("Dockerfile", dockerfile)]);
         let ca = || Some(serde_json::from_value::<CaRef>(json!({"name": PROXY_CA})).expect("a name is enough"));
         let build = Build::git(self.tenant, name, &repository).platforms(&PLATFORMS).tags(&TAGS).with(|spec| {
+            // Each has a repository and a commit of its own, and yet their digests are to be compared.
+            for label in ["source", "revision", "created"] {
+                spec.labels.insert(format!("org.opencontainers.image.{label}"), "the same".to_owned());
+            }
+            spec.args.insert("SOURCE_DATE_EPOCH".to_owned(), "0".to_owned());
             spec.image.as_mut().unwrap().repository = self.repository(name);
             PROXY_SECRET.clone_into(
                 &mut spec.image.as_mut().unwrap().secret_ref.as_mut().expect("each build names a Secret").name,

@@ -108,7 +108,7 @@ pub async fn warnings(example: &mut Example<'_>) {
 
     let failed = example.tenant.not_ready("warnings-fail", "LintFailed").await;
     let failure = failed.status.unwrap().failure.unwrap();
-    assert!(failure.message.contains("JSONArgsRecommended"), "{failure:?}");
+    assert!(failure.message.contains("FromAsCasing") && failure.line == Some(1), "{failure:?}");
     assert_eq!(example.registry.digest(&example.repository("warnings-fail"), "latest").await, None);
 }
 

@@ -62,6 +62,8 @@ pub async fn archive(example: &mut Example<'_>) {
         Api::namespaced(example.tenant.cluster.client.clone(), &builders_namespace());
     claims.create(&PostParams::default(), &claim).await.unwrap();
     example.set("claimName: image-archives", &format!("claimName: {name}"));
+    // It pushes nowhere, and the mirror of docker.io wants a credential.
+    example.tenant.account_pulls_with("registry-login").await;
     example.apply_one("archive-out").await;
     let out = example.tenant.built("archive-out").await;
     let platforms = example.tenant.run_of(&out).await.status.unwrap().platforms;

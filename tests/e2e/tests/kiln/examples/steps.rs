@@ -38,5 +38,5 @@ pub async fn limits(example: &mut Example<'_>) {
     let line: Vec<_> = image.text("hosts").split_whitespace().map(str::to_owned).collect();
     assert_eq!(line.first().map(String::as_str), Some("192.0.2.7"));
     let image = example.image("limits-no-network").await;
-    assert_eq!((image.text("interfaces").as_str(), image.text("interfaces-of-a-step").as_str()), ("lo", "lo"));
+    assert_eq!((image.text("interfaces").as_str(), image.text("interfaces-of-a-step").as_str()), ("lo:", "lo:"));
 }
