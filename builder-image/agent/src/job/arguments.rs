@@ -181,7 +181,14 @@ impl Arguments<'_> {
 
     fn output(&self) -> Result<String, JobFailure> {
         let spec = self.spec;
-        let output = spec.output.clone().unwrap_or_default();
+        let mut output = spec.output.clone().unwrap_or_default();
+        if output.docker_media_types {
+            // BuildKit takes a layer as the cache has it, which may be zstd for another image: Docker's types know gzip alone.
+            output.force_compression = true;
+            if output.compression.is_empty() {
+                "gzip".clone_into(&mut output.compression);
+            }
+        }
         let bool = |value: bool| if value { "true" } else { "false" }.to_owned();
         let mut fields = vec![
             ("type".to_owned(), if self.archive.is_some() { "oci" } else { "image" }.to_owned()),
