@@ -13,11 +13,10 @@ use tokio::sync::OnceCell;
 use super::plan::interval;
 use super::resolve::{self, Kind, Name};
 use crate::context::Context;
-use crate::git::{self, BasicAuth};
+use crate::git;
+use crate::image_build_run::dereference::http_access;
 use crate::reason::Reason;
-use crate::references::{
-    self, Error, Fault, RegistryAccess, ca_bundle, git_access, registry_access, secret, secret_value,
-};
+use crate::references::{self, Error, Fault, RegistryAccess, git_access, registry_access, secret_value};
 
 /// The key of a Secret with a private key for ssh, as Kubernetes names it.
 const SSH_KEY: &str = "ssh-privatekey";
@@ -188,28 +187,12 @@ pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool, re
         let namespace = &namespace;
         async move { secret_value(&context.client, namespace, name, key, &field).await.map(drop) }
     }));
-    let (registry, git, secrets, http) = futures::join!(registry, git, secrets, check_http(context, build));
+    // Read as a run reads it, and not kept.
+    let http = async { http_access(context, &namespace, spec, &[]).await.map(drop) };
+    let (registry, git, secrets, http) = futures::join!(registry, git, secrets, http);
     let registry = registry?;
     git.into_iter().chain(secrets).chain([http]).collect::<Result<(), Error>>()?;
     let pushes = registry.targets.iter().map(|target| target.client.check_push(&target.repository));
     join_all(pushes).await.into_iter().collect::<Result<(), _>>().map_err(Fault::from)?;
-    Ok(())
-}
-
-/// Checks what `source.http` names.
-async fn check_http(context: &Context, build: &ImageBuild) -> Result<(), Error> {
-    let namespace = build.namespace().unwrap_or_default();
-    let Some(http) = build.spec.source.as_ref().and_then(|source| source.http.as_ref()) else { return Ok(()) };
-    if let Some(reference) = &http.secret_ref {
-        let field = "source.http.secretRef";
-        let read = secret(&context.client, &namespace, &reference.name, field).await?;
-        BasicAuth::from_secret(&read.data).map_err(|error| {
-            let message = format!("the Secret {namespace}/{}, which {field} names: {error}", reference.name);
-            Fault::credential(Reason::SecretInvalid, message)
-        })?;
-    }
-    if let Some(reference) = &http.ca_ref {
-        ca_bundle(&context.client, &namespace, reference, "source.http.caRef").await?;
-    }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kiln_crds::image_build::BuiltImage;
 use kiln_crds::image_build_run::SecretVersion;
-use kiln_crds::{BuilderPool, ImageBuildRun};
+use kiln_crds::{BuilderPool, ImageBuildRun, ImageBuildSpec};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
@@ -42,7 +42,7 @@ pub struct Inputs {
 }
 
 /// How a web server is reached with what an ImageBuild names.
-pub(super) struct HttpAccess {
+pub(crate) struct HttpAccess {
     pub(super) auth: Option<BasicAuth>,
     /// The CA bundles to trust beside the system's, in PEM; empty where there are none.
     pub(super) ca: String,
@@ -74,7 +74,7 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
                 None => Ok(None),
             }
         },
-        http_access(context, run, &pool_bundles),
+        http_access(context, &namespace, build, &pool_bundles),
         futures::future::try_join_all(build.contexts.iter().filter_map(|of| {
             let git = of.git.as_ref()?;
             let access = git_access(context, &namespace, git, pool, &pool_bundles);
@@ -124,17 +124,17 @@ async fn value(
 }
 
 /// Reads what `source.http` names.
-async fn http_access(
+pub(crate) async fn http_access(
     context: &Context,
-    run: &ImageBuildRun,
+    namespace: &str,
+    build: &ImageBuildSpec,
     pool_bundles: &[String],
 ) -> Result<Option<(HttpAccess, Option<SecretVersion>)>, Error> {
-    let Some(http) = run.spec.build.source.as_ref().and_then(|source| source.http.as_ref()) else { return Ok(None) };
-    let namespace = run.namespace().unwrap_or_default();
+    let Some(http) = build.source.as_ref().and_then(|source| source.http.as_ref()) else { return Ok(None) };
     let (mut auth, mut version) = (None, None);
     if let Some(reference) = &http.secret_ref {
         let field = "source.http.secretRef";
-        let read = references::secret(&context.client, &namespace, &reference.name, field).await?;
+        let read = references::secret(&context.client, namespace, &reference.name, field).await?;
         auth = Some(BasicAuth::from_secret(&read.data).map_err(|error| {
             let message = format!("the Secret {namespace}/{}, which {field} names: {error}", reference.name);
             Fault::credential(Reason::SecretInvalid, message)
@@ -143,7 +143,7 @@ async fn http_access(
     }
     let own = match &http.ca_ref {
         Some(reference) => {
-            Some(references::ca_bundle(&context.client, &namespace, reference, "source.http.caRef").await?)
+            Some(references::ca_bundle(&context.client, namespace, reference, "source.http.caRef").await?)
         }
         None => None,
     };
