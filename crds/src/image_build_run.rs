@@ -1,7 +1,7 @@
 //! ImageBuildRun: one attempt at one resolved input of an ImageBuild.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
-use kube::{CustomResource, KubeSchema};
+use kube_derive::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::image_build::{BuildFailure, BuildWarning, BuiltImage, ImageBuildSpec, ImageContent, Resolved};

@@ -3,6 +3,11 @@
 //! The YAML in `crds/yaml/` is generated from these types (`cargo run -p kiln-crds`), and a test fails when it drifts.
 //! The doc comment of a field is what `kubectl explain` prints, so it speaks to the user.
 
+// kube's derive macros name what they need `::kube::…`. It is all in kube-core and kube-derive, without client and runtime.
+extern crate self as kube;
+#[doc(hidden)]
+pub use {kube_core as core, kube_derive::KubeSchema};
+
 pub mod bounds;
 pub mod builder_pool;
 pub mod git_url;

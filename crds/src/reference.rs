@@ -1,6 +1,6 @@
 //! References to Secrets and CA bundles.
 
-use kube::KubeSchema;
+use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 /// A Secret, recognised by its keys, not by its type: `username` and `password`, or `.dockerconfigjson`.

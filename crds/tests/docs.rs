@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use kiln_crds::{BuilderPool, ImageBuild};
-use kube::CustomResourceExt as _;
+use kube_core::CustomResourceExt as _;
 use serde_json::Value;
 
 fn docs() -> PathBuf {

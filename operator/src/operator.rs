@@ -53,6 +53,28 @@ pub enum Error {
     LeaseLost,
 }
 
+/// The program: reads its settings, then runs until it is told to stop; its exit code.
+///
+/// It stands in the library, so that the whole is compiled once and the binary only calls it. Unit tests do without.
+#[cfg(not(test))]
+#[tokio::main]
+pub async fn main() -> std::process::ExitCode {
+    use std::process::ExitCode;
+
+    let settings = Settings::from_args();
+    if let Err(problem) = crate::telemetry::start(&settings.log, settings.log_format) {
+        eprintln!("kiln-operator: reading the log filter {:?}: {problem}", settings.log);
+        return ExitCode::from(2);
+    }
+    match run(settings, crate::shutdown::signal()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            error!(error = %problem, "the operator ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Runs until `shutdown`, or until it leads no more.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
     let client = client().await?;

@@ -43,6 +43,25 @@ pub enum AgentError {
     Serve(#[from] tonic::transport::Error),
 }
 
+/// The program: reads its configuration, then serves jobs until it is told to stop; its exit code.
+///
+/// It stands in the library, so that the whole is compiled once and the binary only calls it. Unit tests do without.
+#[cfg(not(test))]
+#[tokio::main]
+pub async fn main() -> std::process::ExitCode {
+    use clap::Parser as _;
+
+    let config = config::Config::parse();
+    config.start_logging();
+    match serve(config).await {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = chain(&error), "the agent cannot go on");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
 /// Serves jobs until SIGTERM or SIGINT, then refuses new ones and ends with the last that runs.
 pub async fn serve(config: config::Config) -> Result<(), AgentError> {
     // What the agent writes for a build has the modes that Git and the user expect.

@@ -9,8 +9,8 @@ mod step;
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::core::Duration;
-use kube::{CustomResource, KubeSchema};
+use kube_core::Duration;
+use kube_derive::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 pub use self::image::{

@@ -1,7 +1,7 @@
 //! What Kiln found and made: the last good image, and why a later build failed.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::KubeSchema;
+use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 /// What Kiln found and made.

@@ -1,6 +1,6 @@
 //! What RUN steps get: secrets, keys, limits, names of hosts, a network.
 
-use kube::KubeSchema;
+use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::reference::{SecretKeyRef, SecretRef};

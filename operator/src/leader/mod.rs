@@ -139,10 +139,7 @@ async fn timely<T>(limit: Duration, call: impl Future<Output = kube::Result<T>>)
 
 /// `period` to 1.5 times that, so that candidates do not move in step.
 fn jittered(period: Duration) -> Duration {
-    use std::hash::{BuildHasher as _, RandomState};
-    // Each RandomState has its own keys, so the hash of anything is a random number.
-    let random = u32::try_from(RandomState::new().hash_one(0u8) >> 32).unwrap_or(0);
-    period + period.mul_f64(0.5 * f64::from(random) / f64::from(u32::MAX))
+    period + period.mul_f64(0.5 * fastrand::f64())
 }
 
 /// Until when a leader may act, without asking anybody.
