@@ -56,9 +56,22 @@ fail() {
 	exit 1
 }
 
+# busy: what all processors of the machine have worked since it started, in clock ticks.
+busy() {
+	local user nice system irq softirq
+	read -r _ user nice system _ _ irq softirq _ </proc/stat
+	echo $((user + nice + system + irq + softirq))
+}
+
+# account TEXT BUSY SECONDS: what a stage cost that began then, where anybody keeps the account (tests/costs.sh).
+account() {
+	[[ -z ${KILN_COSTS:-} ]] || printf '%s\t%d\t%d\n' "$1" $(($(busy) - $2)) $((SECONDS - $3)) >>"$KILN_COSTS"
+}
+
 # step TEXT LOG COMMAND...: one line for what is done, how long it took, and the end of its log when it fails.
 step() {
-	local text=$1 log=$2 begin=$SECONDS
+	local text=$1 log=$2 begin=$SECONDS busy
+	busy=$(busy)
 	shift 2
 	mkdir -p "$(dirname "$log")"
 	printf '%s … ' "$text"
@@ -75,6 +88,7 @@ step() {
 		tail -n 30 "$log" | sed 's/^/    /' >&2
 		fail "The whole log: $log"
 	fi
+	account "$text" "$busy" "$begin"
 	printf 'done %ds\n' $((SECONDS - begin))
 }
 

@@ -1,0 +1,79 @@
+# shellcheck shell=bash
+# What a command costs, in reference seconds: seconds of this machine's processors, times its speed (tests/speed), so
+# that machines can be compared. Budgets stand in CONTRIBUTING.md; above one there is a warning and no failure, for
+# noise must not stop anybody. Sourced, never run; needs cluster/lib.sh.
+
+# Who measures: a script that another one calls adds to its account.
+COSTS_OWNER=
+
+# budget COMMAND STATE: in reference seconds.
+budget() {
+	case $1-$2 in
+	demo-nothing) echo 3000 ;;
+	demo-caches) echo 450 ;;
+	demo-cluster) echo 200 ;;
+	test-nothing) echo 6000 ;;
+	test-caches | test-cluster) echo 2200 ;;
+	check-*) echo 120 ;;
+	esac
+}
+
+# state: what is there already: nothing (or not all) of what is compiled once, its caches, or a cluster too.
+state() {
+	if ! compgen -G "$CACHE/bin/kubernetes-*" >/dev/null || ! compgen -G "$CACHE/cargo/*/deps" >/dev/null; then
+		echo nothing
+	elif [[ -e $STATE/complete && -d ${CARGO_TARGET_DIR:-$ROOT/target}/debug ]]; then
+		echo cluster
+	else
+		echo caches
+	fi
+}
+
+# begin_costs COMMAND: from here on. Sets KILN_SPEED.
+begin_costs() {
+	[[ -z ${KILN_COSTS:-} ]] || return 0
+	COSTS_OWNER=$1
+	COSTS_STATE=$(state)
+	KILN_SPEED=$("$ROOT/tests/speed/measure")
+	KILN_COSTS=$(mktemp)
+	export KILN_SPEED KILN_COSTS
+	COSTS_BEGIN=$EPOCHREALTIME
+	COSTS_BUSY=$(busy)
+}
+
+# end_costs: tells them. For the end of a script that has done its work.
+end_costs() {
+	[[ -n $COSTS_OWNER ]] || return 0
+	local busy wall speed limit
+	busy=$(($(busy) - COSTS_BUSY))
+	wall=$(awk -v from="$COSTS_BEGIN" -v to="$EPOCHREALTIME" 'BEGIN {printf "%.0f", to - from}')
+	speed=$(awk -v before="$KILN_SPEED" -v after="$("$ROOT/tests/speed/measure")" 'BEGIN {printf "%.2f", (before + after) / 2}')
+	limit=$(budget "$COSTS_OWNER" "$COSTS_STATE")
+	[[ $COSTS_OWNER != test ]] || stages "$busy" "$speed"
+	printf '\nmake %s: %s reference s (budget %s, with %s), %d min %02d s of wall time, speed %s\n' "$COSTS_OWNER" \
+		"$(reference "$busy" "$speed")" "$limit" "$(described "$COSTS_STATE")" $((wall / 60)) $((wall % 60)) "$speed"
+	awk -v used="$(reference "$busy" "$speed")" -v limit="$limit" 'BEGIN {exit used <= limit}' &&
+		printf 'warning: that is above the budget; CONTRIBUTING.md says how to stay within it\n' >&2
+	rm -f "$KILN_COSTS"
+}
+
+# reference TICKS SPEED: in reference seconds.
+reference() {
+	awk -v ticks="$1" -v hertz="$(getconf CLK_TCK)" -v speed="$2" 'BEGIN {printf "%.0f", ticks / hertz * speed}'
+}
+
+described() {
+	case $1 in
+	nothing) echo 'nothing there' ;;
+	caches) echo 'caches there' ;;
+	cluster) echo 'the cluster there' ;;
+	esac
+}
+
+# stages TICKS SPEED: the share of each step in all of it.
+stages() {
+	printf '\nwhat each stage took (reference s, share, wall s):\n'
+	awk -F '\t' -v all="$1" -v hertz="$(getconf CLK_TCK)" -v speed="$2" '
+		{printf "  %7.0f %3.0f%% %6d  %s\n", $2 / hertz * speed, 100 * $2 / all, $3, $1; sum += $2}
+		END {printf "  %7.0f %3.0f%%         between them\n", (all - sum) / hertz * speed, 100 * (all - sum) / all}' "$KILN_COSTS"
+}
