@@ -1,0 +1,95 @@
+# shellcheck shell=bash
+# Compiled Rust dependencies, kept between clones in ~/.cache/kiln/cargo. Sourced, never run; needs cluster/lib.sh.
+#
+# A fresh clone starts with a copy of them in its own target directory. The project's own crates are never among them, and
+# no target directory is shared: cargo judges own crates by relative path and time, and would take another clone's for
+# fresh (https://github.com/rust-lang/cargo/issues/16642). tests/dependencies-test shows that this does not happen.
+
+# What all clones may keep together, in MiB.
+: "${KILN_DEPENDENCIES_LIMIT:=6144}"
+
+target_directory() {
+	printf '%s\n' "${CARGO_TARGET_DIR:-$ROOT/target}"
+}
+
+# dependencies_directory: named by all that decides whether they fit: toolchain, versions, profiles, flags.
+dependencies_directory() {
+	local key
+	key=$(cd "$ROOT" && {
+		rustc -vV
+		cat Cargo.lock
+		awk '/^\[/ {profile = /^\[profile/} profile' Cargo.toml
+		cat .cargo/config.toml 2>/dev/null || true
+		printf '%s\n' "${RUSTFLAGS:-}"
+	} | sha256sum)
+	printf '%s\n' "$CACHE/cargo/${key:0:12}"
+}
+
+# restore_dependencies: into a target directory that has nothing yet.
+restore_dependencies() {
+	local target kept
+	target=$(target_directory)
+	kept=$(dependencies_directory)
+	[[ ! -e $target/debug && -d $kept ]] || return 0
+	mkdir -p "$target"
+	rm -rf "$target/debug.tmp"
+	with_dependencies_locked -s cp -a --reflink=auto "$kept" "$target/debug.tmp"
+	mv -T "$target/debug.tmp" "$target/debug"
+	touch "$kept"
+}
+
+# keep_dependencies: those of a build that succeeded, where more than are kept already.
+keep_dependencies() {
+	local target kept
+	target=$(target_directory)
+	kept=$(dependencies_directory)
+	if (($(units "$target/debug") <= $(units "$kept"))); then return 0; fi
+	mkdir -p "$CACHE/cargo"
+	with_dependencies_locked -x replace_dependencies "$target/debug" "$kept"
+}
+
+# units DIR: how many crates of others are compiled there.
+units() {
+	find "$1/.fingerprint" -mindepth 1 -maxdepth 1 ! -name 'kiln*' 2>/dev/null | wc -l
+}
+
+with_dependencies_locked() {
+	local mode=$1 lock
+	shift
+	exec {lock}>"$CACHE/cargo/lock"
+	flock "$mode" "$lock"
+	"$@"
+	exec {lock}>&-
+}
+
+replace_dependencies() {
+	local from=$1 to=$2 own
+	rm -rf "$CACHE"/cargo/*.tmp
+	own=$(mktemp)
+	# A crate's files end in the hash of its fingerprint's directory.
+	find "$from/.fingerprint" -mindepth 1 -maxdepth 1 -name 'kiln*' -printf '%f\n' | sed 's/.*-/-/' >"$own"
+	mkdir -p "$to.tmp"/{deps,build,.fingerprint}
+	copy_others deps
+	copy_others build
+	copy_others .fingerprint
+	rm -f "$own"
+	rm -rf "$to"
+	mv -T "$to.tmp" "$to"
+	trim_dependencies "$to"
+}
+
+# copy_others DIR: what is not the project's own; times are kept, for cargo compares them.
+copy_others() {
+	find "$from/$1" -mindepth 1 -maxdepth 1 ! -name 'kiln*' ! -name 'libkiln*' -print0 |
+		{ grep -zvFf "$own" || true; } | xargs -0 -r cp -a --reflink=auto -t "$to.tmp/$1"
+}
+
+# trim_dependencies DIR: the least recently used go, but for DIR.
+trim_dependencies() {
+	local kept
+	# shellcheck disable=SC2012 # Their names are hashes.
+	ls -1tr "$CACHE/cargo" | while read -r kept; do
+		(($(du -sm "$CACHE/cargo" | cut -f1) > KILN_DEPENDENCIES_LIMIT)) || break
+		[[ ! -d $CACHE/cargo/$kept || $CACHE/cargo/$kept == "$1" ]] || rm -rf "${CACHE:?}/cargo/$kept"
+	done
+}
