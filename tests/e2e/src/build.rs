@@ -82,7 +82,7 @@ impl Build {
 /// Where the image of an ImageBuild of this name goes.
 #[must_use]
 pub fn repository(tenant: &Tenant, name: &str) -> String {
-    format!("{}/e2e/{}/{name}", tenant.cluster.registry, tenant.namespace)
+    format!("{}/e2e/{}/{name}", tenant.cluster.registry, tenant.id)
 }
 
 /// A platform with nothing of its own.

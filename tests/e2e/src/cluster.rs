@@ -87,7 +87,7 @@ pub fn variable(name: &str) -> String {
     std::env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| {
         panic!(
             "{name} is not set. These tests need a cluster with Kiln on it: run `make test`, \
-             or `make cluster && . .cluster/env && tests/install` before `cargo test --release -p kiln-e2e`"
+             or `make cluster && . .cluster/env && tests/install` before `cargo test --workspace --test kiln`"
         )
     })
 }

@@ -48,13 +48,13 @@ impl Repository {
     /// A repository that everybody may read.
     #[must_use]
     pub fn public(tenant: &Tenant, name: &str) -> Self {
-        Self::new(tenant, &format!("{}-{name}", tenant.namespace))
+        Self::new(tenant, &format!("{}-{name}", tenant.id))
     }
 
     /// A repository that needs the Git server's password.
     #[must_use]
     pub fn private(tenant: &Tenant, name: &str) -> Self {
-        Self::new(tenant, &format!("private/{}-{name}", tenant.namespace))
+        Self::new(tenant, &format!("private/{}-{name}", tenant.id))
     }
 
     fn new(tenant: &Tenant, path: &str) -> Self {

@@ -31,7 +31,7 @@ impl Tenant {
             ..default.spec
         };
         change(&mut spec);
-        let name = format!("{}-{name}", self.namespace);
+        let name = format!("{}-{name}", self.id);
         let pool = pools
             .create(&PostParams::default(), &BuilderPool::new(&name, spec))
             .await

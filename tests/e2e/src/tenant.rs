@@ -1,4 +1,4 @@
-//! A namespace of its own for each test, as a user has one: Pod Security `restricted`, a Secret for the registry, its CA.
+//! A namespace for each test, as a user has one: Pod Security `restricted`, a Secret for the registry, its CA.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, resume_unwind};
@@ -9,18 +9,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::FutureExt as _;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, ServiceAccount};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kiln_crds::image_build::BuiltImage;
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun, REBUILD_ANNOTATION};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt as _};
 use serde_json::json;
 
 use crate::wait::{self, Objects, Verdict};
-use crate::{Build, Cluster, diagnosis};
+use crate::{Build, Cluster, diagnosis, suite};
 
 /// The label of every namespace that a test makes.
 pub const LABEL: &str = "kiln.build/e2e";
@@ -35,45 +36,87 @@ pub const CA: &str = "private-ca";
 pub struct Tenant {
     /// The cluster that it is in.
     pub cluster: Cluster,
-    /// Its name.
+    /// The namespace's name.
     pub namespace: String,
-    /// Its level of Pod Security.
+    /// What no other test has: names of repositories and pools begin with it.
+    pub id: String,
+    /// The level of Pod Security.
     level: String,
     /// BuilderPools to be removed with it.
     pub(crate) pools: Mutex<Vec<String>>,
 }
 
+/// Namespaces whose tests have ended, each with its warm builders and nothing else.
+static WARM: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 impl Tenant {
-    /// Runs a test in a fresh namespace, and removes that namespace at the end, also after a panic.
+    /// Runs a test in a namespace that it has for itself, where an earlier test may have left warm builders: to start them
+    /// is what costs most. Objects that the test leaves are removed at its end.
     ///
     /// With `KILN_E2E_KEEP` set, the namespace of a failed test stays.
     pub async fn run(name: &str, test: impl AsyncFnOnce(&Self)) {
-        Self::run_at(name, "restricted", test).await;
+        let cluster = Cluster::new().await;
+        let warm = WARM.lock().expect("no test panics while it holds this").pop();
+        let is_warm = warm.is_some();
+        let tenant = Self::new(cluster, name, warm.unwrap_or_else(|| format!("e2e-warm-{}", unique())), "restricted");
+        if !is_warm {
+            tenant.make_namespace().await;
+        }
+        tenant.fill().await;
+        if tenant.end(AssertUnwindSafe(test(&tenant)).catch_unwind().await).await {
+            tenant.empty().await;
+            WARM.lock().expect("no test panics while it holds this").push(tenant.namespace);
+        }
+    }
+
+    /// Runs a test in a fresh namespace without builders, and removes that namespace at the end, also after a panic.
+    ///
+    /// With `KILN_E2E_KEEP` set, the namespace of a failed test stays.
+    pub async fn fresh(name: &str, test: impl AsyncFnOnce(&Self)) {
+        Self::fresh_at(name, "restricted", test).await;
     }
 
     /// The same, with another level of Pod Security.
-    pub async fn run_at(name: &str, level: &str, test: impl AsyncFnOnce(&Self)) {
-        let tenant = Self::create(Cluster::new().await, name, level).await;
-        let outcome = AssertUnwindSafe(test(&tenant)).catch_unwind().await;
-        if outcome.is_err() && std::env::var_os("KILN_E2E_KEEP").is_some() {
-            eprintln!("KILN_E2E_KEEP is set: the namespace {} stays", tenant.namespace);
-        } else {
+    pub async fn fresh_at(name: &str, level: &str, test: impl AsyncFnOnce(&Self)) {
+        let tenant = Self::new(Cluster::new().await, name, format!("e2e-{name}-{}", unique()), level);
+        tenant.make().await;
+        if tenant.end(AssertUnwindSafe(test(&tenant)).catch_unwind().await).await {
             tenant.remove().await;
-        }
-        if let Err(panic) = outcome {
-            resume_unwind(panic);
         }
     }
 
-    async fn create(cluster: Cluster, name: &str, level: &str) -> Self {
-        let namespace = format!("e2e-{name}-{}", unique());
-        let tenant = Self { cluster, namespace, level: level.to_owned(), pools: Mutex::default() };
-        tenant.fill().await;
-        tenant
+    fn new(cluster: Cluster, name: &str, namespace: String, level: &str) -> Self {
+        suite::has_namespace(&namespace);
+        let id = format!("e2e-{name}-{}", unique());
+        Self { cluster, namespace, id, level: level.to_owned(), pools: Mutex::default() }
+    }
+
+    /// What follows a test: whether it succeeded. Where it panicked, the namespace is removed, and the panic goes on.
+    async fn end(&self, outcome: std::thread::Result<()>) -> bool {
+        let Err(panic) = outcome else { return true };
+        if std::env::var_os("KILN_E2E_KEEP").is_some() {
+            eprintln!("KILN_E2E_KEEP is set: the namespace {} stays", self.namespace);
+        } else {
+            self.remove().await;
+        }
+        resume_unwind(panic)
+    }
+
+    /// Removes the namespaces with warm builders: no test follows.
+    pub async fn remove_warm() {
+        let namespaces = std::mem::take(&mut *WARM.lock().expect("no test panics while it holds this"));
+        for namespace in namespaces {
+            Self::new(Cluster::new().await, "warm", namespace, "restricted").remove().await;
+        }
     }
 
     /// Makes the namespace and what every tenant has in it.
-    pub async fn fill(&self) {
+    pub async fn make(&self) {
+        self.make_namespace().await;
+        self.fill().await;
+    }
+
+    async fn make_namespace(&self) {
         let namespace = Namespace {
             metadata: ObjectMeta {
                 name: Some(self.namespace.clone()),
@@ -88,6 +131,10 @@ impl Tenant {
         };
         let namespaces: Api<Namespace> = Api::all(self.cluster.client.clone());
         namespaces.create(&PostParams::default(), &namespace).await.expect("a namespace can be made");
+    }
+
+    /// Makes what every tenant has, as it is at first.
+    async fn fill(&self) {
         let Cluster { registry_user, registry_password, git_user, git_password, .. } = &self.cluster;
         self.registry_secret(registry_user, registry_password).await;
         self.secret(GIT_SECRET, "Opaque", &[("username", git_user), ("password", git_password)]).await;
@@ -103,12 +150,43 @@ impl Tenant {
             data: Some(BTreeMap::from([("ca.crt".to_owned(), bundle.to_owned())])),
             ..ConfigMap::default()
         };
-        self.api::<ConfigMap>().create(&PostParams::default(), &ca).await.expect("a ConfigMap can be made");
+        let parameters = PatchParams::apply("kiln-e2e").force();
+        self.api::<ConfigMap>().patch(name, &parameters, &Patch::Apply(&ca)).await.expect("a ConfigMap can be applied");
+    }
+
+    /// Removes what a test has made, and waits for what could be taken for the next one's.
+    async fn empty(&self) {
+        self.remove_pools().await;
+        self.remove_all::<ImageBuild>("").await;
+        self.remove_all::<Deployment>("").await;
+        self.remove_all::<Pod>("").await;
+        self.remove_all::<Service>("").await;
+        self.remove_all::<Secret>(&format!("metadata.name!={REGISTRY_SECRET},metadata.name!={GIT_SECRET}")).await;
+        self.remove_all::<ConfigMap>(&format!("metadata.name!={CA},metadata.name!=kube-root-ca.crt")).await;
+        self.apply_account(&json!([])).await;
+        let all = kube::runtime::watcher::Config::default;
+        self.wait(self.builds(), all(), "the ImageBuilds are gone", wait::BUILD, |left| Ok(left.is_empty())).await;
+        self.wait(self.runs(), all(), "the ImageBuildRuns are gone", wait::BUILD, |left| Ok(left.is_empty())).await;
+        self.remove_all::<Event>("").await;
+    }
+
+    async fn remove_all<K>(&self, fields: &str)
+    where
+        K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        let these = ListParams::default().fields(fields);
+        let removed = self.api::<K>().delete_collection(&DeleteParams::default(), &these).await;
+        removed.unwrap_or_else(|error| panic!("removing each {} of {}: {error}", K::kind(&()), self.namespace));
     }
 
     async fn remove(&self) {
         let namespaces: Api<Namespace> = Api::all(self.cluster.client.clone());
         namespaces.delete(&self.namespace, &DeleteParams::default()).await.expect("a namespace can be deleted");
+        self.remove_pools().await;
+    }
+
+    async fn remove_pools(&self) {
         let pools: Api<BuilderPool> = Api::all(self.cluster.client.clone());
         let names = std::mem::take(&mut *self.pools.lock().expect("no test panics while it holds this"));
         for name in names {
@@ -158,11 +236,15 @@ impl Tenant {
 
     /// Gives the namespace's default service account a Secret to pull with.
     pub async fn account_pulls_with(&self, secret: &str) {
+        self.apply_account(&json!([{"name": secret}])).await;
+    }
+
+    async fn apply_account(&self, pull_secrets: &serde_json::Value) {
         let account = json!({
             "apiVersion": "v1",
             "kind": "ServiceAccount",
             "metadata": {"name": "default"},
-            "imagePullSecrets": [{"name": secret}],
+            "imagePullSecrets": pull_secrets,
         });
         let parameters = PatchParams::apply("kiln-e2e").force();
         let accounts = self.api::<ServiceAccount>();

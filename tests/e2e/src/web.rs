@@ -12,6 +12,12 @@ use crate::cluster::variable;
 /// The Secret that [`Tenant::web_secret`] makes.
 pub const WEB_SECRET: &str = "web";
 
+/// The directory that the web server serves.
+pub(crate) fn root() -> PathBuf {
+    std::env::var_os("KILN_WEB_ROOT")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.cluster/web")), PathBuf::from)
+}
+
 /// A file on the web server. It goes with the value.
 pub struct WebFile {
     file: PathBuf,
@@ -25,19 +31,17 @@ impl WebFile {
     /// A file that everybody may get.
     #[must_use]
     pub fn public(tenant: &Tenant, name: &str, content: &[u8]) -> Self {
-        Self::new(&format!("{}-{name}", tenant.namespace), content)
+        Self::new(&format!("{}-{name}", tenant.id), content)
     }
 
     /// A file that needs the web server's password.
     #[must_use]
     pub fn private(tenant: &Tenant, name: &str, content: &[u8]) -> Self {
-        Self::new(&format!("private/{}-{name}", tenant.namespace), content)
+        Self::new(&format!("private/{}-{name}", tenant.id), content)
     }
 
     fn new(path: &str, content: &[u8]) -> Self {
-        let root = std::env::var_os("KILN_WEB_ROOT")
-            .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.cluster/web")), PathBuf::from);
-        let file = root.join(path);
+        let file = root().join(path);
         std::fs::write(&file, content).unwrap_or_else(|error| {
             panic!(
                 "{}: {error}; run: make cluster (or set KILN_WEB_ROOT to the directory that KILN_WEB serves)",

@@ -7,6 +7,8 @@ use kiln_e2e::registry::{Image, Registry};
 use kiln_e2e::tenant::{image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant, git_ssh};
 
+kiln_e2e::tests![two_fresh_builders_make_the_same_image_of_a_commit, a_new_commit_keeps_the_layers_that_it_does_not_touch, a_key_for_ssh_is_served_and_never_seen, a_cache_that_cannot_be_read_or_written_fails_nothing, a_base_image_that_is_there_is_taken_where_asked];
+
 /// The image of linux/amd64 that a build made.
 async fn amd64(tenant: &Tenant, built: &kiln_crds::ImageBuild) -> Image {
     let built = image_of(built);
@@ -24,9 +26,8 @@ COPY input .
 LABEL org.opencontainers.image.authors=you
 ";
 
-#[tokio::test]
 async fn two_fresh_builders_make_the_same_image_of_a_commit() {
-    Tenant::run("same-image", async |tenant| {
+    Tenant::fresh("same-image", async |tenant| {
         let source = Repository::public(tenant, "app");
         source.write(&[("Dockerfile", DATED), ("input", "1")]);
         let build = Build::git(tenant, "app", &source).amd64().with(|spec| image(spec).rewrite_timestamp = true);
@@ -42,9 +43,8 @@ async fn two_fresh_builders_make_the_same_image_of_a_commit() {
     .await;
 }
 
-#[tokio::test]
 async fn a_new_commit_keeps_the_layers_that_it_does_not_touch() {
-    Tenant::run("kept-layers", async |tenant| {
+    Tenant::fresh("kept-layers", async |tenant| {
         let dockerfile = "FROM busybox\nWORKDIR /app\nRUN cat /proc/sys/kernel/random/uuid > /kept\nCOPY input .\n";
         let source = Repository::public(tenant, "app");
         source.write(&[("Dockerfile", dockerfile), ("input", "1")]);
@@ -59,9 +59,8 @@ async fn a_new_commit_keeps_the_layers_that_it_does_not_touch() {
     .await;
 }
 
-#[tokio::test]
 async fn a_key_for_ssh_is_served_and_never_seen() {
-    Tenant::run("ssh-key", async |tenant| {
+    Tenant::fresh("ssh-key", async |tenant| {
         let key = git_ssh::client_key();
         tenant.secret("key", "kubernetes.io/ssh-auth", &[("ssh-privatekey", &key)]).await;
         let middle = key.lines().nth(1).unwrap_or_default();
@@ -81,9 +80,8 @@ async fn a_key_for_ssh_is_served_and_never_seen() {
     .await;
 }
 
-#[tokio::test]
 async fn a_cache_that_cannot_be_read_or_written_fails_nothing() {
-    Tenant::run("lost-cache", async |tenant| {
+    Tenant::fresh("lost-cache", async |tenant| {
         let gone = format!("{}/e2e/{}/no-such-cache:x", tenant.cluster.registry, tenant.namespace);
         let host = tenant.cluster.registry.split(':').next().unwrap_or_default();
         // Nobody listens there.
@@ -101,9 +99,8 @@ async fn a_cache_that_cannot_be_read_or_written_fails_nothing() {
     .await;
 }
 
-#[tokio::test]
 async fn a_base_image_that_is_there_is_taken_where_asked() {
-    Tenant::run("pull", async |tenant| {
+    Tenant::fresh("pull", async |tenant| {
         let base = |content: &str| format!("FROM scratch\nCOPY <<EOF /base\n{content}\nEOF\n");
         let first_base = tenant.build(&Build::inline(tenant, "base", &[("Dockerfile", &base("one"))]).amd64()).await;
         let dockerfile = format!("FROM {}:latest\nCOPY input /input\n", repository(tenant, "base"));

@@ -12,15 +12,16 @@ use kiln_e2e::tenant::{condition, image_of, run_of};
 use kiln_e2e::{Build, Tenant, wait};
 use kube::ResourceExt;
 
+kiln_e2e::tests![an_idle_builder_goes_and_its_volume_stays, a_pool_without_volumes_keeps_its_cache_while_warm, builds_above_the_limit_of_a_builder_wait, several_builds_share_a_warm_builder, without_a_node_of_the_architecture_a_build_waits_and_then_fails, a_lost_builder_is_another_attempt, a_builder_that_is_told_to_stop_finishes_its_job];
+
 const SMALL: &str = "FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /which\n";
 
 fn kubernetes_duration(seconds: u64) -> kube::core::Duration {
     Duration::from_secs(seconds).into()
 }
 
-#[tokio::test]
 async fn an_idle_builder_goes_and_its_volume_stays() {
-    Tenant::run("idle", async |tenant| {
+    Tenant::fresh("idle", async |tenant| {
         let pool = tenant.pool("idle", |spec| spec.idle_timeout = Some(kubernetes_duration(3))).await;
         let build = Build::inline(tenant, "app", &[("Dockerfile", SMALL)]).amd64().pool(&pool);
         let first = tenant.build(&build).await;
@@ -39,9 +40,8 @@ async fn an_idle_builder_goes_and_its_volume_stays() {
     .await;
 }
 
-#[tokio::test]
 async fn a_pool_without_volumes_keeps_its_cache_while_warm() {
-    Tenant::run("no-volume", async |tenant| {
+    Tenant::fresh("no-volume", async |tenant| {
         let cache = PoolCache {
             size: Some(k8s_openapi::apimachinery::pkg::api::resource::Quantity("0".to_owned())),
             ..PoolCache::default()
@@ -56,9 +56,8 @@ async fn a_pool_without_volumes_keeps_its_cache_while_warm() {
     .await;
 }
 
-#[tokio::test]
 async fn builds_above_the_limit_of_a_builder_wait() {
-    Tenant::run("queue", async |tenant| {
+    Tenant::fresh("queue", async |tenant| {
         let pool = tenant
             .pool("queue", |spec| {
                 spec.max_jobs_per_builder = Some(1);
@@ -82,9 +81,8 @@ async fn builds_above_the_limit_of_a_builder_wait() {
     .await;
 }
 
-#[tokio::test]
 async fn several_builds_share_a_warm_builder() {
-    Tenant::run("share", async |tenant| {
+    Tenant::fresh("share", async |tenant| {
         tenant.build(&Build::inline(tenant, "first", &[("Dockerfile", SMALL)]).amd64()).await;
         let builder = tenant.builders().await.remove(0);
         for name in ["one", "two"] {
@@ -103,9 +101,8 @@ async fn several_builds_share_a_warm_builder() {
     .await;
 }
 
-#[tokio::test]
 async fn without_a_node_of_the_architecture_a_build_waits_and_then_fails() {
-    Tenant::run("no-node", async |tenant| {
+    Tenant::fresh("no-node", async |tenant| {
         let pool = tenant.pool("no-node", |spec| spec.scheduling_timeout = Some(kubernetes_duration(5))).await;
         let build = Build::inline(tenant, "app", &[("Dockerfile", "FROM busybox\nRUN true\n")])
             .platforms(&["linux/amd64", "linux/riscv64"])
@@ -152,9 +149,8 @@ async fn busy(tenant: &Tenant) {
         .await;
 }
 
-#[tokio::test]
 async fn a_lost_builder_is_another_attempt() {
-    Tenant::run("lost", async |tenant| {
+    Tenant::fresh("lost", async |tenant| {
         busy(tenant).await;
         tenant.lose_builders().await;
         assert!(only_platform(tenant, "app").await.attempt > 1, "another attempt of the same run");
@@ -163,9 +159,8 @@ async fn a_lost_builder_is_another_attempt() {
     .await;
 }
 
-#[tokio::test]
 async fn a_builder_that_is_told_to_stop_finishes_its_job() {
-    Tenant::run("drain", async |tenant| {
+    Tenant::fresh("drain", async |tenant| {
         busy(tenant).await;
         tenant.delete_builders().await;
         assert_eq!(only_platform(tenant, "app").await.attempt, 1, "the first attempt went on to its end");

@@ -6,6 +6,8 @@ use kiln_e2e::tenant::{image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant};
 use kube::ResourceExt;
 
+kiln_e2e::tests![layers_and_cache_mounts_outlive_builds_and_builders, no_cache_runs_every_step_afresh];
+
 /// The first step's content is random, so it is the same in two images only where its layer was kept; the last one
 /// runs at each new content of `input`, and adds a line to a file in a cache mount.
 const DOCKERFILE: &str = "FROM busybox
@@ -14,9 +16,8 @@ COPY input /input
 RUN --mount=type=cache,target=/cache echo line >> /cache/lines && cp /cache/lines /lines
 ";
 
-#[tokio::test]
 async fn layers_and_cache_mounts_outlive_builds_and_builders() {
-    Tenant::run("cache", async |tenant| {
+    Tenant::fresh("cache", async |tenant| {
         let repository = Repository::public(tenant, "app");
         repository.write(&[("Dockerfile", DOCKERFILE), ("input", "1")]);
         let first = tenant.build(&Build::git(tenant, "app", &repository)).await;
@@ -56,9 +57,8 @@ async fn layers_and_cache_mounts_outlive_builds_and_builders() {
     .await;
 }
 
-#[tokio::test]
 async fn no_cache_runs_every_step_afresh() {
-    Tenant::run("no-cache", async |tenant| {
+    Tenant::fresh("no-cache", async |tenant| {
         let files = [("Dockerfile", DOCKERFILE), ("input", "same")];
         let first = tenant.build(&Build::inline(tenant, "app", &files).amd64()).await;
         tenant.edit("app", |build| build.spec.no_cache = true).await;

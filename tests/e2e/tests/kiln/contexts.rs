@@ -6,6 +6,8 @@ use kiln_e2e::tenant::{CA, condition, image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant};
 use serde_json::{Value, json};
 
+kiln_e2e::tests![an_image_build_waits_for_the_first_image_of_another, refs_and_tags_are_looked_up_once_for_each_run, what_is_named_and_missing_is_told_before_a_run_is_made];
+
 fn contexts(contexts: Value) -> Vec<BuildContext> {
     serde_json::from_value(contexts).expect("these are contexts")
 }
@@ -19,7 +21,6 @@ fn with(build: Build, fields: &Value) -> Build {
     })
 }
 
-#[tokio::test]
 async fn an_image_build_waits_for_the_first_image_of_another() {
     Tenant::run("contexts-wait", async |tenant| {
         let of = |name: &str| contexts(json!([{"name": "other", "imageBuild": {"name": name}}]));
@@ -54,7 +55,6 @@ async fn an_image_build_waits_for_the_first_image_of_another() {
     .await;
 }
 
-#[tokio::test]
 async fn refs_and_tags_are_looked_up_once_for_each_run() {
     Tenant::run("contexts-look", async |tenant| {
         let library = Repository::public(tenant, "library");
@@ -88,7 +88,6 @@ async fn refs_and_tags_are_looked_up_once_for_each_run() {
     .await;
 }
 
-#[tokio::test]
 async fn what_is_named_and_missing_is_told_before_a_run_is_made() {
     Tenant::run("contexts-missing", async |tenant| {
         let registry = &tenant.cluster.registry;

@@ -12,6 +12,8 @@ use kiln_e2e::{Build, Tenant, wait};
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 
+kiln_e2e::tests![steps_tell_what_was_cached_and_what_missed_first, steps_are_told_while_they_run, a_cached_build_is_not_a_write_a_step, a_failure_says_what_where_and_why_in_condition_and_event, a_pool_tells_what_its_builders_are_and_do, metrics_have_their_names_and_no_tenants];
+
 fn only_platform(run: &ImageBuildRun) -> PlatformStatus {
     run.status.as_ref().unwrap().platforms[0].clone()
 }
@@ -32,9 +34,8 @@ fn seconds(step: &StepStatus) -> f64 {
         .unwrap_or_else(|| panic!("it has ended: {step:#?}"))
 }
 
-#[tokio::test]
 async fn steps_tell_what_was_cached_and_what_missed_first() {
-    Tenant::run("steps", async |tenant| {
+    Tenant::fresh("steps", async |tenant| {
         let dockerfile = "FROM busybox\nRUN echo first > /first\nCOPY file /\nRUN echo behind > /behind\n";
         let build = Build::inline(tenant, "app", &[("Dockerfile", dockerfile), ("file", "one")]).amd64();
         let finished = tenant.build(&build).await;
@@ -67,7 +68,6 @@ async fn steps_tell_what_was_cached_and_what_missed_first() {
     .await;
 }
 
-#[tokio::test]
 async fn steps_are_told_while_they_run() {
     Tenant::run("running", async |tenant| {
         let dockerfile = "FROM busybox\nRUN echo before\nRUN sleep 4\n";
@@ -92,9 +92,8 @@ async fn steps_are_told_while_they_run() {
 }
 
 /// A status a step would make a build that only looks into its cache wait for the API server.
-#[tokio::test]
 async fn a_cached_build_is_not_a_write_a_step() {
-    Tenant::run("writes", async |tenant| {
+    Tenant::fresh("writes", async |tenant| {
         let steps = (0..30).map(|step| format!("RUN echo {step}\n")).collect::<Vec<_>>().concat();
         let build = Build::inline(tenant, "app", &[("Dockerfile", &format!("FROM busybox\n{steps}"))]).amd64();
         tenant.build(&build).await;
@@ -117,7 +116,6 @@ async fn a_cached_build_is_not_a_write_a_step() {
     .await;
 }
 
-#[tokio::test]
 async fn a_failure_says_what_where_and_why_in_condition_and_event() {
     Tenant::run("failure", async |tenant| {
         let dockerfile =
@@ -157,9 +155,8 @@ async fn a_failure_says_what_where_and_why_in_condition_and_event() {
     .await;
 }
 
-#[tokio::test]
 async fn a_pool_tells_what_its_builders_are_and_do() {
-    Tenant::run("pool-status", async |tenant| {
+    Tenant::fresh("pool-status", async |tenant| {
         let pool = tenant.pool("told", |_| ()).await;
         let dockerfile = "FROM busybox\nRUN dd if=/dev/urandom of=/blob bs=1M count=8; sleep 3\n";
         let build = Build::inline(tenant, "app", &[("Dockerfile", dockerfile)]).amd64().pool(&pool);
@@ -204,9 +201,8 @@ async fn a_pool_tells_what_its_builders_are_and_do() {
     .await;
 }
 
-#[tokio::test]
 async fn metrics_have_their_names_and_no_tenants() {
-    Tenant::run("metrics", async |tenant| {
+    Tenant::fresh("metrics", async |tenant| {
         let pool = tenant.pool("counted", |_| ()).await;
         tenant
             .build(&Build::inline(tenant, "uncounted", &[("Dockerfile", "FROM busybox\n")]).amd64().pool(&pool))

@@ -5,6 +5,8 @@ use std::time::Duration;
 use kiln_crds::image_build::{BuildFailure, ImageBuildSpec, Network};
 use kiln_e2e::{Build, Tenant};
 
+kiln_e2e::tests![each_mistake_is_told_in_plain_words];
+
 /// A mistake, and what is told of it.
 struct Mistake {
     name: &'static str,
@@ -141,7 +143,6 @@ const MISTAKES: &[Mistake] = &[
     },
 ];
 
-#[tokio::test]
 async fn each_mistake_is_told_in_plain_words() {
     Tenant::run("mistakes", async |tenant| {
         for mistake in MISTAKES {

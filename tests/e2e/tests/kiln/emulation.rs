@@ -13,6 +13,8 @@ use kiln_e2e::{Build, Tenant, wait};
 use kube::api::DeleteParams;
 use kube::{Api, ResourceExt as _};
 
+kiln_e2e::tests![an_emulator_that_the_chart_installs_is_noticed];
+
 /// One that nothing else in these tests registers.
 const HANDLER: &str = "/proc/sys/fs/binfmt_misc/qemu-loongarch64";
 
@@ -50,13 +52,12 @@ fn image(name: &str) -> String {
     digest
 }
 
-#[tokio::test]
 async fn an_emulator_that_the_chart_installs_is_noticed() {
     if std::env::var_os("KILN_LOCAL_CLUSTER").is_none() {
         eprintln!("registers an emulator with the kernel of all nodes: the local cluster's is this machine's");
         return;
     }
-    Tenant::run_at("emulation", "privileged", async |tenant| {
+    Tenant::fresh_at("emulation", "privileged", async |tenant| {
         assert!(!Path::new(HANDLER).exists(), "{HANDLER} is there already: echo -1 > {HANDLER}");
         let pool = tenant
             .pool("emulation", |spec| {

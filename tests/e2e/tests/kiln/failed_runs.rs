@@ -10,6 +10,8 @@ use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::{condition, image_of, is_current, run_of};
 use kiln_e2e::{Build, Repository, Tenant, wait};
 
+kiln_e2e::tests![a_failing_step_of_one_platform, a_missing_dockerfile, dockerfiles_that_cannot_be_built, a_build_that_takes_too_long];
+
 /// Waits for the failure of a later run than that of `former`, and checks what holds at each.
 async fn fails(tenant: &Tenant, name: &str, former: &ImageBuild, reason: &str) -> BuildFailure {
     let failed = tenant
@@ -43,7 +45,6 @@ async fn fails(tenant: &Tenant, name: &str, former: &ImageBuild, reason: &str) -
     failure
 }
 
-#[tokio::test]
 async fn a_failing_step_of_one_platform() {
     Tenant::run("step", async |tenant| {
         let good = "FROM busybox\n\nRUN uname -m > /machine\n";
@@ -65,7 +66,6 @@ async fn a_failing_step_of_one_platform() {
     .await;
 }
 
-#[tokio::test]
 async fn a_missing_dockerfile() {
     Tenant::run("dockerfile", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -92,7 +92,6 @@ const DOCKERFILES: &[(&str, &str, Option<u32>, &str)] = &[
     ("SecretNotFound", "FROM busybox\nRUN --mount=type=secret,id=token,required=true true\n", Some(2), "token"),
 ];
 
-#[tokio::test]
 async fn dockerfiles_that_cannot_be_built() {
     Tenant::run("dockerfiles", async |tenant| {
         let good = "FROM busybox\n";
@@ -120,7 +119,6 @@ async fn dockerfiles_that_cannot_be_built() {
     .await;
 }
 
-#[tokio::test]
 async fn a_build_that_takes_too_long() {
     Tenant::run("timeout", async |tenant| {
         let files = [("Dockerfile", "FROM busybox\nARG SECONDS=0\nRUN sleep $SECONDS\n")];

@@ -8,6 +8,8 @@ use kiln_e2e::tenant::{GIT_SECRET, REGISTRY_SECRET, condition, image_of, run_of}
 use kiln_e2e::{Build, Repository, Tenant};
 use kube::ResourceExt as _;
 
+kiln_e2e::tests![a_wrong_git_password, a_wrong_registry_password, an_unreachable_registry, a_missing_ref_or_repository, a_missing_or_useless_secret_or_ca, an_impossible_platform_or_pool, a_tag_that_an_older_image_build_has];
+
 /// Waits until the ImageBuild `app` is not ready for this reason, and checks what holds at each failure before a run.
 async fn fails(tenant: &Tenant, former: &ImageBuild, reason: &str, words: &[&str]) {
     let failed = tenant.not_ready("app", reason).await;
@@ -30,7 +32,6 @@ async fn built_app(tenant: &Tenant, repository: &Repository) -> ImageBuild {
     tenant.build(&Build::private_git(tenant, "app", repository).amd64()).await
 }
 
-#[tokio::test]
 async fn a_wrong_git_password() {
     Tenant::run("git-password", async |tenant| {
         let repository = Repository::private(tenant, "app");
@@ -56,7 +57,6 @@ async fn a_wrong_git_password() {
     .await;
 }
 
-#[tokio::test]
 async fn a_wrong_registry_password() {
     Tenant::run("password", async |tenant| {
         let repository = Repository::private(tenant, "app");
@@ -71,7 +71,6 @@ async fn a_wrong_registry_password() {
     .await;
 }
 
-#[tokio::test]
 async fn an_unreachable_registry() {
     Tenant::run("registry-away", async |tenant| {
         let source = Repository::private(tenant, "app");
@@ -98,7 +97,6 @@ async fn an_unreachable_registry() {
     .await;
 }
 
-#[tokio::test]
 async fn a_missing_ref_or_repository() {
     Tenant::run("ref", async |tenant| {
         let repository = Repository::private(tenant, "app");
@@ -121,9 +119,8 @@ async fn a_missing_ref_or_repository() {
     .await;
 }
 
-#[tokio::test]
 async fn a_missing_or_useless_secret_or_ca() {
-    Tenant::run("secret", async |tenant| {
+    Tenant::fresh("secret", async |tenant| {
         // A pool that trusts no CA of its own, so that those of the ImageBuild matter.
         let pool = tenant.pool("no-ca", |spec| spec.ca_refs.clear()).await;
         let source = Repository::private(tenant, "app");
@@ -181,9 +178,8 @@ async fn a_missing_or_useless_secret_or_ca() {
     .await;
 }
 
-#[tokio::test]
 async fn an_impossible_platform_or_pool() {
-    Tenant::run("platform", async |tenant| {
+    Tenant::fresh("platform", async |tenant| {
         let source = Repository::private(tenant, "app");
         let former = built_app(tenant, &source).await;
         let platforms = |names: &[&str]| Some(names.iter().map(|name| platform(name)).collect());
@@ -224,7 +220,6 @@ async fn an_impossible_platform_or_pool() {
     .await;
 }
 
-#[tokio::test]
 async fn a_tag_that_an_older_image_build_has() {
     Tenant::run("tag", async |tenant| {
         let files = [("Dockerfile", "FROM busybox\n")];

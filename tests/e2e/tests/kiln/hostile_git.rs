@@ -17,6 +17,8 @@ use serde_json::json;
 
 use crate::hostile_registry::operators;
 
+kiln_e2e::tests![nonsense_and_endless_answers, a_million_refs, honest_to_the_operator_alone];
+
 const PASSWORD: &str = "planted-git-password";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const ADVERTISEMENT: (&str, &str) = ("content-type", "application/x-git-upload-pack-advertisement");
@@ -85,7 +87,6 @@ fn check(failed: &ImageBuild) {
     assert!(!ready.message.contains(PASSWORD), "{}: {}", failed.name_any(), ready.message);
 }
 
-#[tokio::test]
 async fn nonsense_and_endless_answers() {
     Tenant::run("hostile-git", async |tenant| {
         let before = operators(tenant).await;
@@ -105,7 +106,6 @@ async fn nonsense_and_endless_answers() {
 }
 
 /// The memory of the operator does not follow what Git servers send: eight at once with 48 MiB of refs each.
-#[tokio::test]
 async fn a_million_refs() {
     Tenant::run("refs", async |tenant| {
         let before = operators(tenant).await;
@@ -141,7 +141,6 @@ pub fn only_for_builders(asked: &Asked, otherwise: impl FnOnce(&str) -> Option<R
     })
 }
 
-#[tokio::test]
 async fn honest_to_the_operator_alone() {
     Tenant::run("two-faced-git", async |tenant| {
         let other = HostileServer::start(&tenant.cluster, |_| Some(reply(404, &[], ""))).await;

@@ -15,6 +15,8 @@ use kube::ResourceExt as _;
 use kube::api::PostParams;
 use serde_json::json;
 
+kiln_e2e::tests![addresses_in_disguise, urls_of_other_kinds, links_out_of_the_source, a_tree_that_writes_through_its_own_link, odd_words_arrive_as_they_are, words_that_no_program_takes, as_much_as_an_object_holds, odd_names];
+
 /// Addresses of the operator's own pod and of its link, in every form that something might read as one.
 const ADDRESSES: [&str; 18] = [
     "127.0.0.1:8080",
@@ -37,7 +39,6 @@ const ADDRESSES: [&str; 18] = [
     "127\u{3002}0\u{3002}0\u{3002}1:8080",
 ];
 
-#[tokio::test]
 async fn addresses_in_disguise() {
     Tenant::run("addresses", async |tenant| {
         for (number, address) in ADDRESSES.iter().enumerate() {
@@ -53,7 +54,6 @@ async fn addresses_in_disguise() {
     .await;
 }
 
-#[tokio::test]
 async fn urls_of_other_kinds() {
     Tenant::run("urls", async |tenant| {
         let urls = [
@@ -119,7 +119,6 @@ async fn failed(tenant: &Tenant, build: &Build, reasons: &[&str]) -> ImageBuild 
     failed
 }
 
-#[tokio::test]
 async fn links_out_of_the_source() {
     Tenant::run("links", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -177,9 +176,8 @@ async fn links_out_of_the_source() {
 }
 
 /// A tree that Git itself would not make: a link, and files that lie below it.
-#[tokio::test]
 async fn a_tree_that_writes_through_its_own_link() {
-    Tenant::run("tree", async |tenant| {
+    Tenant::fresh("tree", async |tenant| {
         let repository = Repository::public(tenant, "app");
         repository.commit_tree(&Tree::Entries(&[
             ("100644", "Dockerfile", Tree::Blob("FROM busybox\nCOPY . /src\n")),
@@ -227,7 +225,6 @@ fn odd() -> BTreeMap<String, String> {
     ODD.iter().enumerate().map(|(number, value)| (format!("odd_{number}"), (*value).to_owned())).collect()
 }
 
-#[tokio::test]
 async fn odd_words_arrive_as_they_are() {
     Tenant::run("odd-words", async |tenant| {
         let dockerfile = "folder, \"one\"/Docker=file,x=y 'a' $HOME";
@@ -274,7 +271,6 @@ async fn odd_words_arrive_as_they_are() {
 }
 
 /// What no program can be told is the user's to mend, not the builder's failure.
-#[tokio::test]
 async fn words_that_no_program_takes() {
     Tenant::run("no-words", async |tenant| {
         type Change = fn(&mut ImageBuildSpec);
@@ -299,7 +295,6 @@ async fn words_that_no_program_takes() {
 }
 
 /// Much, and still right.
-#[tokio::test]
 async fn as_much_as_an_object_holds() {
     Tenant::run("much", async |tenant| {
         let content = "0123456789abcdef".repeat(16_000);
@@ -338,9 +333,8 @@ async fn as_much_as_an_object_holds() {
 }
 
 /// Names that Kubernetes allows, up to the longest that the schema does: what Kiln makes of them is within all limits.
-#[tokio::test]
 async fn odd_names() {
-    Tenant::run("names", async |tenant| {
+    Tenant::fresh("names", async |tenant| {
         let longest = format!("{}.{}", "a".repeat(25), "b".repeat(26));
         for name in ["a.b-c.0", "0", longest.as_str()] {
             let build = Build::inline(tenant, name, &[("Dockerfile", "FROM busybox\n")]).amd64();

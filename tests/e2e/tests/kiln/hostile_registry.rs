@@ -16,6 +16,8 @@ use kiln_e2e::{Build, Tenant};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 
+kiln_e2e::tests![nonsense_and_endless_answers, an_upload_sent_elsewhere_takes_no_credential_along, silent_once_the_operator_is_content, a_registry_that_stores_nothing];
+
 /// The password that no server but the one it is for may see.
 const PASSWORD: &str = "planted-registry-password";
 
@@ -98,7 +100,6 @@ pub async fn operators(tenant: &Tenant) -> BTreeMap<String, i32> {
     pods.list(&labels).await.unwrap().iter().map(|pod| (pod.name_any(), restarts(pod))).collect()
 }
 
-#[tokio::test]
 async fn nonsense_and_endless_answers() {
     Tenant::run("hostile-registry", async |tenant| {
         let before = operators(tenant).await;
@@ -147,7 +148,6 @@ fn sends_elsewhere(other: String) -> impl Fn(&Asked) -> Option<Response> {
     }
 }
 
-#[tokio::test]
 async fn an_upload_sent_elsewhere_takes_no_credential_along() {
     Tenant::run("upload-elsewhere", async |tenant| {
         let challenge = [("www-authenticate", "Basic realm=\"x\"")];
@@ -171,7 +171,6 @@ async fn an_upload_sent_elsewhere_takes_no_credential_along() {
     .await;
 }
 
-#[tokio::test]
 async fn silent_once_the_operator_is_content() {
     Tenant::run("silent-registry", async |tenant| {
         let server = HostileServer::start(&tenant.cluster, |asked| {
@@ -194,7 +193,6 @@ async fn silent_once_the_operator_is_content() {
     .await;
 }
 
-#[tokio::test]
 async fn a_registry_that_stores_nothing() {
     Tenant::run("lying-registry", async |tenant| {
         let server = HostileServer::start(&tenant.cluster, |asked| {

@@ -13,6 +13,8 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::runtime::watcher;
 use serde_json::json;
 
+kiln_e2e::tests![deleted_while_building, cancelled, a_newer_input_stops_the_older_run, what_makes_a_run_and_what_does_not, suspended, history_is_trimmed];
+
 /// A step that nothing but being stopped ends, told from all other processes by its number.
 fn sleeping(seconds: u32) -> String {
     format!("FROM busybox\nRUN sleep {seconds}\n")
@@ -55,7 +57,6 @@ fn phase(run: &ImageBuildRun) -> RunPhase {
     run.status.as_ref().map(|status| status.phase).unwrap_or_default()
 }
 
-#[tokio::test]
 async fn deleted_while_building() {
     Tenant::run("delete", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", &sleeping(7301))]).amd64();
@@ -82,7 +83,6 @@ async fn deleted_while_building() {
     .await;
 }
 
-#[tokio::test]
 async fn cancelled() {
     Tenant::run("cancel", async |tenant| {
         let files = [("Dockerfile", sleeping(7302))];
@@ -114,7 +114,6 @@ async fn cancelled() {
     .await;
 }
 
-#[tokio::test]
 async fn a_newer_input_stops_the_older_run() {
     Tenant::run("newer", async |tenant| {
         tenant.create_build(&Build::inline(tenant, "app", &[("Dockerfile", &sleeping(7303))]).amd64()).await;
@@ -141,7 +140,6 @@ async fn a_newer_input_stops_the_older_run() {
 /// A step whose content differs at each run that is not the same.
 const RANDOM: &str = "FROM busybox\nARG WHICH\nRUN cat /proc/sys/kernel/random/uuid > /which\n";
 
-#[tokio::test]
 async fn what_makes_a_run_and_what_does_not() {
     Tenant::run("runs", async |tenant| {
         let first = tenant.build(&Build::inline(tenant, "app", &[("Dockerfile", RANDOM)]).amd64()).await;
@@ -193,7 +191,6 @@ async fn what_makes_a_run_and_what_does_not() {
     .await;
 }
 
-#[tokio::test]
 async fn suspended() {
     Tenant::run("suspend", async |tenant| {
         let never = Build::inline(tenant, "never", &[("Dockerfile", RANDOM)]).amd64().with(|spec| spec.suspend = true);
@@ -216,7 +213,6 @@ async fn suspended() {
     .await;
 }
 
-#[tokio::test]
 async fn history_is_trimmed() {
     Tenant::run("history", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", "FROM busybox\nARG CODE=0\nRUN exit $CODE\n")])

@@ -8,6 +8,8 @@ use kiln_crds::image_build::{CacheScope, CacheSpec};
 use kiln_e2e::{Build, Tenant, wait};
 use kube::api::{Patch, PatchParams};
 
+kiln_e2e::tests![a_namespace_has_no_more_volumes_than_its_limit, a_namespace_has_no_more_storage_than_its_limit, builders_tell_whose_they_are_and_what_they_may_use];
+
 /// An ImageBuild with a builder and a volume of its own.
 fn alone(tenant: &Tenant, pool: &str, name: &str, dockerfile: &str) -> Build {
     Build::inline(tenant, name, &[("Dockerfile", dockerfile)])
@@ -52,18 +54,16 @@ async fn limited_to_one_volume(tenant: &Tenant, limits: PoolLimits, field: &str)
     assert_ne!(first, second);
 }
 
-#[tokio::test]
 async fn a_namespace_has_no_more_volumes_than_its_limit() {
-    Tenant::run("volumes", async |tenant| {
+    Tenant::fresh("volumes", async |tenant| {
         let limits = PoolLimits { volumes_per_namespace: Some(1), ..PoolLimits::default() };
         limited_to_one_volume(tenant, limits, "limits.volumesPerNamespace").await;
     })
     .await;
 }
 
-#[tokio::test]
 async fn a_namespace_has_no_more_storage_than_its_limit() {
-    Tenant::run("storage", async |tenant| {
+    Tenant::fresh("storage", async |tenant| {
         let most = Some(Quantity("1536Mi".to_owned()));
         let limits = PoolLimits { storage_per_namespace: most, ..PoolLimits::default() };
         limited_to_one_volume(tenant, limits, "limits.storagePerNamespace").await;
@@ -72,9 +72,8 @@ async fn a_namespace_has_no_more_storage_than_its_limit() {
 }
 
 /// Pods and volumes tell whose they are, and ask for what they use: cost can be told, and bounded.
-#[tokio::test]
 async fn builders_tell_whose_they_are_and_what_they_may_use() {
-    Tenant::run("cost", async |tenant| {
+    Tenant::fresh("cost", async |tenant| {
         let pool = tenant.pool("cost", |_| {}).await;
         tenant.build(&alone(tenant, &pool, "app", "FROM busybox\n")).await;
         let (pods, volumes) = (tenant.builders().await, tenant.volumes().await);

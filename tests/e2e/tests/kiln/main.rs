@@ -1,8 +1,7 @@
 //! Kiln on a real cluster, topic by topic.
 //!
-//! One program for all topics: it links once, and its tests run side by side, each in a namespace of its own. What needs
-//! the cluster for itself is in `whole_cluster.rs`, a program that cargo starts after this one has ended, for it starts test
-//! programs in the order of their names.
+//! One program for all topics: it links once, and its tests run side by side, each in a namespace of its own. A test that
+//! disturbs the others, as one that kills the operator, is listed as `alone` and runs when they have ended.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "this code runs in tests only")]
 #![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
 
@@ -17,6 +16,7 @@ mod emulation;
 mod examples;
 mod failed_runs;
 mod failures;
+mod hostile;
 mod hostile_git;
 mod hostile_input;
 mod hostile_registry;
@@ -30,7 +30,10 @@ mod platforms;
 mod pools;
 mod private;
 mod publishing;
+mod rbac;
+mod recovery;
 mod registries;
+mod samples;
 mod secrets;
 mod security;
 mod source;
@@ -39,3 +42,15 @@ mod status_words;
 mod traces;
 mod trust;
 mod volume;
+mod whole_cluster;
+
+kiln_e2e::tests![in
+    api_rules, build_options, builders, cache, contexts, diagnosis, dockerfile_failures, emulation, examples, failed_runs,
+    failures, hostile, hostile_git, hostile_input, hostile_registry, lifecycle, limits, max_age, multi_arch, namespaces,
+    network, platforms, pools, private, publishing, rbac, recovery, registries, samples, secrets, security, source, sources,
+    status_words, traces, trust, volume, whole_cluster,
+];
+
+fn main() -> std::process::ExitCode {
+    kiln_e2e::suite::main(tests())
+}

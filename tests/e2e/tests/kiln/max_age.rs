@@ -7,11 +7,12 @@ use kiln_e2e::{Build, Tenant, wait};
 use kube::ResourceExt as _;
 use serde_json::json;
 
+kiln_e2e::tests![a_fresh_build_that_fails_is_made_again_only_after_the_same_time];
+
 fn failed(run: &ImageBuildRun) -> bool {
     run.status.as_ref().is_some_and(|status| status.phase == RunPhase::Failed)
 }
 
-#[tokio::test]
 async fn a_fresh_build_that_fails_is_made_again_only_after_the_same_time() {
     Tenant::run("max-age", async |tenant| {
         // A base image that is there for the first build only.

@@ -6,12 +6,13 @@ use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Repository, Tenant, elf};
 use kube::ResourceExt as _;
 
+kiln_e2e::tests![git_to_an_index_of_both_platforms, inline_files_to_an_index_of_the_default_platforms, a_platform_may_differ_in_dockerfile_stage_and_arguments, labels_and_annotations_are_on_the_image, the_same_input_gives_the_same_digest];
+
 const DOCKERFILE: &str = "FROM busybox\nRUN uname -m > /machine\nCMD [\"uname\", \"-m\"]\n";
 
 /// Platform, architecture, and what `uname -m` says there.
 const BOTH: [(&str, &str, &str); 2] = [("linux/amd64", "amd64", "x86_64"), ("linux/arm64", "arm64", "aarch64")];
 
-#[tokio::test]
 async fn git_to_an_index_of_both_platforms() {
     Tenant::run("multi-git", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -29,7 +30,6 @@ async fn git_to_an_index_of_both_platforms() {
     .await;
 }
 
-#[tokio::test]
 async fn inline_files_to_an_index_of_the_default_platforms() {
     Tenant::run("multi-inline", async |tenant| {
         let built = tenant.build(&Build::inline(tenant, "app", &[("Dockerfile", DOCKERFILE)])).await;
@@ -91,7 +91,6 @@ async fn check(tenant: &Tenant, built: &ImageBuild, tags: &[&str]) {
     }
 }
 
-#[tokio::test]
 async fn a_platform_may_differ_in_dockerfile_stage_and_arguments() {
     Tenant::run("multi-differ", async |tenant| {
         let files = [
@@ -122,7 +121,6 @@ async fn a_platform_may_differ_in_dockerfile_stage_and_arguments() {
     .await;
 }
 
-#[tokio::test]
 async fn labels_and_annotations_are_on_the_image() {
     Tenant::run("multi-labels", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", "FROM busybox\n")]).amd64().with(|spec| {
@@ -147,9 +145,8 @@ async fn labels_and_annotations_are_on_the_image() {
     .await;
 }
 
-#[tokio::test]
 async fn the_same_input_gives_the_same_digest() {
-    Tenant::run("multi-same", async |tenant| {
+    Tenant::fresh("multi-same", async |tenant| {
         let repository = Repository::public(tenant, "app");
         repository.write(&[("Dockerfile", "FROM busybox\nCOPY . /app/\n"), ("a", "one"), ("directory/b", "two")]);
         let first = image_of(&tenant.build(&Build::git(tenant, "one", &repository).amd64()).await);

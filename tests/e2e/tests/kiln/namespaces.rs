@@ -13,14 +13,15 @@ use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
+kiln_e2e::tests![made_again_it_inherits_nothing, rights_of_users, builders_have_no_token];
+
 /// Tells a step that ran from one that the cache answered for, and shows what a cache mount held.
 const RANDOM: &str = "FROM busybox
 RUN --mount=type=cache,target=/cache cat /cache/left > /found 2>/dev/null; echo left > /cache/left; cat /proc/sys/kernel/random/uuid > /random
 ";
 
-#[tokio::test]
 async fn made_again_it_inherits_nothing() {
-    Tenant::run("again", async |tenant| {
+    Tenant::fresh("again", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", RANDOM)]).amd64();
         let random = async |build| {
             let image = image_of(&tenant.build(build).await);
@@ -39,7 +40,7 @@ async fn made_again_it_inherits_nothing() {
                 Ok(found.is_empty())
             })
             .await;
-        tenant.fill().await;
+        tenant.make().await;
         let second = random(&build).await;
         assert_ne!(second.0, first.0, "no step came from a cache");
         assert_eq!(second.1, "", "the cache mount was empty");
@@ -99,9 +100,8 @@ async fn may(tenant: &Tenant, user: &str, namespace: Option<&str>, verb: &str, r
     reviews.create(&PostParams::default(), &review).await.unwrap().status.unwrap().allowed
 }
 
-#[tokio::test]
 async fn rights_of_users() {
-    Tenant::run("users", async |tenant| {
+    Tenant::fresh("users", async |tenant| {
         let user = |role: &str| format!("{role}-of-{}", tenant.namespace);
         for role in ["view", "edit", "admin"] {
             let binding: RoleBinding = serde_json::from_value(json!({
@@ -163,9 +163,8 @@ async fn rights_of_users() {
     .await;
 }
 
-#[tokio::test]
 async fn builders_have_no_token() {
-    Tenant::run("no-token", async |tenant| {
+    Tenant::fresh("no-token", async |tenant| {
         tenant.build(&Build::inline(tenant, "app", &[("Dockerfile", "FROM busybox\n")]).amd64()).await;
         let pods = tenant.builder_pods().list(&ListParams::default()).await.unwrap();
         assert!(!pods.items.is_empty());

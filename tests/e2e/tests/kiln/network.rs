@@ -22,16 +22,17 @@ use kube::{Api, ResourceExt as _};
 use serde::Deserialize as _;
 use serde_json::json;
 
+kiln_e2e::tests![steps_reach_what_builds_need_and_nothing_else, private_addresses_can_be_closed, git_servers_and_registries_at_forbidden_addresses, rebinding_names_gain_nothing];
+
 /// For each `$TARGETS`, which are `host:port`, whether a connection is made.
 const TRY: &str = "for target in $TARGETS; do nc -w 5 ${target%:*} ${target##*:} </dev/null >/dev/null 2>&1 && echo $target open || echo $target shut; done";
 
 /// The port of agents.
 const AGENT: u16 = 8443;
 
-#[tokio::test]
 async fn steps_reach_what_builds_need_and_nothing_else() {
     let Some(recorder) = Recorder::here() else { return };
-    Tenant::run("reach", async |tenant| {
+    Tenant::fresh("reach", async |tenant| {
         // Two builders: an ImageBuild with a cache of its own has a builder of its own.
         tenant.build(&Build::inline(tenant, "other", &[("Dockerfile", "FROM busybox\nRUN true\n")]).amd64()).await;
         let other = address(&tenant.builders().await[0]);
@@ -77,10 +78,9 @@ async fn steps_reach_what_builds_need_and_nothing_else() {
 }
 
 /// The chart's policies with another value, in a namespace of the test's own: its pods are then what builders are.
-#[tokio::test]
 async fn private_addresses_can_be_closed() {
     let Some(recorder) = Recorder::here() else { return };
-    Tenant::run("closed", async |tenant| {
+    Tenant::fresh("closed", async |tenant| {
         let api = api_server(tenant).await;
         let policies = tenant.api::<NetworkPolicy>();
         for policy in chart_policies(&tenant.namespace, &api) {
@@ -101,10 +101,9 @@ async fn private_addresses_can_be_closed() {
     .await;
 }
 
-#[tokio::test]
 async fn git_servers_and_registries_at_forbidden_addresses() {
     let Some(recorder) = Recorder::here() else { return };
-    Tenant::run("forbidden", async |tenant| {
+    Tenant::fresh("forbidden", async |tenant| {
         let closed = serde_json::from_value(json!({"privateAddresses": false})).unwrap();
         let pool = tenant.pool("public", |spec| spec.allow = Some(closed)).await;
         let zone = &recorder.zone;
@@ -142,10 +141,9 @@ async fn git_servers_and_registries_at_forbidden_addresses() {
 }
 
 /// A name that is a good server when the operator looks it up, and another address when the builder does.
-#[tokio::test]
 async fn rebinding_names_gain_nothing() {
     let Some(recorder) = Recorder::here() else { return };
-    Tenant::run("rebind", async |tenant| {
+    Tenant::fresh("rebind", async |tenant| {
         let repository = Repository::public(tenant, "app");
         repository.commit(&Commit { files: &[("Dockerfile", "FROM busybox\n")], ..Commit::default() });
         let path = repository.url.strip_prefix(&tenant.cluster.git).expect("it is on the Git server");

@@ -7,6 +7,8 @@ use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Tenant, elf};
 
+kiln_e2e::tests![a_pool_that_allows_it_emulates_what_no_node_runs, a_platform_whose_stages_only_copy_needs_no_node, what_runs_programs_is_refused_where_no_node_can_ever_run_them, build_on_compiles_for_one_architecture_on_anothers_builder, a_program_of_the_builder_under_the_targets_name_is_a_failure, every_image_holds_programs_of_its_platform];
+
 /// Runs a program of the platform, and keeps one.
 const RUNS: &str = "FROM busybox\nRUN uname -m > /machine\n";
 /// Runs nothing.
@@ -27,9 +29,8 @@ fn executions(platforms: &[PlatformStatus]) -> Vec<(&str, Option<Execution>, &st
         .collect()
 }
 
-#[tokio::test]
 async fn a_pool_that_allows_it_emulates_what_no_node_runs() {
-    Tenant::run("emulation", async |tenant| {
+    Tenant::fresh("emulation", async |tenant| {
         let pool = tenant.pool("emulation", |spec| spec.allow.get_or_insert_default().emulation = Some(true)).await;
         let names = ["linux/amd64", "linux/386", "linux/arm/v7", "linux/s390x", "linux/ppc64le"];
         let build = Build::inline(tenant, "app", &[("Dockerfile", RUNS)]).platforms(&names).pool(&pool);
@@ -56,7 +57,6 @@ async fn a_pool_that_allows_it_emulates_what_no_node_runs() {
     .await;
 }
 
-#[tokio::test]
 async fn a_platform_whose_stages_only_copy_needs_no_node() {
     Tenant::run("copy-only", async |tenant| {
         let names = ["linux/amd64", "linux/s390x", "linux/riscv64"];
@@ -76,9 +76,8 @@ async fn a_platform_whose_stages_only_copy_needs_no_node() {
     .await;
 }
 
-#[tokio::test]
 async fn what_runs_programs_is_refused_where_no_node_can_ever_run_them() {
-    Tenant::run("not-runnable", async |tenant| {
+    Tenant::fresh("not-runnable", async |tenant| {
         let pool = tenant.pool("narrow", |spec| spec.architectures = Some(vec!["amd64".to_owned()])).await;
         let build = Build::inline(tenant, "app", &[("Dockerfile", RUNS)]).platforms(&["linux/s390x"]).pool(&pool);
         tenant.create_build(&build).await;
@@ -103,7 +102,6 @@ fn on_amd64(name: &str) -> PlatformSpec {
     PlatformSpec { build_on: Some("linux/x86_64".to_owned()), ..platform(name) }
 }
 
-#[tokio::test]
 async fn build_on_compiles_for_one_architecture_on_anothers_builder() {
     Tenant::run("build-on", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", CROSS)])
@@ -126,7 +124,6 @@ async fn build_on_compiles_for_one_architecture_on_anothers_builder() {
     .await;
 }
 
-#[tokio::test]
 async fn a_program_of_the_builder_under_the_targets_name_is_a_failure() {
     Tenant::run("wrong-arch", async |tenant| {
         let dockerfile = "FROM --platform=$BUILDPLATFORM busybox AS build\nFROM scratch\n\
@@ -143,7 +140,6 @@ async fn a_program_of_the_builder_under_the_targets_name_is_a_failure() {
     .await;
 }
 
-#[tokio::test]
 async fn every_image_holds_programs_of_its_platform() {
     Tenant::run("variants", async |tenant| {
         let build =

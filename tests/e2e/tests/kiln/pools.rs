@@ -19,14 +19,15 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
+kiln_e2e::tests![the_least_builders_are_up_before_any_build_and_stay_until_the_last_image_build_goes, an_archive_is_loaded_back_by_its_own_namespace_alone, arguments_of_the_pool_reach_every_build_and_its_own_go_before_them, a_mirror_is_read_with_the_credential_of_the_pool, a_registry_without_tls_is_used_where_the_pool_says_so];
+
 fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.clone().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-#[tokio::test]
 async fn the_least_builders_are_up_before_any_build_and_stay_until_the_last_image_build_goes() {
-    Tenant::run("warm", async |tenant| {
+    Tenant::fresh("warm", async |tenant| {
         let pool = tenant
             .pool("warm", |spec| {
                 spec.min_builders = Some(1);
@@ -145,13 +146,12 @@ fn load(tenant: &Tenant, name: &str) -> Build {
     })
 }
 
-#[tokio::test]
 async fn an_archive_is_loaded_back_by_its_own_namespace_alone() {
     if std::env::var_os("KILN_LOCAL_CLUSTER").is_none() {
         eprintln!("needs a directory that all nodes share: the local cluster has one");
         return;
     }
-    Tenant::run("archive", async |tenant| {
+    Tenant::fresh("archive", async |tenant| {
         let volume = Volume::make(tenant).await;
         let claim_name = volume.name.clone();
         let pool = tenant
@@ -171,7 +171,7 @@ async fn an_archive_is_loaded_back_by_its_own_namespace_alone() {
         assert_eq!(images.iter().map(|image| image.digest.as_str()).collect::<Vec<_>>(), [digest.as_str()]);
         assert_eq!(images[0].text("file"), "kept");
 
-        Tenant::run("archive-other", async |other| {
+        Tenant::fresh("archive-other", async |other| {
             other.create_build(&load(other, "loaded").pool(&pool)).await;
             let failed = other.not_ready("loaded", "ArchiveInvalid").await;
             assert_eq!(failed.status.unwrap().image, None);
@@ -191,9 +191,8 @@ async fn an_archive_is_loaded_back_by_its_own_namespace_alone() {
     .await;
 }
 
-#[tokio::test]
 async fn arguments_of_the_pool_reach_every_build_and_its_own_go_before_them() {
-    Tenant::run("default-args", async |tenant| {
+    Tenant::fresh("default-args", async |tenant| {
         let pool = tenant
             .pool("args", |spec| {
                 spec.default_args = [("BOTH", "pool"), ("POOL", "pool")].map(|(k, v)| (k.into(), v.into())).into();
@@ -222,9 +221,8 @@ async fn said(tenant: &Tenant, build: &ImageBuild) -> String {
     Registry::new(&tenant.cluster).image_for(&image.repository, &image.digest, "linux/amd64").await.text("said")
 }
 
-#[tokio::test]
 async fn a_mirror_is_read_with_the_credential_of_the_pool() {
-    Tenant::run("mirror", async |tenant| {
+    Tenant::fresh("mirror", async |tenant| {
         let name = format!("{}-mirror", tenant.namespace);
         let secrets: Api<Secret> = Api::namespaced(tenant.cluster.client.clone(), &builders_namespace());
         let login = [("username", &tenant.cluster.registry_user), ("password", &tenant.cluster.registry_password)];
@@ -266,9 +264,8 @@ async fn a_mirror_is_read_with_the_credential_of_the_pool() {
     .await;
 }
 
-#[tokio::test]
 async fn a_registry_without_tls_is_used_where_the_pool_says_so() {
-    Tenant::run("plain-http", async |tenant| {
+    Tenant::fresh("plain-http", async |tenant| {
         let front = PlainFront::before_registry(&tenant.cluster).await;
         let host = front.host.clone();
         let pool = tenant

@@ -6,7 +6,8 @@ use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Repository, Tenant};
 
-#[tokio::test]
+kiln_e2e::tests![a_private_repository_and_a_private_base_image, a_registry_credential_as_username_and_password_and_a_ca_in_a_secret];
+
 async fn a_private_repository_and_a_private_base_image() {
     Tenant::run("private", async |tenant| {
         let repository = Repository::private(tenant, "app");
@@ -20,9 +21,8 @@ async fn a_private_repository_and_a_private_base_image() {
     .await;
 }
 
-#[tokio::test]
 async fn a_registry_credential_as_username_and_password_and_a_ca_in_a_secret() {
-    Tenant::run("private-forms", async |tenant| {
+    Tenant::fresh("private-forms", async |tenant| {
         let cluster = &tenant.cluster;
         tenant
             .secret(

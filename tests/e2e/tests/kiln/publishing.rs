@@ -11,6 +11,8 @@ use kiln_e2e::{Build, Tenant, wait};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+kiln_e2e::tests![other_tags_and_repositories_get_a_copy_that_no_builder_makes, a_last_good_image_that_is_gone_is_built_again, an_index_is_made_of_images_that_were_built_elsewhere, an_image_of_another_platform_is_not_taken, docker_media_types_and_sizes_and_a_warning_of_growth, a_check_builds_and_pushes_nothing];
+
 const DOCKERFILE: &str = "FROM busybox\nRUN echo pushed > /file\n";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -23,7 +25,6 @@ fn assert_no_jobs(run: &ImageBuildRun) {
     }
 }
 
-#[tokio::test]
 async fn other_tags_and_repositories_get_a_copy_that_no_builder_makes() {
     Tenant::run("publish-copy", async |tenant| {
         let registry = Registry::new(&tenant.cluster);
@@ -58,7 +59,6 @@ async fn other_tags_and_repositories_get_a_copy_that_no_builder_makes() {
     .await;
 }
 
-#[tokio::test]
 async fn a_last_good_image_that_is_gone_is_built_again() {
     Tenant::run("publish-gone", async |tenant| {
         let registry = Registry::new(&tenant.cluster);
@@ -105,7 +105,6 @@ fn taken(name: &str, image: String) -> PlatformSpec {
     PlatformSpec { image: Some(image), ..platform(name) }
 }
 
-#[tokio::test]
 async fn an_index_is_made_of_images_that_were_built_elsewhere() {
     Tenant::run("publish-index", async |tenant| {
         let registry = Registry::new(&tenant.cluster);
@@ -161,7 +160,6 @@ async fn an_index_is_made_of_images_that_were_built_elsewhere() {
     .await;
 }
 
-#[tokio::test]
 async fn an_image_of_another_platform_is_not_taken() {
     Tenant::run("publish-other", async |tenant| {
         let registry = Registry::new(&tenant.cluster);
@@ -180,7 +178,6 @@ async fn an_image_of_another_platform_is_not_taken() {
     .await;
 }
 
-#[tokio::test]
 async fn docker_media_types_and_sizes_and_a_warning_of_growth() {
     Tenant::run("publish-docker", async |tenant| {
         let registry = Registry::new(&tenant.cluster);
@@ -219,7 +216,6 @@ async fn docker_media_types_and_sizes_and_a_warning_of_growth() {
     .await;
 }
 
-#[tokio::test]
 async fn a_check_builds_and_pushes_nothing() {
     Tenant::run("publish-check", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", DOCKERFILE)]).amd64().with(|spec| {

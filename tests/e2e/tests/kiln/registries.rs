@@ -12,6 +12,8 @@ use kiln_e2e::tenant::{CA, REGISTRY_SECRET, image_of};
 use kiln_e2e::{Build, Tenant};
 use serde_json::json;
 
+kiln_e2e::tests![one_build_goes_to_several_registries_and_is_a_base_image_from_each, a_token_that_allows_less_than_a_push_and_none_at_all, a_registry_that_limits_requests_is_waited_for, blobs_of_another_repository_are_mounted, a_registry_that_mounts_nothing_gets_uploads, uploads_are_sent_whole_and_in_parts_where_they_are_too_large, an_artifact_refers_to_a_pushed_image];
+
 const BUSYBOX: &str = "docker.io/library/busybox";
 const DOCKERFILE: &str = "FROM busybox\nRUN echo pushed > /file\n";
 
@@ -55,7 +57,6 @@ fn of(passed: &[Passed], name: &str) -> Vec<Passed> {
     passed.iter().filter(|passed| passed.uri.path().contains(&part)).cloned().collect()
 }
 
-#[tokio::test]
 async fn one_build_goes_to_several_registries_and_is_a_base_image_from_each() {
     Tenant::run("registries", async |tenant| {
         let (referrers, token) = (Login::referrers(), Login::token());
@@ -89,7 +90,6 @@ async fn one_build_goes_to_several_registries_and_is_a_base_image_from_each() {
     .await;
 }
 
-#[tokio::test]
 async fn a_token_that_allows_less_than_a_push_and_none_at_all() {
     Tenant::run("tokens", async |tenant| {
         let (reader, writer) = (Login::token_reader(), Login::token());
@@ -129,7 +129,6 @@ async fn a_token_that_allows_less_than_a_push_and_none_at_all() {
     .await;
 }
 
-#[tokio::test]
 async fn a_registry_that_limits_requests_is_waited_for() {
     Tenant::run("rate-limit", async |tenant| {
         let front = front(tenant, "limited", &Login::first(), Habit::RateLimit(4)).await;
@@ -147,7 +146,6 @@ async fn a_registry_that_limits_requests_is_waited_for() {
     .await;
 }
 
-#[tokio::test]
 async fn blobs_of_another_repository_are_mounted() {
     Tenant::run("mounts", async |tenant| {
         let front = front(tenant, "watched", &Login::first(), Habit::Watch).await;
@@ -174,7 +172,6 @@ async fn blobs_of_another_repository_are_mounted() {
     .await;
 }
 
-#[tokio::test]
 async fn a_registry_that_mounts_nothing_gets_uploads() {
     Tenant::run("no-mounts", async |tenant| {
         let front = front(tenant, "aloof", &Login::first(), Habit::NoMounts).await;
@@ -191,7 +188,6 @@ async fn a_registry_that_mounts_nothing_gets_uploads() {
     .await;
 }
 
-#[tokio::test]
 async fn uploads_are_sent_whole_and_in_parts_where_they_are_too_large() {
     Tenant::run("parts", async |tenant| {
         const LIMIT: usize = 9 << 20;
@@ -219,7 +215,6 @@ async fn uploads_are_sent_whole_and_in_parts_where_they_are_too_large() {
 }
 
 /// What OCI 1.1 brings: an artifact that is about an image is found by that image's digest.
-#[tokio::test]
 async fn an_artifact_refers_to_a_pushed_image() {
     Tenant::run("referrers", async |tenant| {
         let login = Login::referrers();

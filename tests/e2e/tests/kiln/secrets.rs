@@ -27,6 +27,8 @@ use serde_json::{Value, json};
 
 use crate::hostile_git::only_for_builders;
 
+kiln_e2e::tests![appear_nowhere];
+
 /// Characters that URLs and JSON write otherwise.
 const BUILD_SECRET: &str = "planted/build+secret=&\"7f3a";
 const PULL_PASSWORD: &str = "planted/pull+password=&7f3b";
@@ -81,9 +83,8 @@ RUN --mount=type=secret,id=token,required=true sleep 2; cat /run/secrets/token; 
 COPY . /src
 ";
 
-#[tokio::test]
 async fn appear_nowhere() {
-    Tenant::run("marks", async |tenant| {
+    Tenant::fresh("marks", async |tenant| {
         let marks = Marks::of(tenant);
         tenant.secret("token", "Opaque", &[("value", BUILD_SECRET)]).await;
         let auths = json!({"auths": {

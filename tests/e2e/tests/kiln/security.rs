@@ -10,15 +10,16 @@ use kube::ResourceExt;
 use kube::api::{ListParams, PostParams};
 use serde_json::json;
 
+kiln_e2e::tests![a_restricted_namespace_builds_and_holds_no_pod, user_namespace_hides_the_builder_from_its_steps, rootless_builds_each_image_build_on_its_own, secret_values_stay_secret];
+
 /// What a RUN step sees of its surroundings.
 const LOOK: &str = "FROM busybox
 RUN id -u > /user && for file in /proc/[0-9]*/comm; do cat $file; done > /processes 2>/dev/null; true
 RUN mkdir /directory && touch /directory/file
 ";
 
-#[tokio::test]
 async fn a_restricted_namespace_builds_and_holds_no_pod() {
-    Tenant::run("restricted", async |tenant| {
+    Tenant::fresh("restricted", async |tenant| {
         // It is enforced: what a build needs of a pod would not be let in here.
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "builder"},
@@ -35,9 +36,8 @@ async fn a_restricted_namespace_builds_and_holds_no_pod() {
     .await;
 }
 
-#[tokio::test]
 async fn user_namespace_hides_the_builder_from_its_steps() {
-    Tenant::run("userns", async |tenant| {
+    Tenant::fresh("userns", async |tenant| {
         let pool = tenant.pool("userns", |spec| spec.security_profile = Some(SecurityProfile::UserNamespace)).await;
         let built = tenant.build(&Build::inline(tenant, "app", &[("Dockerfile", LOOK)]).pool(&pool)).await;
         let image = image_of(&built);
@@ -68,9 +68,8 @@ async fn user_namespace_hides_the_builder_from_its_steps() {
     .await;
 }
 
-#[tokio::test]
 async fn rootless_builds_each_image_build_on_its_own() {
-    Tenant::run("rootless", async |tenant| {
+    Tenant::fresh("rootless", async |tenant| {
         let pool = tenant.pool("rootless", |spec| spec.security_profile = Some(SecurityProfile::Rootless)).await;
         for name in ["one", "two"] {
             let mut build = Build::inline(tenant, name, &[("Dockerfile", LOOK)]).pool(&pool);
@@ -126,9 +125,8 @@ fn check_pod(pod: &Pod) {
     assert!(!has_host_path, "no directory of the node");
 }
 
-#[tokio::test]
 async fn secret_values_stay_secret() {
-    Tenant::run("secrets", async |tenant| {
+    Tenant::fresh("secrets", async |tenant| {
         const VALUE: &str = "correct-horse-battery-staple";
         tenant.secret("token", "Opaque", &[("value", VALUE)]).await;
         let secret: BuildSecret = serde_json::from_value(json!({"id": "token", "secretRef": {"name": "token", "key": "value"}})).unwrap();

@@ -7,6 +7,8 @@ use kiln_e2e::registry::{Image, Registry};
 use kiln_e2e::tenant::{image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant};
 
+kiln_e2e::tests![dockerignore_holds_with_a_git_context, a_ref_is_a_branch_a_tag_a_full_ref_a_commit_or_omitted, a_directory_of_the_repository_is_the_context, two_commits_of_one_second_and_one_size_are_two_contents, modes_and_submodules_arrive];
+
 const COPY_ALL: &str = "FROM busybox\nCOPY . /src/\n";
 
 /// The linux/amd64 image of a built ImageBuild.
@@ -26,7 +28,6 @@ fn copied(image: &Image) -> Vec<&str> {
     paths
 }
 
-#[tokio::test]
 async fn dockerignore_holds_with_a_git_context() {
     Tenant::run("ignore", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -55,7 +56,6 @@ async fn dockerignore_holds_with_a_git_context() {
     .await;
 }
 
-#[tokio::test]
 async fn a_ref_is_a_branch_a_tag_a_full_ref_a_commit_or_omitted() {
     Tenant::run("refs", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -85,7 +85,6 @@ async fn a_ref_is_a_branch_a_tag_a_full_ref_a_commit_or_omitted() {
     .await;
 }
 
-#[tokio::test]
 async fn a_directory_of_the_repository_is_the_context() {
     Tenant::run("path", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -107,7 +106,6 @@ async fn a_directory_of_the_repository_is_the_context() {
 
 /// BuildKit compares time and size to find changed files, and Git knows neither: a second content of the same size,
 /// committed within the same second, must still be seen.
-#[tokio::test]
 async fn two_commits_of_one_second_and_one_size_are_two_contents() {
     Tenant::run("one-second", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -129,7 +127,6 @@ async fn two_commits_of_one_second_and_one_size_are_two_contents() {
     .await;
 }
 
-#[tokio::test]
 async fn modes_and_submodules_arrive() {
     Tenant::run("submodule", async |tenant| {
         let inner = Repository::public(tenant, "inner");

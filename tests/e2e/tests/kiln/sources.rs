@@ -9,6 +9,8 @@ use kiln_e2e::tenant::image_of;
 use kiln_e2e::web::{WebFile, tar_gz};
 use kiln_e2e::{Build, Repository, Tenant};
 
+kiln_e2e::tests![git_over_ssh, git_lfs_files_come_in_place_of_their_pointers, a_dockerfile_may_be_inline_or_outside_of_the_context, a_kept_git_dir_has_the_commit_and_no_credential, a_tarball_is_compared_with_its_checksum];
+
 const COPY_ALL: &str = "FROM busybox\nCOPY . /src/\n";
 
 /// The linux/amd64 image of a build that succeeds.
@@ -25,7 +27,6 @@ fn over_ssh(tenant: &Tenant, name: &str, repository: &Repository) -> Build {
     })
 }
 
-#[tokio::test]
 async fn git_over_ssh() {
     Tenant::run("git-ssh", async |tenant| {
         let (repository, library) = (Repository::private(tenant, "app"), Repository::private(tenant, "lib"));
@@ -55,7 +56,6 @@ async fn git_over_ssh() {
     .await;
 }
 
-#[tokio::test]
 async fn git_lfs_files_come_in_place_of_their_pointers() {
     Tenant::run("git-lfs", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -80,7 +80,6 @@ async fn git_lfs_files_come_in_place_of_their_pointers() {
     .await;
 }
 
-#[tokio::test]
 async fn a_dockerfile_may_be_inline_or_outside_of_the_context() {
     Tenant::run("dockerfile-places", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -107,7 +106,6 @@ async fn a_dockerfile_may_be_inline_or_outside_of_the_context() {
     .await;
 }
 
-#[tokio::test]
 async fn a_kept_git_dir_has_the_commit_and_no_credential() {
     Tenant::run("git-dir", async |tenant| {
         let repository = Repository::private(tenant, "app");
@@ -132,7 +130,6 @@ async fn a_kept_git_dir_has_the_commit_and_no_credential() {
     .await;
 }
 
-#[tokio::test]
 async fn a_tarball_is_compared_with_its_checksum() {
     Tenant::run("tarball", async |tenant| {
         let content = tar_gz(&[("app-1.0/Dockerfile", COPY_ALL), ("app-1.0/file", "from a tarball")]);

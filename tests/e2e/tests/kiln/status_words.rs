@@ -6,6 +6,8 @@ use kiln_e2e::build::file;
 use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Repository, Tenant};
 
+kiln_e2e::tests![kubectl_get_and_describe, kubectl_describe_of_a_failed_one, kubectl_explain];
+
 /// Output of kubectl in the tenant's namespace.
 fn kubectl(tenant: &Tenant, arguments: &[&str]) -> String {
     let output = Command::new("kubectl")
@@ -35,7 +37,6 @@ fn row(table: &str) -> Vec<(String, String)> {
     (0..starts.len()).map(|number| (cell(heads, number), cell(row, number))).collect()
 }
 
-#[tokio::test]
 async fn kubectl_get_and_describe() {
     Tenant::run("words", async |tenant| {
         let repository = Repository::public(tenant, "app");
@@ -74,7 +75,6 @@ async fn kubectl_get_and_describe() {
     .await;
 }
 
-#[tokio::test]
 async fn kubectl_describe_of_a_failed_one() {
     Tenant::run("words-failed", async |tenant| {
         let build =
@@ -101,7 +101,6 @@ async fn kubectl_describe_of_a_failed_one() {
     .await;
 }
 
-#[tokio::test]
 async fn kubectl_explain() {
     Tenant::run("explain", async |tenant| {
         for (path, words) in [

@@ -7,6 +7,8 @@ use kiln_e2e::{Build, Tenant, wait};
 use kube::ResourceExt as _;
 use serde_json::Value;
 
+kiln_e2e::tests![a_run_is_one_trace_with_buildkits_spans_below];
+
 /// A span as the collector has written it.
 #[derive(Clone, Debug)]
 struct Span {
@@ -64,14 +66,13 @@ fn has_buildkits(spans: &[Span], platform: &str) -> bool {
     })
 }
 
-#[tokio::test]
 async fn a_run_is_one_trace_with_buildkits_spans_below() {
     let Ok(file) = std::env::var("KILN_TRACES") else {
         assert!(std::env::var_os("KILN_LOCAL_CLUSTER").is_none(), "the local cluster has a collector: . .cluster/env");
         eprintln!("KILN_TRACES is not set: this cluster has no collector whose file can be read");
         return;
     };
-    Tenant::run("traces", async |tenant| {
+    Tenant::fresh("traces", async |tenant| {
         let dockerfile = "FROM busybox\nRUN echo traced > /traced\n";
         let built = tenant.build(&Build::inline(tenant, "app", &[("Dockerfile", dockerfile)])).await;
         let run = tenant.run_of(&built).await;

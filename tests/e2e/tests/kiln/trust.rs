@@ -10,6 +10,8 @@ use kiln_e2e::{Build, Repository, Tenant};
 use kube::ResourceExt as _;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
+kiln_e2e::tests![a_new_ca_works_without_touching_the_pool, a_self_signed_certificate_is_trusted_where_it_is_named, a_certificate_for_another_name_says_how_to_make_a_good_one];
+
 const DOCKERFILE: [(&str, &str); 1] = [("Dockerfile", "FROM busybox\nRUN echo 1 > /file\n")];
 
 fn key() -> KeyPair {
@@ -49,9 +51,8 @@ fn claims(volumes: &[PersistentVolumeClaim]) -> Vec<Option<String>> {
 }
 
 /// An ImageBuild that names a CA which nobody knew has its builder replaced, and nothing else is to be done.
-#[tokio::test]
 async fn a_new_ca_works_without_touching_the_pool() {
-    Tenant::run("new-ca", async |tenant| {
+    Tenant::fresh("new-ca", async |tenant| {
         let former = Build::inline(tenant, "former", &DOCKERFILE).amd64();
         tenant.build(&former).await;
         let (builder, volumes) = (tenant.builders().await.remove(0), tenant.volumes().await);
@@ -84,9 +85,8 @@ async fn a_new_ca_works_without_touching_the_pool() {
 }
 
 /// A self-signed certificate that is its own CA bundle, as many a private registry and forge has one.
-#[tokio::test]
 async fn a_self_signed_certificate_is_trusted_where_it_is_named() {
-    Tenant::run("self-signed", async |tenant| {
+    Tenant::fresh("self-signed", async |tenant| {
         let marked = IsCa::Ca(BasicConstraints::Unconstrained);
         for (name, is_ca) in [("plain", IsCa::NoCa), ("explicit", IsCa::ExplicitNoCa), ("marked", marked)] {
             let mut ca = String::new();
@@ -121,9 +121,8 @@ async fn a_self_signed_certificate_is_trusted_where_it_is_named() {
 }
 
 /// A certificate without the right subject name says how to make a good one.
-#[tokio::test]
 async fn a_certificate_for_another_name_says_how_to_make_a_good_one() {
-    Tenant::run("wrong-name", async |tenant| {
+    Tenant::fresh("wrong-name", async |tenant| {
         // For another name, and with a common name only.
         for (name, names) in [("other", &["other.example"][..]), ("none", &[])] {
             let mut ca = String::new();

@@ -15,22 +15,22 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
+kiln_e2e::tests![owned_by_root_under_user_namespace, owned_by_root_under_rootless];
+
 /// Where the directories of such volumes are on the node.
 const ROOT: &str = "/var/tmp/kiln-e2e";
 
-#[tokio::test]
 async fn owned_by_root_under_user_namespace() {
     builds("volume-userns", SecurityProfile::UserNamespace).await;
 }
 
-#[tokio::test]
 async fn owned_by_root_under_rootless() {
     builds("volume-rootless", SecurityProfile::Rootless).await;
 }
 
 async fn builds(name: &str, profile: SecurityProfile) {
     // A pod of the test makes the directory on its node, which is not for a restricted namespace.
-    Tenant::run_at(name, "privileged", async |tenant| {
+    Tenant::fresh_at(name, "privileged", async |tenant| {
         let outcome = AssertUnwindSafe(build_on_volume(tenant, profile)).catch_unwind().await;
         let pods = tenant.delete_builders();
         let _ = AssertUnwindSafe(pods).catch_unwind().await;

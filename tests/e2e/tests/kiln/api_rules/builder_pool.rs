@@ -5,7 +5,8 @@ use serde_json::json;
 
 use super::{ARGUMENT, DURATION, MANY, SHORT, TWICE, list, many, text, try_all};
 
-#[tokio::test]
+kiln_e2e::tests![pools];
+
 async fn pools() {
     const HOST: Option<&str> = Some("spec.registries[0].host");
     const MIRROR: Option<&str> = Some("spec.registries[0].mirrors[0]");

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 use super::{ARGUMENT, Case, DOCKERFILE, DURATION, LONG, MANY, SHORT, TWICE, good_inline, list, many, try_all};
 
+kiln_e2e::tests![content, platforms, target, ways, form_of_the_image, neither_image_nor_both];
+
 const PLATFORM: Option<&str> = Some("a platform is os/architecture or os/architecture/variant");
 const PLATFORM_ARCHIVE: Option<&str> = Some("a platform's archive is a relative path, such as app.tar, without ..");
 const NOT_BUILT: Option<&str> =
@@ -17,7 +19,6 @@ const TAG: Option<&str> = Some("a tag is made of letters, digits and _ . -");
 const LEVEL: Option<&str> = Some("compression.level is 0 to 9 for gzip and estargz, 0 to 22 for zstd");
 const ARCHIVE: Option<&str> = Some("archive.path is a relative path that ends in .tar, such as app.tar, without ..");
 
-#[tokio::test]
 async fn content() {
     let cases = [
         ("/spec/target", json!(""), SHORT),
@@ -41,7 +42,6 @@ async fn content() {
     try_all::<ImageBuild>(true, &good_inline(), &cases).await;
 }
 
-#[tokio::test]
 async fn platforms() {
     let cases = [
         ("/spec/platforms", Value::Null, None),
@@ -83,7 +83,6 @@ async fn platforms() {
     try_all::<ImageBuild>(true, &good_inline(), &cases).await;
 }
 
-#[tokio::test]
 async fn target() {
     let cases = [
         // A check.
@@ -124,7 +123,6 @@ async fn target() {
     try_all::<ImageBuild>(true, &good_inline(), &cases).await;
 }
 
-#[tokio::test]
 async fn ways() {
     let cases = [
         ("/spec/cache", json!({"maxAge": "168h", "inline": true, "from": ["ghcr.io/acme/app:main"]}), None),
@@ -158,7 +156,6 @@ async fn ways() {
     try_all::<ImageBuild>(true, &good_inline(), &cases).await;
 }
 
-#[tokio::test]
 async fn form_of_the_image() {
     let cases = [
         (
@@ -209,7 +206,6 @@ async fn form_of_the_image() {
     try_all::<ImageBuild>(true, &docker, &cases).await;
 }
 
-#[tokio::test]
 async fn neither_image_nor_both() {
     let cases = [("/spec/archive", json!({"path": "app.tar"}), Some("not to both"))];
     try_all::<ImageBuild>(true, &good_inline(), &cases).await;

@@ -13,6 +13,8 @@ use kube::core::ApiResource;
 use kube::{Api, Resource, ResourceExt as _};
 use serde_json::{Value, json};
 
+kiln_e2e::tests![runs; in builder_pool, image_build, source, steps];
+
 /// A change to a good object: a JSON pointer and the value to put there, `null` to take the field away; and a part of
 /// the message that refuses it, or none where it is as good as before.
 type Case = (&'static str, Value, Option<&'static str>);
@@ -102,7 +104,6 @@ fn list(count: usize, entry: impl Fn(usize) -> Value) -> Value {
     (0..count).map(entry).collect()
 }
 
-#[tokio::test]
 async fn runs() {
     const FIXED: &str = "a run's spec cannot be changed, but for cancel";
     let build = good_inline()["spec"].clone();

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 use super::{Case, DURATION, LONG, MANY, SHORT, TWICE, good_git, good_inline, list, text, try_all};
 
+kiln_e2e::tests![inline_files, none, git, http, image, contexts];
+
 const ONE_SOURCE: Option<&str> = Some("source needs exactly one of git, inline, http and image");
 const NO_SOURCE: Option<&str> =
     Some("source is missing: name a Git repository, files, a tarball or an image to build from");
@@ -17,7 +19,6 @@ const PATH: Option<&str> = Some("git.path is a directory in the repository");
 const ONE_CONTEXT: Option<&str> = Some("a context needs exactly one of image, git and imageBuild");
 const CONTEXT_NAME: Option<&str> = Some("a context's name is made of letters, digits and . _ / : @ -");
 
-#[tokio::test]
 async fn inline_files() {
     let cases = [
         ("/spec/suspend", json!(true), None),
@@ -48,7 +49,6 @@ async fn inline_files() {
     try_all::<ImageBuild>(true, &good_inline(), &cases).await;
 }
 
-#[tokio::test]
 async fn none() {
     let mut none = good_inline();
     none["spec"]["source"].take();
@@ -63,7 +63,6 @@ async fn none() {
     try_all::<ImageBuild>(true, &none, &cases).await;
 }
 
-#[tokio::test]
 async fn git() {
     let cases = [
         ("/spec/suspend", json!(false), None),
@@ -126,7 +125,6 @@ async fn git() {
     try_all::<ImageBuild>(true, &history, &[("/spec/source/git/fullHistory", json!(true), None)]).await;
 }
 
-#[tokio::test]
 async fn http() {
     const PATH: Option<&str> = Some("http.path is a directory in the tarball");
     let checksum = format!("sha256:{}", "0".repeat(64));
@@ -164,7 +162,6 @@ async fn http() {
     try_all::<ImageBuild>(true, &good, &cases).await;
 }
 
-#[tokio::test]
 async fn image() {
     const REFERENCE: Option<&str> =
         Some("source.image.ref is registry/path:tag or registry/path@digest, without a scheme");
@@ -183,7 +180,6 @@ async fn image() {
     try_all::<ImageBuild>(true, &good, &cases).await;
 }
 
-#[tokio::test]
 async fn contexts() {
     const REFERENCE: Option<&str> =
         Some("a context's image is registry/path:tag or registry/path@digest, without a scheme");

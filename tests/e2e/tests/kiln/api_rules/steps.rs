@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 
 use super::{DOCKERFILE, LONG, MANY, SHORT, TWICE, good_git, good_inline, list, text, try_all};
 
+kiln_e2e::tests![dockerfile, steps];
+
 const SHM: Option<&str> = Some("shmSize is a quantity such as 256Mi, more than 0");
 const ADDRESS: Option<&str> = Some("hostAliases: ip is an IP address, such as 10.0.0.7");
 
-#[tokio::test]
 async fn dockerfile() {
     let good = [
         "Dockerfile",
@@ -63,7 +64,6 @@ async fn dockerfile() {
     try_all::<ImageBuild>(true, &other, &cases).await;
 }
 
-#[tokio::test]
 async fn steps() {
     let cases = [
         ("/spec/noCacheStages", json!(["build", "test.x_1-2"]), None),

@@ -21,14 +21,15 @@ macro_rules! examples {
         /// The folders that a test here runs.
         const HERE: &[&str] = &[$($folder,)+];
 
-        $(#[tokio::test]
-        async fn $test() {
+        $(async fn $test() {
             Tenant::run(concat!("ex-", $folder), async |tenant| {
                 let mut example = Example::read(tenant, $folder).await;
                 $promise(&mut example).await;
             })
             .await;
         })+
+
+        kiln_e2e::tests![$($test,)+ plain every_example_is_run];
     };
 }
 
@@ -71,10 +72,9 @@ examples! {
     "archive" archive pools::archive;
 }
 
-/// The folders that others run: `make demo` the first, the program `samples` the second.
+/// The folders that others run: `make demo` the first, `samples` the second.
 const ELSEWHERE: &[&str] = &["hello", "apps"];
 
-#[test]
 fn every_example_is_run() {
     let there: BTreeSet<_> = std::fs::read_dir(Path::new(EXAMPLES))
         .unwrap()

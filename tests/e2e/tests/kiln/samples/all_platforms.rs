@@ -6,7 +6,9 @@ use kiln_e2e::tenant::{REGISTRY_SECRET, image_of};
 use kiln_e2e::{Tenant, elf};
 use serde_json::json;
 
-use crate::app::App;
+use crate::samples::app::App;
+
+kiln_e2e::tests![ignored static_go];
 
 /// Platform, what its program is compiled for, and how its steps are run on a cluster of amd64 and arm64 nodes.
 const PLATFORMS: [(&str, &str, Execution); 7] = [
@@ -19,9 +21,8 @@ const PLATFORMS: [(&str, &str, Execution); 7] = [
     ("linux/riscv64", "riscv64", Execution::CopyOnly),
 ];
 
-#[tokio::test]
 async fn static_go() {
-    Tenant::run("app-static-go", async |tenant| {
+    Tenant::fresh("app-static-go", async |tenant| {
         let platforms = PLATFORMS.map(|(platform, ..)| platform);
         let mut app = App::create(tenant, "static-go", &platforms, &[]).await;
         let (built, seconds) = app.built().await;

@@ -3,7 +3,9 @@
 use kiln_crds::SecurityProfile;
 use kiln_e2e::{Build, Tenant};
 
-use crate::report::Report;
+use crate::hostile::report::Report;
+
+kiln_e2e::tests![is_output_under_user_namespace, is_output_under_rootless];
 
 /// Each line of the step's output: colours, a window title, a link, a bell, a line drawn over, text turned round, bytes
 /// that are no text, BuildKit's own progress, its error, its excerpt, the agent's and the operator's.
@@ -14,18 +16,16 @@ RUN printf '\033[31mred\033[0m\n\033]0;title\007\n\033]8;;http://evil.invalid\03
   exit 9
 "#;
 
-#[tokio::test]
 async fn is_output_under_user_namespace() {
     pretend("hostile-log-userns", SecurityProfile::UserNamespace).await;
 }
 
-#[tokio::test]
 async fn is_output_under_rootless() {
     pretend("hostile-log-rootless", SecurityProfile::Rootless).await;
 }
 
 async fn pretend(name: &str, profile: SecurityProfile) {
-    Tenant::run(name, async |tenant| {
+    Tenant::fresh(name, async |tenant| {
         let pool = tenant.pool("pool", |spec| spec.security_profile = Some(profile)).await;
         let build = Build::inline(tenant, "app", &[("Dockerfile", STEP)]).amd64().pool(&pool);
         tenant.create_build(&build).await;

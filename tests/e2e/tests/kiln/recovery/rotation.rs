@@ -10,7 +10,9 @@ use kiln_e2e::cluster::{builders_namespace, operator_namespace};
 use kiln_e2e::{Build, Tenant, wait};
 use kube::{Api, ResourceExt as _};
 
-use crate::{OPERATOR, host};
+use crate::recovery::host;
+
+kiln_e2e::tests![alone certificates_and_their_ca_change_under_a_build];
 
 const VARIABLE: &str = "KILN_CERTIFICATE_LIFETIME";
 
@@ -57,13 +59,11 @@ async fn changes_within(secrets: &Api<Secret>) -> i64 {
     made + 160 + 20 + 15 - Timestamp::now().as_second()
 }
 
-#[tokio::test]
 async fn certificates_and_their_ca_change_under_a_build() {
     if !host::is_local("certificates_and_their_ca_change_under_a_build") {
         return;
     }
-    let _alone = OPERATOR.write().await;
-    Tenant::run("rotation", async |tenant| {
+    Tenant::fresh("rotation", async |tenant| {
         let client = tenant.cluster.client.clone();
         let own: Api<Secret> = Api::namespaced(client.clone(), &operator_namespace());
         let of_builders: Api<Secret> = Api::namespaced(client, &builders_namespace());

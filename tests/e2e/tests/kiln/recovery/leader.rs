@@ -7,10 +7,11 @@ use kiln_e2e::{Repository, Tenant, wait};
 use kube::ResourceExt as _;
 use kube::api::DeleteParams;
 
-use crate::OPERATOR;
-use crate::host::{self, is_local};
-use crate::operator::{Operator, address};
-use crate::stage::{Stage, platforms};
+use crate::recovery::host::{self, is_local};
+use crate::recovery::operator::{Operator, address};
+use crate::recovery::stage::{Stage, platforms};
+
+kiln_e2e::tests![alone a_leader_that_is_told_to_stop_hands_over, alone a_leader_that_is_cut_off_stops_before_another_leads];
 
 /// How long a silent leader's Lease is respected.
 const LEASE: Duration = Duration::from_secs(15);
@@ -28,13 +29,11 @@ async fn building(stage: &Stage<'_>, seconds: u64) -> Repository {
     repository
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_told_to_stop_hands_over() {
     if !is_local("a_leader_that_is_told_to_stop_hands_over") {
         return;
     }
-    let _alone = OPERATOR.write().await;
-    Tenant::run("hand-over", async |tenant| {
+    Tenant::fresh("hand-over", async |tenant| {
         let stage = Stage::new(tenant).await;
         let mut operator = Operator::of(tenant);
         operator.start(2, None).await;
@@ -52,13 +51,11 @@ async fn a_leader_that_is_told_to_stop_hands_over() {
 }
 
 /// A leader whose API server does not answer any more cannot know whether it still leads, so it ends in time.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_stops_before_another_leads() {
     if !is_local("a_leader_that_is_cut_off_stops_before_another_leads") {
         return;
     }
-    let _alone = OPERATOR.write().await;
-    Tenant::run("cut-off", async |tenant| {
+    Tenant::fresh("cut-off", async |tenant| {
         let stage = Stage::new(tenant).await;
         let api = host::before_api_server(&tenant.cluster).await;
         let mut operator = Operator::of(tenant);

@@ -7,23 +7,23 @@ use kube::ResourceExt as _;
 use kube::api::AttachParams;
 use tokio::io::AsyncReadExt as _;
 
-use crate::report::Report;
+use crate::hostile::report::Report;
+
+kiln_e2e::tests![is_bounded_under_user_namespace, is_bounded_under_rootless];
 
 /// The most that the agent keeps of one job's output on the volume.
 const MOST: u64 = 17 << 20;
 
-#[tokio::test]
 async fn is_bounded_under_user_namespace() {
     print_on("hostile-output-userns", SecurityProfile::UserNamespace).await;
 }
 
-#[tokio::test]
 async fn is_bounded_under_rootless() {
     print_on("hostile-output-rootless", SecurityProfile::Rootless).await;
 }
 
 async fn print_on(name: &str, profile: SecurityProfile) {
-    Tenant::run(name, async |tenant| {
+    Tenant::fresh(name, async |tenant| {
         let pool = tenant.pool("pool", |spec| spec.security_profile = Some(profile)).await;
         let dockerfile = "FROM busybox\nRUN yes 'endless output' | head -c 1000000; tr '\\0' x < /dev/zero | head -c 50000000; cat /dev/zero | head -c 50000000; yes 'endless output'\n";
         let build = Build::inline(tenant, "app", &[("Dockerfile", dockerfile)])

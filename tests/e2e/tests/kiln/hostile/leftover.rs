@@ -7,23 +7,23 @@ use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Tenant};
 use serde_json::json;
 
-use crate::look::{PROBE, TOOLS};
-use crate::report::Report;
+use crate::hostile::look::{PROBE, TOOLS};
+use crate::hostile::report::Report;
+
+kiln_e2e::tests![is_gone_under_user_namespace, is_gone_under_rootless];
 
 const ATTEMPT: &str = "a process left behind that waits for the next job";
 
-#[tokio::test]
 async fn is_gone_under_user_namespace() {
     leave("hostile-stay-userns", SecurityProfile::UserNamespace).await;
 }
 
-#[tokio::test]
 async fn is_gone_under_rootless() {
     leave("hostile-stay-rootless", SecurityProfile::Rootless).await;
 }
 
 async fn leave(name: &str, profile: SecurityProfile) {
-    Tenant::run(name, async |tenant| {
+    Tenant::fresh(name, async |tenant| {
         let value = format!("planted-next-{}", tenant.namespace);
         tenant.secret("next", "Opaque", &[("value", &value)]).await;
         let pool = tenant.pool("pool", |spec| spec.security_profile = Some(profile)).await;

@@ -14,7 +14,9 @@ use kiln_e2e::{Build, Repository, Tenant};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
-use crate::report::Report;
+use crate::hostile::report::Report;
+
+kiln_e2e::tests![under_user_namespace, under_rootless];
 
 /// The probe: what each attempt does.
 pub const PROBE: &str = include_str!("probe.pl");
@@ -145,19 +147,17 @@ const OWN_VOLUME: Expected =
 /// A policy may hold for the address or not; what counts is that nothing is told without a credential.
 const KUBELET: Expected = expect("nothing but a port", |got| matches!(got, "connected" | "no connection"));
 
-#[tokio::test]
 async fn under_user_namespace() {
     look("hostile-userns", SecurityProfile::UserNamespace).await;
 }
 
-#[tokio::test]
 async fn under_rootless() {
     look("hostile-rootless", SecurityProfile::Rootless).await;
 }
 
 async fn look(name: &str, profile: SecurityProfile) {
-    Tenant::run(&format!("{name}-other"), async |stranger| {
-        Tenant::run(name, async |tenant| attack(tenant, stranger, profile).await).await;
+    Tenant::fresh(&format!("{name}-other"), async |stranger| {
+        Tenant::fresh(name, async |tenant| attack(tenant, stranger, profile).await).await;
     })
     .await;
 }

@@ -12,7 +12,7 @@ use kube::api::DeleteParams;
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 
-use crate::host;
+use crate::recovery::host;
 
 /// The process in the operator's container.
 pub const PROCESS: &str = "kiln-operator";

@@ -8,7 +8,7 @@ use std::process::Command;
 use kiln_e2e::Cluster;
 use kiln_e2e::cluster::variable;
 
-use crate::proxy::{Identity, Proxy, Upstream};
+use crate::recovery::proxy::{Identity, Proxy, Upstream};
 
 /// Whether this is the machine of the local cluster; says so where it is not, past the capture of the tests' output.
 pub fn is_local(test: &str) -> bool {

@@ -2,8 +2,6 @@
 //! pushed image, asked over HTTP; then a source file changes, and what was downloaded is not downloaded again.
 //!
 //! They need base images of languages: `tests/cluster/images/languages` makes them, and `make test-all` calls it.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "this code runs in tests only")]
-#![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
 
 mod all_platforms;
 mod app;
@@ -16,10 +14,11 @@ use serde_json::{Value, json};
 use self::app::Change;
 use self::service::Service;
 
+kiln_e2e::tests![ignored go, ignored java_maven, ignored node, ignored web_nginx, ignored python_flask, ignored rust; in all_platforms];
+
 const AMD64: &[&str] = &["linux/amd64"];
 const BOTH: &[&str] = &["linux/amd64", "linux/arm64"];
 
-#[tokio::test]
 async fn go() {
     let service = Service {
         folder: "go",
@@ -46,7 +45,6 @@ async fn go() {
         .await;
 }
 
-#[tokio::test]
 async fn java_maven() {
     let service = Service {
         folder: "java-maven",
@@ -72,7 +70,6 @@ async fn java_maven() {
         .await;
 }
 
-#[tokio::test]
 async fn node() {
     let service = Service {
         folder: "node",
@@ -98,7 +95,6 @@ async fn node() {
         .await;
 }
 
-#[tokio::test]
 async fn web_nginx() {
     let service = Service {
         folder: "web-nginx",
@@ -128,7 +124,6 @@ async fn web_nginx() {
         .await;
 }
 
-#[tokio::test]
 async fn python_flask() {
     let service = Service {
         folder: "python-flask",
@@ -155,7 +150,6 @@ async fn python_flask() {
         .await;
 }
 
-#[tokio::test]
 async fn rust() {
     let service = Service {
         folder: "rust",

@@ -11,10 +11,11 @@ use kube::ResourceExt as _;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 
-use crate::OPERATOR;
-use crate::host;
-use crate::operator::Operator;
-use crate::stage::{PLATFORMS, platforms};
+use crate::recovery::host;
+use crate::recovery::operator::Operator;
+use crate::recovery::stage::{PLATFORMS, platforms};
+
+kiln_e2e::tests![alone an_upgrade_starts_no_build];
 
 const RELEASE: &str = "kiln";
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/kiln");
@@ -57,10 +58,8 @@ impl Drop for Chart {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_starts_no_build() {
-    let _alone = OPERATOR.write().await;
-    Tenant::run("upgrade", async |tenant| {
+    Tenant::fresh("upgrade", async |tenant| {
         let chart = Chart::installed();
         let finished: Vec<_> = (0..FINISHED).map(|number| format!("finished-{number}")).collect();
         for name in &finished {

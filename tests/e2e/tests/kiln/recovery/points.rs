@@ -12,11 +12,12 @@ use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, RunPhase};
 use kiln_e2e::cluster::builders_namespace;
 use kiln_e2e::{Repository, Tenant, wait};
 
-use crate::OPERATOR;
-use crate::host::{self, is_local};
-use crate::operator::Operator;
-use crate::proxy::{Held, Proxy, Seen, When};
-use crate::stage::{PLATFORMS, Stage, platforms, status_of};
+use crate::recovery::host::{self, is_local};
+use crate::recovery::operator::Operator;
+use crate::recovery::proxy::{Held, Proxy, Seen, When};
+use crate::recovery::stage::{PLATFORMS, Stage, platforms, status_of};
+
+kiln_e2e::tests![alone the_operator_is_killed_at_fifteen_points];
 
 const DOCKERFILE: &str = "FROM busybox\nCOPY Dockerfile /app/\nRUN uname -m > /machine\n";
 /// Its step is still at work when the operator is killed.
@@ -171,13 +172,11 @@ fn any(status: &ImageBuildRunStatus, phase: PlatformPhase) -> bool {
     status.platforms.iter().any(|platform| platform.phase == phase)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_is_killed_at_fifteen_points() {
     if !is_local("the_operator_is_killed_at_fifteen_points") {
         return;
     }
-    let _alone = OPERATOR.write().await;
-    Tenant::run("points", async |tenant| {
+    Tenant::fresh("points", async |tenant| {
         let stage = Stage::new(tenant).await;
         let api = host::before_api_server(&tenant.cluster).await;
         let mut operator = Operator::of(tenant);

@@ -6,7 +6,7 @@ use kiln_e2e::Tenant;
 use kiln_e2e::served::Served;
 use kiln_e2e::tenant::image_of;
 
-use crate::app::{App, Change};
+use crate::samples::app::{App, Change};
 
 /// An application, and what is expected of it.
 pub struct Service {
@@ -31,7 +31,7 @@ impl Service {
     /// Builds it, asks it, and does that again after a change of the source, of which `answers` is told. Then dependencies
     /// are wanted again, without a network.
     pub async fn run(&self, answers: impl AsyncFn(&Served<'_>, bool)) {
-        Tenant::run(&format!("app-{}", self.folder), async |tenant| {
+        Tenant::fresh(&format!("app-{}", self.folder), async |tenant| {
             let mut app = App::create(tenant, self.folder, self.platforms, self.registries).await;
             let (build, first) = app.built().await;
             self.ask(tenant, &build, async |service| answers(service, false).await).await;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use kiln_e2e::cluster::{builders_namespace, operator_namespace, variable};
 use serde_json::Value;
 
-use crate::roles::Place::{Builders, Everywhere, Own};
-use crate::roles::Right;
+use crate::rbac::roles::Place::{Builders, Everywhere, Own};
+use crate::rbac::roles::Right;
 
 /// The longest that the operator needs to come to what is refused: a pod that ends, one that starts, and a build.
 const REFUSED: Duration = Duration::from_mins(1);

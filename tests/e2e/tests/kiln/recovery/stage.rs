@@ -13,8 +13,8 @@ use kube::ResourceExt as _;
 use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::host;
-use crate::proxy::{self, Proxy, Seen};
+use crate::recovery::host;
+use crate::recovery::proxy::{self, Proxy, Seen};
 
 /// The `ConfigMap` with the proxies' CA.
 const PROXY_CA: &str = "proxy-ca";

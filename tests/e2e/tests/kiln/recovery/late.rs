@@ -14,20 +14,19 @@ use kube::api::PostParams;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::OPERATOR;
-use crate::host::{self, is_local};
-use crate::proxy::{self, Identity, Proxy, Upstream};
+use crate::recovery::host::{self, is_local};
+use crate::recovery::proxy::{self, Identity, Proxy, Upstream};
+
+kiln_e2e::tests![what_arrives_late_is_found_and_what_stays_away_causes_no_write];
 
 /// How long what is named is missing: long enough for several looks.
 const MISSING: Duration = Duration::from_secs(20);
 
-#[tokio::test]
 async fn what_arrives_late_is_found_and_what_stays_away_causes_no_write() {
     if !is_local("what_arrives_late_is_found_and_what_stays_away_causes_no_write") {
         return;
     }
-    let _shared = OPERATOR.read().await;
-    Tenant::run("late", async |tenant| {
+    Tenant::fresh("late", async |tenant| {
         let files = [("Dockerfile", "FROM busybox\n")];
         let repository = Repository::public(tenant, "app");
         repository.write(&files);

@@ -1,9 +1,4 @@
 //! Tests that need the cluster for themselves: no write at rest, and a restart of the operator.
-//!
-//! A program of its own, so that no other test works meanwhile: cargo runs test programs one after the other in the
-//! order of their names, and this one's is behind `kiln`. Its tests wait for each other, too.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "this code runs in tests only")]
-#![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
 
 use std::time::Duration;
 
@@ -18,19 +13,15 @@ use kiln_e2e::{Build, Repository, Tenant, wait};
 use kube::api::{DeleteParams, ListParams};
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
-use tokio::sync::Mutex;
+
+kiln_e2e::tests![alone no_write_in_two_idle_minutes, alone a_restarted_operator_finishes_the_same_run];
 
 const IDLE: Duration = Duration::from_mins(2);
 
-/// Held by the test that runs.
-static ALONE: Mutex<()> = Mutex::const_new(());
-
 /// At rest Kiln writes nothing but its own Lease, told by the API server's audit log.
-#[tokio::test]
 async fn no_write_in_two_idle_minutes() {
-    let _alone = ALONE.lock().await;
     let _log = variable("KILN_AUDIT_LOG");
-    Tenant::run("quiet", async |tenant| {
+    Tenant::fresh("quiet", async |tenant| {
         others_are_gone(tenant).await;
 
         // What may be there at rest: one that is built and looks at its ref again, one that failed, one that waits for
@@ -72,10 +63,8 @@ async fn no_write_in_two_idle_minutes() {
 }
 
 /// Losing the operator loses nothing: the next one reads on where it was.
-#[tokio::test]
 async fn a_restarted_operator_finishes_the_same_run() {
-    let _alone = ALONE.lock().await;
-    Tenant::run("restart", async |tenant| {
+    Tenant::fresh("restart", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", "FROM busybox\nRUN sleep 8\n")]).amd64();
         tenant.create_build(&build).await;
         let started = |run: &ImageBuildRun| {

@@ -16,9 +16,10 @@ use kube::runtime::watcher;
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
-use crate::OPERATOR;
-use crate::host::{self, is_local};
-use crate::stage::platforms;
+use crate::recovery::host::{self, is_local};
+use crate::recovery::stage::platforms;
+
+kiln_e2e::tests![the_agent_is_killed, buildkitd_is_killed, the_pod_is_deleted, the_pod_is_evicted, the_pod_is_evicted_by_its_kubelet];
 
 /// The step of the first attempt takes longer than all else, that of the second is soon done: the cache mount, on the
 /// builder's volume, tells them apart.
@@ -110,22 +111,18 @@ async fn told(tenant: &Tenant, reason: &str) {
         .await;
 }
 
-#[tokio::test]
 async fn the_agent_is_killed() {
     if is_local("the_agent_is_killed") {
-        let _shared = OPERATOR.read().await;
-        Tenant::run("agent", async |tenant| {
+        Tenant::fresh("agent", async |tenant| {
             lost(tenant, "BuilderLost", Fate::Stays, async |pod| host::kill(&pod.uid().unwrap(), "kiln-agent")).await;
         })
         .await;
     }
 }
 
-#[tokio::test]
 async fn buildkitd_is_killed() {
     if is_local("buildkitd_is_killed") {
-        let _shared = OPERATOR.read().await;
-        Tenant::run("buildkitd", async |tenant| {
+        Tenant::fresh("buildkitd", async |tenant| {
             lost(tenant, "BuildkitUnavailable", Fate::Stays, async |pod| host::kill(&pod.uid().unwrap(), "buildkitd"))
                 .await;
         })
@@ -133,10 +130,8 @@ async fn buildkitd_is_killed() {
     }
 }
 
-#[tokio::test]
 async fn the_pod_is_deleted() {
-    let _shared = OPERATOR.read().await;
-    Tenant::run("deleted", async |tenant| {
+    Tenant::fresh("deleted", async |tenant| {
         lost(tenant, "BuilderLost", Fate::Replaced, async |pod| {
             let at_once = DeleteParams::default().grace_period(0);
             tenant.builder_pods().delete(&pod.name_any(), &at_once).await.expect("a builder can be deleted");
@@ -147,10 +142,8 @@ async fn the_pod_is_deleted() {
 }
 
 /// Without its grace, as where a node is to be empty now; with it, the build ends first.
-#[tokio::test]
 async fn the_pod_is_evicted() {
-    let _shared = OPERATOR.read().await;
-    Tenant::run("evicted", async |tenant| {
+    Tenant::fresh("evicted", async |tenant| {
         lost(tenant, "BuilderLost", Fate::Replaced, async |pod| {
             let name = pod.name_any();
             // Not kube's own: it misspells the name of deleteOptions, and the API server ignores what it does not know.
@@ -171,10 +164,8 @@ async fn the_pod_is_evicted() {
 }
 
 /// As where a node runs out of memory or disk: the kubelet ends the pod at once, and leaves it there, Failed.
-#[tokio::test]
 async fn the_pod_is_evicted_by_its_kubelet() {
-    let _shared = OPERATOR.read().await;
-    Tenant::run("pressure", async |tenant| {
+    Tenant::fresh("pressure", async |tenant| {
         let pool = tenant
             .pool("small", |spec| {
                 let template = spec.template.get_or_insert_default();

@@ -16,20 +16,20 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::report::Report;
+use crate::hostile::report::Report;
 
-#[tokio::test]
+kiln_e2e::tests![is_full_under_user_namespace, is_full_under_rootless];
+
 async fn is_full_under_user_namespace() {
     fill("hostile-disk-userns", SecurityProfile::UserNamespace).await;
 }
 
-#[tokio::test]
 async fn is_full_under_rootless() {
     fill("hostile-disk-rootless", SecurityProfile::Rootless).await;
 }
 
 async fn fill(name: &str, profile: SecurityProfile) {
-    Tenant::run(name, async |tenant| {
+    Tenant::fresh(name, async |tenant| {
         // The nodes of the local cluster have this machine's files.
         assert_eq!(
             std::env::var("KILN_LOCAL_CLUSTER").as_deref(),

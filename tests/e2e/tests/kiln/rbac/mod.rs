@@ -1,9 +1,7 @@
 //! Each right that the chart gives the operator is needed: without it something is refused, which the API server's audit
 //! log tells. And it has no right that it must not have.
 //!
-//! A program of its own, for it takes rights away from the operator that all tests share and starts that again and again.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "this code runs in tests only")]
-#![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
+//! It takes rights away from the operator that all tests share and starts that again and again, so it runs alone.
 
 mod audit;
 mod roles;
@@ -22,10 +20,12 @@ use kube::{Api, Client};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 use serde_json::{Value, json};
 
-use crate::Provocation::{Broken, Built, Expired, Idle, Lead, NewCa, NewLease, Start, Taken, Trimmed, Unmade};
-use crate::audit::Audit;
-use crate::roles::Place::{Builders, Everywhere, Own};
-use crate::roles::{Right, Roles};
+use crate::rbac::Provocation::{Broken, Built, Expired, Idle, Lead, NewCa, NewLease, Start, Taken, Trimmed, Unmade};
+use crate::rbac::audit::Audit;
+use crate::rbac::roles::Place::{Builders, Everywhere, Own};
+use crate::rbac::roles::{Right, Roles};
+
+kiln_e2e::tests![alone no_right_is_idle, nothing_that_it_must_not_have];
 
 /// What makes the operator use a right.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -256,9 +256,8 @@ async fn operator_works(tenant: &Tenant) {
         .await;
 }
 
-#[tokio::test]
 async fn no_right_is_idle() {
-    Tenant::run("rbac", async |tenant| {
+    Tenant::fresh("rbac", async |tenant| {
         let roles = Roles::read(&tenant.cluster.client).await;
         let told: Vec<_> = ROUNDS.iter().flat_map(|round| round.1).collect();
         let given = roles.rights();
@@ -301,7 +300,6 @@ async fn no_right_is_idle() {
     .await;
 }
 
-#[tokio::test]
 async fn nothing_that_it_must_not_have() {
     let client = kiln_e2e::Cluster::new().await.client;
     let roles = Roles::read(&client).await;

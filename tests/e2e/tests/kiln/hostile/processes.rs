@@ -8,21 +8,21 @@ use kiln_e2e::{Build, Tenant};
 use kube::Api;
 use kube::api::ListParams;
 
-use crate::look::{PROBE, TOOLS};
-use crate::report::Report;
+use crate::hostile::look::{PROBE, TOOLS};
+use crate::hostile::report::Report;
 
-#[tokio::test]
+kiln_e2e::tests![are_bounded_under_user_namespace, are_bounded_under_rootless];
+
 async fn are_bounded_under_user_namespace() {
     bomb("hostile-bomb-userns", SecurityProfile::UserNamespace).await;
 }
 
-#[tokio::test]
 async fn are_bounded_under_rootless() {
     bomb("hostile-bomb-rootless", SecurityProfile::Rootless).await;
 }
 
 async fn bomb(name: &str, profile: SecurityProfile) {
-    Tenant::run(name, async |tenant| {
+    Tenant::fresh(name, async |tenant| {
         let pool = tenant.pool("pool", |spec| spec.security_profile = Some(profile)).await;
         let dockerfile = format!(
             "FROM {TOOLS} AS bomb\nUSER 0\nCOPY probe.pl /\nARG AGAIN\nRUN mkdir /got && perl /probe.pl bomb > /got/bomb 2>&1\nFROM busybox\nCOPY --from=bomb /got /got\n"

@@ -1,0 +1,141 @@
+//! What the tests cost: of each the time and what its builder pods used of processors, from their cgroups.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, ResourceExt as _};
+
+use crate::Cluster;
+use crate::builder::OF_TENANT;
+use crate::cluster::builders_namespace;
+use crate::suite::Took;
+
+/// How many tests are told one by one.
+const TOLD: usize = 20;
+/// How often the cgroups are read: a pod's is gone with the pod, and what it used since the last look with it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A builder pod: its tenant's namespace, its cgroup's file, what it has used.
+#[derive(Debug, Default)]
+struct Builder {
+    namespace: String,
+    file: Option<PathBuf>,
+    used: Duration,
+}
+
+/// All builder pods that were there, by UID.
+static BUILDERS: Mutex<BTreeMap<String, Builder>> = Mutex::new(BTreeMap::new());
+
+fn builders() -> MutexGuard<'static, BTreeMap<String, Builder>> {
+    BUILDERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins to watch builder pods. Where this machine does not run them, nothing is known.
+pub fn watch() {
+    if !(roots().next().is_some_and(|root| root.is_dir()) && std::env::var_os("KILN_LOCAL_CLUSTER").is_some()) {
+        return;
+    }
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime can be made").block_on(async {
+            let pods: Api<Pod> = Api::namespaced(Cluster::new().await.client, &builders_namespace());
+            let mut stream = std::pin::pin!(watcher(pods, watcher::Config::default().labels(OF_TENANT)));
+            let mut look = tokio::time::interval(LOOK);
+            loop {
+                tokio::select! {
+                    event = stream.next() => if let Some(Ok(Event::Apply(pod) | Event::InitApply(pod))) = event {
+                        note(&pod);
+                    },
+                    _ = look.tick() => builders().values_mut().for_each(Builder::look),
+                }
+            }
+        });
+    });
+}
+
+fn note(pod: &Pod) {
+    if let (Some(uid), Some(namespace)) = (pod.uid(), pod.labels().get(OF_TENANT)) {
+        builders().entry(uid).or_default().namespace.clone_from(namespace);
+    }
+}
+
+impl Builder {
+    fn look(&mut self) {
+        let text = self.file.as_deref().and_then(|file| std::fs::read_to_string(file).ok());
+        if let Some(used) = text.as_deref().and_then(used_of) {
+            self.used = used;
+        }
+    }
+}
+
+/// What a cgroup has used: `cpuacct.usage` of version 1 (nanoseconds), `cpu.stat` of version 2 (`usage_usec`).
+fn used_of(text: &str) -> Option<Duration> {
+    match text.trim().parse() {
+        Ok(nanoseconds) => Some(Duration::from_nanos(nanoseconds)),
+        Err(_) => text
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok())
+            .map(Duration::from_micros),
+    }
+}
+
+/// Where the nodes' cgroups are.
+fn roots() -> impl Iterator<Item = PathBuf> {
+    ["/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup"]
+        .into_iter()
+        .flat_map(|root| ["kiln-amd64", "kiln-arm64"].map(|node| Path::new(root).join(node)))
+        .filter(|root| root.is_dir())
+}
+
+/// What the builder pods of a namespace have used so far.
+pub fn used(namespace: &str) -> Duration {
+    let mut builders = builders();
+    for (uid, builder) in builders.iter_mut().filter(|(_, builder)| builder.namespace == namespace) {
+        if builder.file.is_none() {
+            builder.file = file_of(uid);
+        }
+        builder.look();
+    }
+    builders.values().filter(|builder| builder.namespace == namespace).map(|builder| builder.used).sum()
+}
+
+/// The file with what a pod has used.
+fn file_of(uid: &str) -> Option<PathBuf> {
+    let names = [format!("pod{uid}"), format!("kubepods-pod{}.slice", uid.replace('-', "_"))];
+    for root in roots() {
+        for class in ["kubepods", "kubepods/burstable", "kubepods/besteffort"] {
+            for name in &names {
+                let directory = root.join(class).join(name);
+                for file in ["cpuacct.usage", "cpu.stat"] {
+                    if directory.join(file).exists() {
+                        return Some(directory.join(file));
+                    }
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Prints the dearest tests.
+pub fn tell(took: &BTreeMap<&str, Took>) {
+    if took.len() <= 1 {
+        return;
+    }
+    let speed: f64 = std::env::var("KILN_SPEED").ok().and_then(|speed| speed.parse().ok()).unwrap_or(1.0);
+    let mut tests: Vec<_> = took.iter().collect();
+    tests.sort_by_key(|(_, took)| std::cmp::Reverse((took.builders, took.wall)));
+    println!("the dearest tests (s of wall time, reference s of their builder pods):");
+    for (name, took) in tests.iter().take(TOLD) {
+        println!("  {:6.1} {:6.1}  {name}", took.wall.as_secs_f64(), took.builders.as_secs_f64() * speed);
+    }
+    let rest: Duration = tests.iter().skip(TOLD).map(|(_, took)| took.builders).sum();
+    if tests.len() > TOLD {
+        println!("         {:6.1}  {} others", rest.as_secs_f64() * speed, tests.len() - TOLD);
+    }
+}

@@ -1,0 +1,15 @@
+//! What Kiln survives: its operator killed at any point of a build, a leader that is cut off, builders that are lost, an
+//! upgrade, and things that arrive late.
+
+mod builders;
+mod host;
+mod late;
+mod leader;
+mod operator;
+mod points;
+mod proxy;
+mod rotation;
+mod stage;
+mod upgrade;
+
+kiln_e2e::tests![in builders, late, leader, points, rotation, upgrade];
