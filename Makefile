@@ -1,16 +1,16 @@
 # make demo: see Kiln work. make test: prove it. Both start a local cluster, unless KUBECONFIG names one.
-.PHONY: demo test test-all bench lint fmt cluster cluster-down images install
+.PHONY: demo test test-all bench check fmt cluster cluster-down images install
 
 demo:         ## one build of each kind on a two-node cluster, with its result running
 	@tests/demo
-test:         ## everything: style, lints, licences, unit tests, chart, end-to-end tests
+test:         ## everything: make check, and the end-to-end tests
 	@tests/run all
 test-all: test ## make test, and the long ones: the sample applications of examples/apps
 	@tests/run samples
 bench:        ## measures it: a table and a plot, next to the bare buildctl
 	@tests/bench/run
-lint:         ## style, lints, licences, chart and scripts, without a cluster
-	@tests/run lint
+check:        ## what needs no cluster: style, scripts, lints, unit tests, licences, chart, docs
+	@tests/run check
 fmt:          ## puts Rust code into the project's style
 	@cargo fmt --all
 cluster:      ## starts the local cluster; . .cluster/env to use it

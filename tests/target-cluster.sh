@@ -28,6 +28,23 @@ use_cluster() {
 	export KILN_CLUSTER_STARTED=1
 }
 
+# need_machine COMMAND: what compiling and the local cluster need of this machine, all of it told before anything is done.
+need_machine() {
+	local lacks=''
+	if ! own_cluster; then
+		[[ $(uname -s) == Linux ]] || lacks+='  Linux: the cluster is made of its namespaces and cgroups'$'\n'
+		command -v apt-get >/dev/null || lacks+="  Debian's or Ubuntu's packages (apt-get): busybox, qemu, nginx and others come from there"$'\n'
+		command -v go >/dev/null || lacks+='  Go 1.26 or later (https://go.dev/dl): Kubernetes and BuildKit are compiled from source'$'\n'
+		((EUID == 0)) ||
+			lacks+='  root: it installs packages, and makes network namespaces, mounts, cgroups and packet rules for two nodes'$'\n'
+	fi
+	command -v cargo >/dev/null || lacks+='  Rust (https://rustup.rs): Kiln itself is compiled'$'\n'
+	[[ -n $lacks ]] || return 0
+	printf '%s needs what is not here; nothing has been done yet:\n%s' "$1" "$lacks" >&2
+	own_cluster || printf 'On a cluster of your own it needs no root: KUBECONFIG=… %s; docs/quickstart.md makes one.\n' "$1" >&2
+	exit 1
+}
+
 need_programs() {
 	local name missing=()
 	for name in "$@"; do
