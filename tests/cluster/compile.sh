@@ -9,7 +9,7 @@ CNI_VERSION=1.9.1
 BUILDKIT_VERSION=0.33.1
 ROOTLESSKIT_VERSION=2.3.6
 COREDNS_VERSION=1.13.1
-HELM_VERSION=4.3.1
+HELM_VERSION=4.2.4
 COLLECTOR_VERSION=0.161.0
 
 # build_NAME OUT: puts the binaries of NAME into the directory OUT.
@@ -72,9 +72,16 @@ build_rootlesskit() {
 		github.com/rootless-containers/rootlesskit/v2/cmd/rootlesskit@v$ROOTLESSKIT_VERSION
 }
 
+# CoreDNS and Helm are of Kubernetes' module, so what they share is compiled once, for the first of them.
 build_coredns() {
-	cd "$CLUSTER_DIR/coredns"
-	CGO_ENABLED=0 go build -trimpath -o "$1/coredns" -ldflags '-s -w' .
+	cd "$CLUSTER_DIR/kubernetes"
+	CGO_ENABLED=0 go build -trimpath -o "$1/coredns" -ldflags '-s -w' ./coredns
+}
+
+build_helm() {
+	cd "$CLUSTER_DIR/kubernetes"
+	CGO_ENABLED=0 go build -trimpath -o "$1/helm" -ldflags "-s -w -X helm.sh/helm/v4/internal/version.version=v$HELM_VERSION" \
+		helm.sh/helm/v4/cmd/helm
 }
 
 build_recorder() {
@@ -92,25 +99,30 @@ build_collector() {
 	CGO_ENABLED=0 go build -trimpath -o "$1/otel-collector" -ldflags '-s -w' .
 }
 
-build_helm() {
-	local version=helm.sh/helm/v4/internal/version.version
-	CGO_ENABLED=0 GOBIN=$1 go install -trimpath -ldflags "-s -w -X $version=v$HELM_VERSION" \
-		helm.sh/helm/v4/cmd/helm@v$HELM_VERSION
-}
-
 # The container that holds a pod's namespaces.
 build_pause() {
 	gcc -Os -static -s -o "$1/pause" "$CLUSTER_DIR/images/pause.c"
 }
 
+# sources NAME: the files of this checkout that NAME is compiled from.
+sources() {
+	local module=$CLUSTER_DIR/kubernetes
+	case $1 in
+	kubernetes) find "$module" -type f -not -path "$module/coredns/*" -not -name '*_test.go' ;;
+	coredns) find "$module/coredns" "$module"/go.{mod,sum} -type f ;;
+	helm) printf '%s\n' "$module"/go.{mod,sum} ;;
+	pause) printf '%s\n' "$CLUSTER_DIR/images/pause.c" ;;
+	*) if [[ -d $CLUSTER_DIR/$1 ]]; then find "$CLUSTER_DIR/$1" -type f; fi ;;
+	esac
+}
+
 # compiled NAME VERSION: the directory with the binaries of NAME.
 compiled() {
-	local sources=$CLUSTER_DIR/$1 key
-	[[ $1 != pause ]] || sources=$CLUSTER_DIR/images/pause.c
+	local key
 	key=$({
 		declare -f "build_$1"
 		go env GOVERSION
-		if [[ -e $sources ]]; then find "$sources" -type f | sort | xargs cat; fi
+		sources "$1" | LC_ALL=C sort | xargs --no-run-if-empty -d '\n' cat
 	} | sha256sum)
 	printf '%s\n' "$CACHE/bin/$1-$2-${key:0:8}"
 }
@@ -134,17 +146,17 @@ compile_all() {
 	COMPILED=()
 	export GOFLAGS='-buildvcs=false'
 	compile kubernetes $KUBERNETES_VERSION '4 min'
+	compile coredns $COREDNS_VERSION '10 s'
+	compile helm $HELM_VERSION '20 s'
 	compile containerd $CONTAINERD_VERSION '1 min'
 	compile runc $RUNC_VERSION '15 s'
 	compile cni $CNI_VERSION '10 s'
 	compile pause 1 '1 s'
-	compile coredns $COREDNS_VERSION '30 s'
 	compile recorder 1 '1 s'
 	compile servers 1 '10 s'
 	compile collector $COLLECTOR_VERSION '30 s'
 	compile buildkit $BUILDKIT_VERSION '1 min'
 	compile rootlesskit $ROOTLESSKIT_VERSION '5 s'
-	compile helm $HELM_VERSION '30 s'
 }
 
 # link_binaries: all of them in one directory, for PATH.

@@ -11,7 +11,7 @@ import (
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/template"
 
-	_ "kiln.build/tests/cluster/coredns/names"
+	_ "kiln.build/tests/cluster/kubernetes/coredns/names"
 )
 
 func main() { coremain.Run() }
