@@ -13,8 +13,8 @@ check:        ## what needs no cluster: style, scripts, lints, unit tests, licen
 	@tests/run check
 fmt:          ## puts Rust code into the project's style
 	@cargo fmt --all
-cluster:      ## starts the local cluster; . .cluster/env to use it
-	@tests/cluster/up
+cluster:      ## starts the local cluster, with all that the tests need; . .cluster/env to use it
+	@tests/cluster/up --for-tests
 cluster-down: ## stops it and removes what it left on the machine
 	@tests/cluster/down
 images:       ## compiles operator and agent, and pushes their images to the local cluster's registry

@@ -11,10 +11,11 @@ own_cluster() {
 	[[ -n ${KUBECONFIG:-} && $KUBECONFIG != "$CONF/admin.kubeconfig" ]]
 }
 
-# use_cluster: sets KUBECONFIG, PATH and what KILN_… variables name. Scripts that a script calls find it done.
+# use_cluster [--for-tests]: sets KUBECONFIG, PATH and what KILN_… variables name. Scripts that a script calls find it
+# done. What only tests need is there with --for-tests.
 use_cluster() {
 	if ! own_cluster; then
-		[[ -n ${KILN_CLUSTER_STARTED:-} ]] || "$ROOT/tests/cluster/up"
+		[[ -n ${KILN_CLUSTER_STARTED:-} ]] || "$ROOT/tests/cluster/up" "$@"
 		# shellcheck source=/dev/null
 		. "$ROOT/.cluster/env"
 	elif [[ -z ${KILN_CLUSTER_STARTED:-} ]]; then

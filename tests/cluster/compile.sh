@@ -12,6 +12,8 @@ COREDNS_VERSION=1.13.1
 HELM_VERSION=4.2.4
 COLLECTOR_VERSION=0.161.0
 
+export GOFLAGS=-buildvcs=false
+
 # build_NAME OUT: puts the binaries of NAME into the directory OUT.
 build_kubernetes() {
 	local version=k8s.io/component-base/version
@@ -144,7 +146,6 @@ compile() {
 
 compile_all() {
 	COMPILED=()
-	export GOFLAGS='-buildvcs=false'
 	compile kubernetes $KUBERNETES_VERSION '4 min'
 	compile coredns $COREDNS_VERSION '10 s'
 	compile helm $HELM_VERSION '20 s'
@@ -152,11 +153,14 @@ compile_all() {
 	compile runc $RUNC_VERSION '15 s'
 	compile cni $CNI_VERSION '10 s'
 	compile pause 1 '1 s'
-	compile recorder 1 '1 s'
-	compile servers 1 '10 s'
-	compile collector $COLLECTOR_VERSION '30 s'
+	compile servers 1 '5 s'
 	compile buildkit $BUILDKIT_VERSION '1 min'
 	compile rootlesskit $ROOTLESSKIT_VERSION '5 s'
+}
+
+compile_for_tests() {
+	compile recorder 1 '1 s'
+	compile collector $COLLECTOR_VERSION '45 s'
 }
 
 # link_binaries: all of them in one directory, for PATH.

@@ -1,6 +1,15 @@
 # shellcheck shell=bash
 # Writes .cluster/env of this checkout: what anyone needs to use the cluster. Sourced by up.
 
+# test_environment: of what runs for tests only; Kiln is not to send traces where nobody listens.
+test_environment() {
+	if alive otel-collector; then
+		printf 'export KILN_OTLP=%s\n' "http://$HOST_IP:4317"
+		printf 'export KILN_TRACES=%s\n' "$STATE/traces.jsonl"
+	fi
+	if alive recorder; then printf 'export KILN_RECORDER_LOG=%s\n' "$STATE/recorder.jsonl"; fi
+}
+
 write_environment() {
 	local dir=$CHECKOUT/.cluster
 	mkdir -p "$dir"
@@ -38,9 +47,7 @@ write_environment() {
 		export KILN_FORBIDDEN_HOST=$FORBIDDEN_IP
 		export KILN_TEST_ZONE=kiln.test
 		export KILN_REBINDING_NAME=rebind.kiln.test
-		export KILN_RECORDER_LOG=$STATE/recorder.jsonl
-		export KILN_OTLP=http://$HOST_IP:4317
-		export KILN_TRACES=$STATE/traces.jsonl
+		$(test_environment)
 		export KILN_AUDIT_LOG=$STATE/audit.log
 		export KILN_CONTAINERD_AMD64=$STATE/nodes/amd64/containerd.sock
 		export KILN_CONTAINERD_ARM64=$STATE/nodes/arm64/containerd.sock

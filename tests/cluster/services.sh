@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # What a cluster's users bring along: a registry, a Git server and a web server, all over TLS from a private CA, Git over
-# ssh, an OpenTelemetry collector; the way out to package registries; and the recorder of those who come where nobody
-# should. Sourced by up.
+# ssh; and the way out to package registries. Sourced by up.
 
 start_registry() {
 	mkdir -p "$STATE/registry"
@@ -124,33 +123,9 @@ start_packages() {
 	start packages "$BIN/servers" packages --listen "$PACKAGES_IP" --hosts "$hosts"
 }
 
-# Received spans are in $STATE/traces.jsonl, a request a line, in OTLP's JSON.
-start_collector() {
-	cat >"$CONF/collector.yaml" <<-END
-		receivers: {otlp: {protocols: {grpc: {endpoint: $HOST_IP:4317}, http: {endpoint: $HOST_IP:4318}}}}
-		exporters: {file: {path: $STATE/traces.jsonl, flush_interval: 100ms}}
-		service:
-		  pipelines: {traces: {receivers: [otlp], exporters: [file]}}
-		  telemetry: {logs: {level: warn}, metrics: {level: none}}
-	END
-	start otel-collector "$BIN/otel-collector" --config "$CONF/collector.yaml"
-	wait_for 20 'OpenTelemetry collector' collector_answers
-}
-
-collector_answers() {
-	[[ $(curl -sS -m 2 -o /dev/null -w '%{http_code}' "http://$HOST_IP:4318/v1/traces") == 405 ]]
-}
-
-start_recorder() {
-	start recorder nsenter --net="$STATE/recorder.netns" "$BIN/recorder" --file "$STATE/recorder.jsonl" --ports 22,80,443,5000,6443,8443
-	wait_for 10 recorder curl -fsS -m 2 "http://$FORBIDDEN_IP/"
-}
-
 start_services() {
 	start_registry
 	start_other_registries
 	start_git
 	start_packages
-	start_collector
-	start_recorder
 }

@@ -38,6 +38,11 @@ impl Recorder {
     #[must_use]
     pub fn here() -> Option<Self> {
         if std::env::var_os("KILN_RECORDER_LOG").is_none() {
+            assert!(
+                std::env::var_os("KILN_LOCAL_CLUSTER").is_none(),
+                "KILN_RECORDER_LOG is not set: this local cluster runs without its recorder; \
+                 run: make cluster && . .cluster/env"
+            );
             eprintln!("not tested: this needs the local cluster's recorder and its enforcer of NetworkPolicies");
             return None;
         }

@@ -68,7 +68,11 @@ fn has_buildkits(spans: &[Span], platform: &str) -> bool {
 
 async fn a_run_is_one_trace_with_buildkits_spans_below() {
     let Ok(file) = std::env::var("KILN_TRACES") else {
-        assert!(std::env::var_os("KILN_LOCAL_CLUSTER").is_none(), "the local cluster has a collector: . .cluster/env");
+        assert!(
+            std::env::var_os("KILN_LOCAL_CLUSTER").is_none(),
+            "KILN_TRACES is not set: this local cluster runs without its collector; \
+             run: make cluster && . .cluster/env && tests/install"
+        );
         eprintln!("KILN_TRACES is not set: this cluster has no collector whose file can be read");
         return;
     };
