@@ -1,6 +1,11 @@
 # shellcheck shell=bash
 # Images that are there from the start: the pause container, and stand-ins for a few of docker.io, which tests
-# must not need. Made once, then kept as the contents of a registry in ~/.cache/kiln. Sourced by up and images/build.
+# must not need. Made once, then kept as the contents of a registry in ~/.cache/kiln.
+# Sourced by up, images/build and images/languages.
+
+# What the stand-in for busybox is for: the nodes' platforms, and more that only tests build for.
+NODE_PLATFORMS=linux/amd64,linux/arm64
+TEST_PLATFORMS=$NODE_PLATFORMS,linux/arm/v7,linux/386,linux/ppc64le,linux/s390x,linux/riscv64
 
 # make_pause_image FILE: an archive that containerd imports, for it can pull nothing before a pod runs.
 make_pause_image() {
@@ -124,34 +129,79 @@ buildkit_root() {
 	cp -L "$BIN/runc" "$1/bin/buildkit-runc"
 }
 
-build_standins() {
-	local dir=$STATE/standins arch
-	rm -rf "$dir"
-	mkdir -p "$dir/busybox"
-	for arch in amd64 arm64 arm 386 ppc64le s390x riscv64; do
-		busybox_root $arch "$dir/busybox/$arch"
+# keep_images DIR NAME…: what the registry's storage holds of these images under docker.io/, their repositories and the
+# blobs that those link to.
+keep_images() {
+	local name digest to=$1 from=$STATE/registry/docker/registry/v2
+	local tmp=$to.tmp/docker/registry/v2
+	shift
+	rm -rf "$to.tmp"
+	for name in "$@"; do
+		name=repositories/docker.io/$name
+		mkdir -p "$(dirname "$tmp/$name")"
+		cp -a "$from/$name" "$tmp/$name"
+		while read -r digest; do
+			# What was deleted may still be linked to.
+			[[ -d $from/blobs/sha256/${digest:0:2}/$digest ]] || continue
+			mkdir -p "$tmp/blobs/sha256/${digest:0:2}"
+			cp -a --reflink=auto "$from/blobs/sha256/${digest:0:2}/$digest" "$tmp/blobs/sha256/${digest:0:2}/"
+		done < <(find "$tmp/$name" -name link -exec awk '{sub(/^sha256:/, ""); print}' {} + | sort -u)
 	done
-	rm -rf "$dir/busybox/"*.package
-	buildkit_root "$dir/buildkit"
-	"$CLUSTER_DIR/images/build" --platform linux/amd64,linux/arm64,linux/arm/v7,linux/386,linux/ppc64le,linux/s390x,linux/riscv64 \
-		--ref docker.io/library/busybox:latest,docker.io/library/busybox:1.36,docker.io/library/alpine:latest \
-		busybox "$dir/busybox" "$CLUSTER_DIR/images/busybox.Dockerfile"
-	"$CLUSTER_DIR/images/build" --ref "docker.io/moby/buildkit:v$BUILDKIT_VERSION-rootless" --index \
-		buildkit "$dir/buildkit" "$CLUSTER_DIR/images/buildkit-rootless.Dockerfile"
-	rm -rf "$dir"
-	rm -rf "$1.tmp"
-	mkdir -p "$(dirname "$1")"
-	cp -a "$STATE/registry" "$1.tmp"
-	mv -T "$1.tmp" "$1"
+	mv -T "$to.tmp" "$to"
 }
 
-# standins_directory: where the cache keeps them, named by a hash of all that they are made from.
+# restore_images DIR: into the storage of the registry, which looks there at each request.
+restore_images() {
+	mkdir -p "$STATE/registry"
+	cp -a --reflink=auto "$1/." "$STATE/registry/"
+}
+
+# build_busybox PLATFORM[,PLATFORM…]
+build_busybox() {
+	local dir=$STATE/standins/busybox platform architecture
+	rm -rf "$dir"
+	mkdir -p "$dir"
+	for platform in ${1//,/ }; do
+		architecture=${platform#linux/}
+		busybox_root "${architecture%/v7}" "$dir/${architecture%/v7}"
+	done
+	rm -rf "$dir/"*.package
+	"$CLUSTER_DIR/images/build" --platform "$1" \
+		--ref docker.io/library/busybox:latest,docker.io/library/busybox:1.36,docker.io/library/alpine:latest \
+		busybox "$dir" "$CLUSTER_DIR/images/busybox.Dockerfile"
+	rm -rf "$dir"
+}
+
+build_buildkit_image() {
+	local dir=$STATE/standins/buildkit
+	rm -rf "$dir"
+	buildkit_root "$dir"
+	"$CLUSTER_DIR/images/build" --ref "docker.io/moby/buildkit:v$BUILDKIT_VERSION-rootless" --index \
+		buildkit "$dir" "$CLUSTER_DIR/images/buildkit-rootless.Dockerfile"
+	rm -rf "$dir"
+}
+
+build_standins() {
+	build_busybox "$NODE_PLATFORMS"
+	build_buildkit_image
+	keep_images "$1" library/busybox library/alpine moby/buildkit
+}
+
+build_standins_for_tests() {
+	build_busybox "$TEST_PLATFORMS"
+	keep_images "$1" library/busybox library/alpine
+}
+
+# standins_directory: where the cache keeps them, named by a hash of all that they are made from. Beside it, with a
+# suffix, those for tests.
 standins_directory() {
 	local key
 	key=$({
 		readlink "$BIN"/{buildkitd,rootlesskit,runc}
-		declare -f build_standins busybox_root buildkit_root sources_for
-		cat "$CLUSTER_DIR"/images/*.Dockerfile "$CLUSTER_DIR/images/build"
+		printf '%s\n' "$TEST_PLATFORMS"
+		declare -f build_standins build_standins_for_tests build_busybox build_buildkit_image busybox_root buildkit_root \
+			fetch_foreign_package sources_for
+		cat "$CLUSTER_DIR"/images/{busybox,buildkit-rootless}.Dockerfile "$CLUSTER_DIR/images/build"
 	} | sha256sum)
 	printf '%s\n' "$CACHE/images/${key:0:12}"
 }
@@ -160,9 +210,7 @@ standins_directory() {
 restore_standins() {
 	local kept
 	kept=$(standins_directory)
-	[[ -d $kept ]] || return 0
-	mkdir -p "$STATE"
-	cp -a --reflink=auto "$kept" "$STATE/registry"
+	if [[ -d $kept ]]; then restore_images "$kept"; fi
 }
 
 ensure_standins() {
@@ -170,4 +218,18 @@ ensure_standins() {
 	kept=$(standins_directory)
 	[[ -d $kept ]] ||
 		step 'making stand-ins for busybox and rootless BuildKit (about 2 min)' "$CACHE/logs/images.log" build_standins "$kept"
+}
+
+# Those for more platforms replace those that the cluster started with.
+ensure_standins_for_tests() {
+	local kept
+	kept=$(standins_directory)-for-tests
+	[[ ! -e $STATE/standins-for-tests || $(<"$STATE/standins-for-tests") != "$kept" ]] || return 0
+	if [[ -d $kept ]]; then
+		restore_images "$kept"
+	else
+		step 'making stand-ins for busybox on more platforms (about 30 s)' "$CACHE/logs/images.log" \
+			build_standins_for_tests "$kept"
+	fi
+	printf '%s\n' "$kept" >"$STATE/standins-for-tests"
 }
