@@ -2,66 +2,65 @@
 # Which cluster the demo, the tests and an installation use. Sourced, never run.
 # The one that KUBECONFIG names, if it does; otherwise the local one, which is started where it does not run.
 
+((BASH_VERSINFO[0] >= 5)) || { echo "bash 5 or later is needed, this is $BASH_VERSION: install a newer one" >&2 && exit 1; }
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=cluster/lib.sh
 . "$ROOT/tests/cluster/lib.sh"
+# shellcheck source=preflight.sh
+. "$ROOT/tests/preflight.sh"
 
 # own_cluster: whether KUBECONFIG names a cluster that is not the local one.
 own_cluster() {
 	[[ -n ${KUBECONFIG:-} && $KUBECONFIG != "$CONF/admin.kubeconfig" ]]
 }
 
-# use_cluster [--for-tests]: sets KUBECONFIG, PATH and what KILN_… variables name. Scripts that a script calls find it
-# done. What only tests need is there with --for-tests.
+# use_cluster [install|demo|tests]: sets KUBECONFIG, PATH and what KILN_… variables name. A cluster of one's own has to have
+# what is needed for that, and what only tests need is started on the local one for them. Scripts that a script calls find
+# it done.
 use_cluster() {
 	if ! own_cluster; then
-		[[ -n ${KILN_CLUSTER_STARTED:-} ]] || "$ROOT/tests/cluster/up" "$@"
+		[[ -n ${KILN_CLUSTER_STARTED:-} ]] || "$ROOT/tests/cluster/up" $([[ ${1:-} != tests ]] || echo --for-tests)
 		# shellcheck source=/dev/null
 		. "$ROOT/.cluster/env"
 	elif [[ -z ${KILN_CLUSTER_STARTED:-} ]]; then
-		need_programs kubectl helm jq curl git
-		local server
-		server=$(kubectl config view --minify -o 'jsonpath={.clusters[0].cluster.server}' 2>/dev/null) ||
-			fail "KUBECONFIG=$KUBECONFIG names no cluster: correct it, or unset it for the local one"
-		printf 'using the cluster that KUBECONFIG names: %s\n' "$server"
-		kubectl version --request-timeout 10s >/dev/null || fail "$server does not answer"
+		printf 'using the cluster that KUBECONFIG=%s names\n' "$KUBECONFIG"
+		preflight "$@"
 	fi
 	export KILN_CLUSTER_STARTED=1
 }
 
-# need_machine COMMAND: what compiling and the local cluster need of this machine, all of it told before anything is done.
+# need_machine COMMAND: what the local cluster and compiling need of this machine, all of it told before anything is done.
 need_machine() {
 	local lacks=''
-	if ! own_cluster; then
-		[[ $(uname -s) == Linux ]] || lacks+='  Linux: the cluster is made of its namespaces and cgroups'$'\n'
-		command -v apt-get >/dev/null || lacks+="  Debian's or Ubuntu's packages (apt-get): busybox, qemu, nginx and others come from there"$'\n'
-		command -v go >/dev/null || lacks+='  Go 1.26 or later (https://go.dev/dl): Kubernetes and BuildKit are compiled from source'$'\n'
-		((EUID == 0)) ||
-			lacks+='  root: it installs packages, and makes network namespaces, mounts, cgroups and packet rules for two nodes'$'\n'
-	fi
+	if own_cluster; then return; fi
+	[[ $(uname -s) == Linux ]] || lacks+='  Linux: the cluster is made of its namespaces and cgroups'$'\n'
+	command -v apt-get >/dev/null || lacks+="  Debian's or Ubuntu's packages (apt-get): busybox, qemu, nginx and others come from there"$'\n'
+	command -v go >/dev/null || lacks+='  Go 1.26 or later (https://go.dev/dl): Kubernetes and BuildKit are compiled from source'$'\n'
 	command -v cargo >/dev/null || lacks+='  Rust (https://rustup.rs): Kiln itself is compiled'$'\n'
+	((EUID == 0)) ||
+		lacks+='  root: it installs packages, and makes network namespaces, mounts, cgroups and packet rules for two nodes'$'\n'
 	[[ -n $lacks ]] || return 0
-	printf '%s needs what is not here; nothing has been done yet:\n%s' "$1" "$lacks" >&2
-	own_cluster || printf 'On a cluster of your own it needs no root: KUBECONFIG=… %s; docs/quickstart.md makes one.\n' "$1" >&2
-	exit 1
+	fail "$1 needs what is not here, and has done nothing yet:
+${lacks}On a cluster of your own it needs no root: KUBECONFIG=… $1; docs/quickstart.md makes one."
 }
 
-need_programs() {
-	local name missing=()
-	for name in "$@"; do
-		command -v "$name" >/dev/null || missing+=("$name")
-	done
-	((${#missing[@]} == 0)) || fail "Not installed: ${missing[*]}"
-}
-
-# need VARIABLE MEANING [VARIABLE MEANING…]: on a cluster of one's own these come from the environment.
-need() {
-	local unset_ones=''
-	while (($#)); do
-		[[ -n ${!1:-} ]] || unset_ones+="  $1  $2"$'\n'
-		shift 2
-	done
-	[[ -z $unset_ones ]] || fail 'Not set, and needed on a cluster of your own:'$'\n'"${unset_ones%$'\n'}"
+# registry_login [REPOSITORY]: what curl takes as --config to be KILN_REGISTRY_USER, with a token to push to the repository
+# where the registry wants tokens. The password passes through no command line.
+registry_login() {
+	local curl=(curl -sS -m 20) user=$KILN_REGISTRY_USER:$KILN_REGISTRY_PASSWORD challenge realm service token
+	if [[ -n ${KILN_REGISTRY_CA:-} ]]; then curl+=(--cacert "$KILN_REGISTRY_CA"); fi
+	user=${user//\\/\\\\}
+	user="user = \"${user//\"/\\\"}\""
+	challenge=$("${curl[@]}" -o /dev/null -D - "https://$KILN_REGISTRY/v2/" 2>/dev/null | grep -i '^www-authenticate: bearer ') || true
+	if [[ -z $challenge ]]; then
+		printf '%s\n' "$user"
+		return
+	fi
+	realm=$(sed 's/.*realm="\([^"]*\)".*/\1/' <<<"$challenge")
+	service=$(sed 's/.*service="\([^"]*\)".*/\1/' <<<"$challenge")
+	token=$("${curl[@]}" --proto =https --config <(printf '%s\n' "$user") -G --data-urlencode "service=$service" \
+		${1:+--data-urlencode "scope=repository:$1:pull,push"} "$realm" | jq -r '.token // .access_token // empty')
+	printf 'header = "Authorization: Bearer %s"\n' "$token"
 }
 
 # login_secret NAMESPACE NAME: an imagePullSecret for the registry. The password passes through no command line.
