@@ -5,23 +5,26 @@
 # The oldest Kubernetes that the chart takes: 1.KUBERNETES_MINOR.
 KUBERNETES_MINOR=30
 
-# preflight [install|demo|tests]: fails with all that is missing for it; without a word, only what every script needs.
+# preflight [images|install|demo|tests]: fails with all that is missing for it; without a word, only what every script needs.
 preflight() {
 	local purpose=${1:-} server=''
 	lacking=()
 	look_for_programs kubectl helm jq curl git
 	case $purpose in
-	install | tests) look_for_install ;;
-	demo)
-		look_for_install
-		look_for_demo
-		;;
+	images) look_for_docker ;;
+	install | demo | tests) look_for_install ;;&
+	demo) look_for_demo ;;
 	esac
-	if command -v kubectl >/dev/null && look_for_server && [[ -n $purpose ]]; then
-		look_for_version
-		look_for_rights
-		look_for_storage
-		[[ $purpose != demo ]] || look_for_nodes amd64 arm64
+	if command -v kubectl >/dev/null && look_for_server; then
+		case $purpose in
+		images) look_for_loader ;;
+		install | demo | tests)
+			look_for_version
+			look_for_rights
+			look_for_storage
+			;;&
+		demo) look_for_nodes amd64 arm64 ;;
+		esac
 	fi
 	((${#lacking[@]})) || return 0
 	fail "Not possible${server:+ on $server}, and nothing was changed. What is missing:"$'\n'"$(printf '  %s\n' "${lacking[@]}")"
@@ -44,6 +47,37 @@ look_for_variables() {
 		[[ -n ${!1:-} ]] || lacks "the variable $1: $2"
 		shift 2
 	done
+}
+
+look_for_docker() {
+	local said
+	look_for_programs docker
+	command -v docker >/dev/null || return 0
+	docker buildx version >/dev/null 2>&1 || lacks "docker's plugin buildx: install it"
+	said=$(docker info 2>&1) || lacks "an answer of docker: ${said##*$'\n'}"
+}
+
+# image_loader: the command that puts images of this machine's docker into the nodes; nothing where there is none.
+image_loader() {
+	local context profile
+	context=$(kubectl config current-context)
+	profile=$(kubectl get nodes -o 'jsonpath={.items[0].metadata.labels.minikube\.k8s\.io/name}' 2>/dev/null) || true
+	case $context in
+	kind-*) echo "kind load docker-image --name ${context#kind-}" ;;
+	k3d-*) echo "k3d image import --cluster ${context#k3d-}" ;;
+	*) [[ -z $profile ]] || echo "minikube --profile $profile image load" ;;
+	esac
+}
+
+look_for_loader() {
+	local loader
+	[[ -z ${KILN_IMAGES:-} ]] || return 0
+	loader=$(image_loader)
+	if [[ -z $loader ]]; then
+		lacks 'the variable KILN_IMAGES: a registry, and a path there, that nodes pull from; only those of kind, k3d and minikube take images from docker'
+	else
+		look_for_programs "${loader%% *}"
+	fi
 }
 
 look_for_install() {
