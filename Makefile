@@ -17,7 +17,7 @@ cluster:      ## starts the local cluster, with all that the tests need; . .clus
 	@tests/cluster/up --for-tests
 cluster-down: ## stops it and removes what it left on the machine
 	@tests/cluster/down
-images:       ## compiles operator and agent, and pushes their images to the local cluster's registry
+images:       ## makes the images of operator and builder; with docker for a cluster that KUBECONFIG names
 	@tests/images
 install:      ## installs Kiln with its chart
 	@tests/install

@@ -113,7 +113,7 @@ look_for_login() {
 		return
 	fi
 	local answer
-	answer=$(ask --config <(registry_login) "https://$KILN_REGISTRY/v2/")
+	answer=$(ask --config <(registry_login '') "https://$KILN_REGISTRY/v2/")
 	case $answer in
 	200) ;;
 	401 | 403) lacks "access to $KILN_REGISTRY: it refuses KILN_REGISTRY_USER=$KILN_REGISTRY_USER with this password" ;;

@@ -44,10 +44,10 @@ need_machine() {
 ${lacks}On a cluster of your own it needs no root: KUBECONFIG=… $1; docs/quickstart.md makes one."
 }
 
-# registry_login [REPOSITORY]: what curl takes as --config to be KILN_REGISTRY_USER, with a token to push to the repository
-# where the registry wants tokens. The password passes through no command line.
+# registry_login REPOSITORY: what curl takes as --config to be KILN_REGISTRY_USER, with a token where the registry wants one:
+# to push to the repository, or where that is empty for nothing but to come in. The password passes through no command line.
 registry_login() {
-	local curl=(curl -sS -m 20) user=$KILN_REGISTRY_USER:$KILN_REGISTRY_PASSWORD challenge realm service token
+	local curl=(curl -sS -m 20) user=$KILN_REGISTRY_USER:$KILN_REGISTRY_PASSWORD challenge realm='' service='' token
 	if [[ -n ${KILN_REGISTRY_CA:-} ]]; then curl+=(--cacert "$KILN_REGISTRY_CA"); fi
 	user=${user//\\/\\\\}
 	user="user = \"${user//\"/\\\"}\""
@@ -56,8 +56,8 @@ registry_login() {
 		printf '%s\n' "$user"
 		return
 	fi
-	realm=$(sed 's/.*realm="\([^"]*\)".*/\1/' <<<"$challenge")
-	service=$(sed 's/.*service="\([^"]*\)".*/\1/' <<<"$challenge")
+	[[ $challenge =~ realm=\"([^\"]*)\" ]] && realm=${BASH_REMATCH[1]}
+	[[ $challenge =~ service=\"([^\"]*)\" ]] && service=${BASH_REMATCH[1]}
 	token=$("${curl[@]}" --proto =https --config <(printf '%s\n' "$user") -G --data-urlencode "service=$service" \
 		${1:+--data-urlencode "scope=repository:$1:pull,push"} "$realm" | jq -r '.token // .access_token // empty')
 	printf 'header = "Authorization: Bearer %s"\n' "$token"

@@ -9,7 +9,8 @@ use crate::Tenant;
 
 /// A bare repository on the Git server. It goes with the value.
 pub struct Repository {
-    pub(crate) directory: PathBuf,
+    /// Where it is.
+    pub directory: PathBuf,
     /// Its https URL.
     pub url: String,
 }

@@ -3,8 +3,10 @@
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
-use axum::http::{HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::Certificate;
 use tokio::task::JoinHandle;
 
@@ -24,11 +26,26 @@ pub struct PlainFront {
 impl PlainFront {
     /// Before the cluster's registry, whose users it has.
     pub async fn before_registry(cluster: &Cluster) -> Self {
+        Self::start(cluster, HeaderMap::new()).await
+    }
+
+    /// Before the cluster's registry, and open to everybody.
+    pub async fn open_before_registry(cluster: &Cluster) -> Self {
+        let login = STANDARD.encode(format!("{}:{}", cluster.registry_user, cluster.registry_password));
+        let login = HeaderValue::from_str(&format!("Basic {login}")).expect("base64 is ASCII");
+        Self::start(cluster, HeaderMap::from_iter([(header::AUTHORIZATION, login)])).await
+    }
+
+    /// With these headers in each request, in place of its own of the same name.
+    async fn start(cluster: &Cluster, added: HeaderMap) -> Self {
         let (listener, host) = listen(cluster).await;
         let ca = Certificate::from_pem_bundle(cluster.registry_ca.as_bytes()).expect("KILN_REGISTRY_CA holds PEM");
         let http = reqwest::Client::builder().tls_certs_only(ca).build().expect("a client can be made");
         let upstream = cluster.registry.clone();
-        let router = Router::new().fallback(move |request: Request| pass(http.clone(), upstream.clone(), request));
+        let router = Router::new().fallback(move |mut request: Request| {
+            request.headers_mut().extend(added.clone());
+            pass(http.clone(), upstream.clone(), request)
+        });
         let task = tokio::spawn(async move {
             axum::serve(listener, router).await.expect("a server goes on until it is stopped");
         });

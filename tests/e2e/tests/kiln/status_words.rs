@@ -1,23 +1,11 @@
 //! What a user reads: `kubectl get`, `describe` and `explain`.
 
-use std::process::Command;
-
 use kiln_e2e::build::file;
+use kiln_e2e::shell::kubectl;
 use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Repository, Tenant};
 
 kiln_e2e::tests![kubectl_get_and_describe, kubectl_describe_of_a_failed_one, kubectl_explain];
-
-/// Output of kubectl in the tenant's namespace.
-fn kubectl(tenant: &Tenant, arguments: &[&str]) -> String {
-    let output = Command::new("kubectl")
-        .args(["--namespace", &tenant.namespace])
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("kubectl cannot be started ({error}); run: . .cluster/env"));
-    assert!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("kubectl prints UTF-8")
-}
 
 /// Heads and first row of a table, by head.
 fn row(table: &str) -> Vec<(String, String)> {

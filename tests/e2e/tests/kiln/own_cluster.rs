@@ -1,0 +1,158 @@
+//! The scripts on a cluster of one's own, which KUBECONFIG names: they tell all that is missing at once, and change nothing;
+//! docker makes Kiln's images. What is always missing here are the rights, or Kiln's images: a script that went too far
+//! would change nothing.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
+use kiln_e2e::Tenant;
+use kiln_e2e::registries::Login;
+use kiln_e2e::shell::{Ran, Shell};
+
+kiln_e2e::tests![all_that_is_missing_is_said_at_once, registry_git_server_and_nodes_are_asked, docker_makes_the_images_and_the_nodes_get_them];
+
+/// What `.cluster/env` sets, and a user's environment has not.
+const VARIABLES: [&str; 10] = [
+    "KILN_LOCAL_CLUSTER",
+    "KILN_CLUSTER_STARTED",
+    "KILN_OPERATOR_IMAGE",
+    "KILN_BUILDER_IMAGE",
+    "KILN_IMAGES",
+    "KILN_REGISTRY",
+    "KILN_REGISTRY_USER",
+    "KILN_REGISTRY_PASSWORD",
+    "KILN_REGISTRY_CA",
+    "KILN_GIT",
+];
+
+fn without_variables(shell: Shell) -> Shell {
+    VARIABLES.iter().fold(shell, |shell, name| shell.with(name, ""))
+}
+
+/// The lines that say what is missing; there are some.
+fn missing(ran: &Ran) -> Vec<&str> {
+    assert_eq!(ran.code, 1, "{}{}", ran.stdout, ran.stderr);
+    let (_, lines) = ran.stderr.split_once("nothing was changed. What is missing:\n").unwrap_or_else(|| {
+        panic!("it says what is missing:\n{}{}", ran.stdout, ran.stderr);
+    });
+    lines.lines().map(str::trim).collect()
+}
+
+fn assert_lines(ran: &Ran, beginnings: &[&str]) {
+    let lines = missing(ran);
+    let same =
+        lines.len() == beginnings.len() && lines.iter().zip(beginnings).all(|(line, begin)| line.starts_with(begin));
+    assert!(same, "{lines:#?}\nbegin with {beginnings:#?}");
+}
+
+async fn all_that_is_missing_is_said_at_once() {
+    Tenant::fresh("preflight", async |tenant| {
+        let account = || without_variables(Shell::of_account(tenant, "nobody", None));
+        let rights = [
+            "the right to create namespaces:",
+            "the right to create customresourcedefinitions.apiextensions.k8s.io:",
+            "the right to create clusterroles.rbac.authorization.k8s.io:",
+            "the right to create clusterrolebindings.rbac.authorization.k8s.io:",
+            "the right to list storageclasses:",
+        ];
+        let images = ["the variable KILN_OPERATOR_IMAGE:", "the variable KILN_BUILDER_IMAGE:"];
+        let variables = [
+            "the variable KILN_REGISTRY:",
+            "the variable KILN_REGISTRY_USER:",
+            "the variable KILN_REGISTRY_PASSWORD:",
+            "the variable KILN_GIT:",
+        ];
+        let shell = account();
+        let demo = shell.run("tests/demo").await;
+        assert_lines(&demo, &[&images[..], &variables, &rights, &["the right to list nodes:"]].concat());
+        assert_lines(&shell.run("tests/install").await, &[&images[..], &rights].concat());
+    })
+    .await;
+}
+
+async fn registry_git_server_and_nodes_are_asked() {
+    Tenant::fresh("preflight-asks", async |tenant| {
+        // The cluster's administrator, so that nodes and StorageClasses are seen.
+        let ask = async |login: &Login, password: &str, git: &str| {
+            let shell = without_variables(Shell::of_admin(tenant))
+                .with("KILN_BUILDER_IMAGE", "builder:1")
+                .with("KILN_REGISTRY", &login.host)
+                .with("KILN_REGISTRY_USER", &login.user)
+                .with("KILN_REGISTRY_PASSWORD", password)
+                .with("KILN_REGISTRY_CA", &kiln_e2e::cluster::variable("KILN_REGISTRY_CA"))
+                .with("KILN_GIT", git);
+            shell.run("tests/demo").await
+        };
+        let image = "the variable KILN_OPERATOR_IMAGE:";
+        let git = &tenant.cluster.git;
+        for login in [Login::first(), Login::token()] {
+            assert_lines(&ask(&login, &login.password, git).await, &[image]);
+            let refused = format!("access to {}: it refuses KILN_REGISTRY_USER={} ", login.host, login.user);
+            assert_lines(&ask(&login, "wrong \"\\", git).await, &[image, &refused]);
+        }
+        let nobody = Login { host: format!("{}:1", tenant.cluster.registry_host()), ..Login::first() };
+        let unreachable = format!("a way to KILN_REGISTRY={}: curl: (7) ", nobody.host);
+        let closed = format!("https://{}", nobody.host);
+        let no_git = format!("a way to KILN_GIT={closed}: curl: (7) ");
+        assert_lines(&ask(&nobody, "secret", &closed).await, &[image, &unreachable, &no_git]);
+        let plain = ["an https URL in KILN_GIT=http://git.example"];
+        let ran = ask(&Login::first(), &Login::first().password, plain[0].rsplit('=').next().unwrap()).await;
+        assert_lines(&ran, &[image, plain[0]]);
+        assert!(!ran.stderr.contains(&Login::first().password), "no password is told");
+    })
+    .await;
+}
+
+/// A program that notes how it was called, and does what its arguments ask for.
+const DOCKER: &str = r#"#!/bin/sh
+echo "docker $*" >>"$CALLS"
+case $* in
+*inspect*) echo sha256:0123456789abcdef ;;
+*--metadata-file*) while [ "$1" != --metadata-file ]; do shift; done; echo '{"containerimage.digest": "sha256:fed"}' >"$2" ;;
+esac
+"#;
+const KIND: &str = "#!/bin/sh\necho \"kind $*\" >>\"$CALLS\"\n";
+
+async fn docker_makes_the_images_and_the_nodes_get_them() {
+    Tenant::fresh("images", async |tenant| {
+        let shell = without_variables(Shell::of_admin(tenant));
+        let programs = shell.directory().join("bin");
+        std::fs::create_dir(&programs).unwrap();
+        for (name, program) in [("docker", DOCKER), ("kind", KIND)] {
+            std::fs::write(programs.join(name), program).unwrap();
+            std::fs::set_permissions(programs.join(name), Permissions::from_mode(0o755)).unwrap();
+        }
+        let calls = shell.directory().join("calls");
+        let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+        let shell = shell.with("PATH", &path).with("CALLS", calls.to_str().unwrap());
+
+        // Which command loads them depends on the context's name.
+        let other = shell.run("tests/images").await;
+        assert_lines(&other, &["the variable KILN_IMAGES:"]);
+        let rename = "kubectl config rename-context \"$(kubectl config current-context)\" kind-mine >/dev/null";
+        shell.run(rename).await.printed();
+        let loaded = shell.run("tests/images").await.printed();
+        let names = ["kiln-operator:0123456789ab", "kiln-builder:0123456789ab"];
+        assert_eq!(
+            loaded,
+            format!("export KILN_OPERATOR_IMAGE={}\nexport KILN_BUILDER_IMAGE={}\n", names[0], names[1])
+        );
+        let called = std::fs::read_to_string(&calls).unwrap();
+        for name in names {
+            assert!(called.contains(&format!("kind load docker-image --name mine {name}\n")), "{called}");
+        }
+        std::fs::remove_file(&calls).unwrap();
+
+        let shell = shell.with("KILN_IMAGES", "registry.example/you");
+        let pushed = shell.run("tests/images").await.printed();
+        assert_eq!(
+            pushed,
+            "export KILN_OPERATOR_IMAGE=registry.example/you/kiln-operator@sha256:fed\n\
+             export KILN_BUILDER_IMAGE=registry.example/you/kiln-builder@sha256:fed\n"
+        );
+        let called = std::fs::read_to_string(&calls).unwrap();
+        assert!(called.contains("--push --platform linux/amd64"), "for the nodes: {called}");
+        assert!(!called.contains("kind "), "{called}");
+    })
+    .await;
+}
