@@ -136,31 +136,43 @@ build_into() {
 	mv -T "$2.tmp" "$2"
 }
 
-# compile NAME VERSION TIME: unless it is there already. TIME is what two cores need.
+# Name, version, and what compiling it takes in reference seconds (tests/speed).
+PARTS="
+kubernetes $KUBERNETES_VERSION 890
+coredns $COREDNS_VERSION 25
+helm $HELM_VERSION 55
+containerd $CONTAINERD_VERSION 200
+runc $RUNC_VERSION 30
+cni $CNI_VERSION 12
+pause 1 1
+servers 1 5
+buildkit $BUILDKIT_VERSION 230
+rootlesskit $ROOTLESSKIT_VERSION 15
+"
+# What only tests need.
+PARTS_FOR_TESTS="
+recorder 1 1
+collector $COLLECTOR_VERSION 115
+"
+
+# compile PARTS: those that are not there already.
 compile() {
-	local out
-	out=$(compiled "$1" "$2")
-	COMPILED+=("$out")
-	[[ -d $out ]] || step "compiling $1 $2 (about $3 on 2 cores)" "$CACHE/logs/compile-$1.log" build_into "$1" "$out"
+	local name version cost out
+	while read -r name version cost; do
+		[[ -n $name ]] || continue
+		out=$(compiled "$name" "$version")
+		COMPILED+=("$out")
+		[[ -d $out ]] ||
+			step "compiling $name $version ($(about "$cost"))" "$CACHE/logs/compile-$name.log" build_into "$name" "$out"
+	done <<<"$1"
 }
 
-compile_all() {
-	COMPILED=()
-	compile kubernetes $KUBERNETES_VERSION '4 min'
-	compile coredns $COREDNS_VERSION '10 s'
-	compile helm $HELM_VERSION '20 s'
-	compile containerd $CONTAINERD_VERSION '1 min'
-	compile runc $RUNC_VERSION '15 s'
-	compile cni $CNI_VERSION '10 s'
-	compile pause 1 '1 s'
-	compile servers 1 '5 s'
-	compile buildkit $BUILDKIT_VERSION '1 min'
-	compile rootlesskit $ROOTLESSKIT_VERSION '5 s'
-}
-
-compile_for_tests() {
-	compile recorder 1 '1 s'
-	compile collector $COLLECTOR_VERSION '45 s'
+# not_compiled PARTS: those that are not there, as they stand in the list.
+not_compiled() {
+	local name version cost
+	while read -r name version cost; do
+		[[ -z $name || -d $(compiled "$name" "$version") ]] || printf '%s %s %s\n' "$name" "$version" "$cost"
+	done <<<"$1"
 }
 
 # link_binaries: all of them in one directory, for PATH.

@@ -68,6 +68,13 @@ account() {
 	[[ -z ${KILN_COSTS:-} ]] || printf '%s\t%d\t%d\n' "$1" $(($(busy) - $2)) $((SECONDS - $3)) >>"$KILN_COSTS"
 }
 
+# about COST: in words, how long this machine needs for what takes so many reference seconds (tests/speed).
+about() {
+	awk -v cost="$1" -v speed="${KILN_SPEED:-1}" -v cores="$(nproc)" 'BEGIN {
+		seconds = cost / speed / cores / 0.9
+		if (seconds < 100) printf "about %.0f s", seconds + 0.5; else printf "about %.0f min", seconds / 60 + 0.5}'
+}
+
 # step TEXT LOG COMMAND...: one line for what is done, how long it took, and the end of its log when it fails.
 step() {
 	local text=$1 log=$2 begin=$SECONDS busy
