@@ -1,6 +1,7 @@
 //! What a Git server says of its refs, in both versions of the protocol: v0's advertisement
 //! (<https://git-scm.com/docs/gitprotocol-pack#_reference_discovery>) and v2's `ls-refs`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use gix_packetline::PacketLineRef;
@@ -88,10 +89,10 @@ impl Packets {
 
 impl Refs {
     /// Keeps a ref if it is wanted, or as a hint.
-    fn keep(&mut self, wanted: &[String], name: String, commit: String) {
+    fn keep(&mut self, wanted: &[String], name: &str, commit: &str) {
         let hint = || name.len() <= LONGEST_HINT && self.commits.len() < HINTS;
-        if self.commits.contains_key(&name) || wanted.contains(&name) || hint() {
-            self.commits.insert(name, commit);
+        if self.commits.contains_key(name) || wanted.iter().any(|wanted| wanted == name) || hint() {
+            self.commits.insert(name.to_owned(), commit.to_owned());
         }
     }
 }
@@ -199,7 +200,7 @@ fn greeting_line(
         // The capabilities follow the first ref.
         let (line, capabilities) = split_once(line, 0).ok_or(Malformed::Service)?;
         let symref = capabilities.split(|b| *b == b' ').find_map(|c| c.strip_prefix(b"symref=HEAD:"));
-        refs.head = symref.and_then(|name| text(name).ok());
+        refs.head = symref.and_then(|name| text(name).ok()).map(Cow::into_owned);
         line
     } else {
         line
@@ -213,8 +214,8 @@ fn greeting_line(
         // An empty repository's only line.
         Some("capabilities") => {}
         // A peeled tag follows the tag, and takes its place.
-        Some(tag) => refs.keep(wanted, tag.to_owned(), id),
-        None => refs.keep(wanted, name, id),
+        Some(tag) => refs.keep(wanted, tag, id),
+        None => refs.keep(wanted, &name, id),
     }
     Ok(())
 }
@@ -283,7 +284,7 @@ fn refs_line(line: &[u8], wanted: &[String], refs: &mut Refs) -> Result<(), Malf
     for attribute in words {
         if let Some(target) = attribute.strip_prefix(b"symref-target:") {
             if name == "HEAD" {
-                refs.head = Some(text(target)?);
+                refs.head = Some(text(target)?.into_owned());
             }
         } else if let Some(id) = attribute.strip_prefix(b"peeled:") {
             peeled = Some(object_id(id)?);
@@ -294,7 +295,7 @@ fn refs_line(line: &[u8], wanted: &[String], refs: &mut Refs) -> Result<(), Malf
             Some(peeled) => peeled,
             None => object_id(id)?,
         };
-        refs.keep(wanted, name, commit);
+        refs.keep(wanted, &name, commit);
     }
     Ok(())
 }
@@ -304,15 +305,15 @@ fn split_once(bytes: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
     Some((&bytes[..position], &bytes[position + 1..]))
 }
 
-fn text(bytes: &[u8]) -> Result<String, Malformed> {
+/// Text that is looked at: a server may send millions of lines, so only what is kept is copied.
+fn text(bytes: &[u8]) -> Result<Cow<'_, str>, Malformed> {
     // A ref need not be UTF-8; one that is not cannot be asked for, so how it is shown does not matter.
-    let text = String::from_utf8_lossy(bytes).into_owned();
+    let text = String::from_utf8_lossy(bytes);
     if text.is_empty() || text.chars().any(char::is_control) { Err(Malformed::Line) } else { Ok(text) }
 }
 
-fn object_id(bytes: &[u8]) -> Result<String, Malformed> {
-    let id = text(bytes)?;
-    if is_commit_id(&id) { Ok(id) } else { Err(Malformed::Line) }
+fn object_id(bytes: &[u8]) -> Result<&str, Malformed> {
+    std::str::from_utf8(bytes).ok().filter(|id| is_commit_id(id)).ok_or(Malformed::Line)
 }
 
 #[cfg(test)]

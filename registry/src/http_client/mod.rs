@@ -166,6 +166,8 @@ pub async fn read_chunks(
         if each(&chunk).is_break() {
             break;
         }
+        // A body that is always there already would leave no time to others.
+        tokio::task::yield_now().await;
     }
     Ok(())
 }

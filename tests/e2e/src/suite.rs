@@ -161,7 +161,7 @@ fn run(test: &Test) -> Result<(), Failed> {
     let outcome = thread.spawn(move || {
         let begin = Instant::now();
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
+            .worker_threads(2)
             .thread_stack_size(STACK)
             .enable_all()
             .build()

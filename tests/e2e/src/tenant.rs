@@ -38,7 +38,7 @@ pub struct Tenant {
     pub cluster: Cluster,
     /// The namespace's name.
     pub namespace: String,
-    /// What no other test has: names of repositories and pools begin with it.
+    /// What no other test has: names of repositories and pools begin with it. A fresh namespace's name is that too.
     pub id: String,
     /// The level of Pod Security.
     level: String,
@@ -58,7 +58,8 @@ impl Tenant {
         let cluster = Cluster::new().await;
         let warm = WARM.lock().expect("no test panics while it holds this").pop();
         let is_warm = warm.is_some();
-        let tenant = Self::new(cluster, name, warm.unwrap_or_else(|| format!("e2e-warm-{}", unique())), "restricted");
+        let namespace = warm.unwrap_or_else(|| format!("e2e-warm-{}", unique()));
+        let tenant = Self::new(cluster, namespace, format!("e2e-{name}-{}", unique()), "restricted");
         if !is_warm {
             tenant.make_namespace().await;
         }
@@ -78,16 +79,16 @@ impl Tenant {
 
     /// The same, with another level of Pod Security.
     pub async fn fresh_at(name: &str, level: &str, test: impl AsyncFnOnce(&Self)) {
-        let tenant = Self::new(Cluster::new().await, name, format!("e2e-{name}-{}", unique()), level);
+        let namespace = format!("e2e-{name}-{}", unique());
+        let tenant = Self::new(Cluster::new().await, namespace.clone(), namespace, level);
         tenant.make().await;
         if tenant.end(AssertUnwindSafe(test(&tenant)).catch_unwind().await).await {
             tenant.remove().await;
         }
     }
 
-    fn new(cluster: Cluster, name: &str, namespace: String, level: &str) -> Self {
+    fn new(cluster: Cluster, namespace: String, id: String, level: &str) -> Self {
         suite::has_namespace(&namespace);
-        let id = format!("e2e-{name}-{}", unique());
         Self { cluster, namespace, id, level: level.to_owned(), pools: Mutex::default() }
     }
 
@@ -106,7 +107,7 @@ impl Tenant {
     pub async fn remove_warm() {
         let namespaces = std::mem::take(&mut *WARM.lock().expect("no test panics while it holds this"));
         for namespace in namespaces {
-            Self::new(Cluster::new().await, "warm", namespace, "restricted").remove().await;
+            Self::new(Cluster::new().await, namespace.clone(), namespace, "restricted").remove().await;
         }
     }
 

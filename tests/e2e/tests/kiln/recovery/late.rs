@@ -87,7 +87,6 @@ async fn what_arrives_late_is_found_and_what_stays_away_causes_no_write() {
             begun.elapsed()
         };
         let took = tokio::join!(built("secret"), built("ref"), built("registry"));
-        println!("ready after Secret, ref and registry arrived: {took:?}");
         for took in [took.0, took.1, took.2] {
             // The delay doubles, so a look comes at the latest after as long as it was missing; then it is built.
             assert!(took < 2 * MISSING + Duration::from_secs(20), "seen soon: {took:?}");

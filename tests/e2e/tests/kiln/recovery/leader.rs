@@ -43,7 +43,6 @@ async fn a_leader_that_is_told_to_stop_hands_over() {
         operator.api().delete(&former, &DeleteParams::default()).await.expect("the leader's pod can be deleted");
         operator.leader_but(&former).await;
         let took = begun.elapsed();
-        println!("handed over in {took:?}");
         assert!(took < Duration::from_secs(5), "the Lease is given back, not waited for: {took:?}");
         stage.made_once("app").await;
     })
@@ -79,8 +78,7 @@ async fn a_leader_that_is_cut_off_stops_before_another_leads() {
             operator.leader_but(&name).await;
             begun.elapsed()
         };
-        let (ended, led) = tokio::join!(ended, led);
-        println!("cut off, it ended after {ended:?}; the other led after {led:?}");
+        let (ended, led) = tokio::join!(ended, led); the other led after {led:?}");
         assert!(ended < led, "it ended after {ended:?}, and another led after {led:?}");
         assert!(led < LEASE + Duration::from_secs(10), "another leads soon after the Lease has expired: {led:?}");
         stage.made_once("app").await;

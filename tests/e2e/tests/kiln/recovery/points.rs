@@ -187,27 +187,24 @@ async fn the_operator_is_killed_at_fifteen_points() {
             if number > 0 {
                 operator.refresh().await;
             }
-            let begun = Instant::now();
             let mut held = Vec::new();
             for point in points {
                 let (repository, requests) = point.reach(&stage, &api).await;
                 repositories.push(repository);
                 held.extend(requests);
-                println!("{point:?} reached after {:?}", begun.elapsed());
             }
             let killed = Instant::now();
             let dead = operator.kill().await;
             // What builders sent goes on while nobody leads; what the operator sent is dropped with its connections.
             let of_builders = held.into_iter().filter(|held| held.peer != Some(dead));
             of_builders.for_each(Held::release);
-            println!("the operator is back after {:?}", operator.back(killed).await);
+            operator.back(killed).await;
             for point in points {
                 let digest = stage.made_once(&point.name()).await;
                 digests.insert(format!("{point:?}"), (point.dockerfile(), digest));
             }
             let builders: Vec<_> = tenant.builders().await.iter().map(kube::ResourceExt::name_any).collect();
             assert_eq!(builders.len(), PLATFORMS.len(), "a builder for each platform, and no other: {builders:?}");
-            println!("round {number} done after {:?}", begun.elapsed());
         }
         for (name, dockerfile) in [("undisturbed", DOCKERFILE), ("undisturbed-long", LONG)] {
             let (build, _repository) = stage.build(name, dockerfile);
