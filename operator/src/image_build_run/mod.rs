@@ -31,7 +31,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
-use kiln_crds::{BuilderPool, ImageBuildRun};
+use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
@@ -346,9 +346,20 @@ pub fn pool(context: &Context, run: &ImageBuildRun) -> Result<Arc<BuilderPool>, 
 
 /// Whether nobody wants the run any more: its ImageBuild is gone, as after a restore of runs alone.
 fn is_orphaned(context: &Context, run: &ImageBuildRun) -> bool {
+    image_build(context, run).is_none()
+}
+
+/// Whether a run's platforms are the operator's default list, for its ImageBuild names none.
+#[must_use]
+pub fn has_default_platforms(context: &Context, run: &ImageBuildRun) -> bool {
+    image_build(context, run).is_some_and(|build| build.spec.platforms.is_none())
+}
+
+/// The ImageBuild that a run belongs to.
+fn image_build(context: &Context, run: &ImageBuildRun) -> Option<Arc<ImageBuild>> {
     let owner = &run.spec.image_build;
     let key = ObjectRef::new(&owner.name).within(run.metadata.namespace.as_deref().unwrap_or_default());
-    context.stores.image_builds.get(&key).is_none_or(|build| build.metadata.uid.as_deref() != Some(&owner.uid))
+    context.stores.image_builds.get(&key).filter(|build| build.metadata.uid.as_deref() == Some(&owner.uid))
 }
 
 /// Whether the run's ImageBuild has no newer one.

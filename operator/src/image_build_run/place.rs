@@ -11,11 +11,12 @@ use kube::ResourceExt;
 
 use super::dereference::Inputs;
 use super::execution::Placement;
+use super::has_default_platforms;
 use super::make::make;
 use super::plan::job_id;
 use super::queue::{Queue, queue};
 use super::status::Waiting;
-use super::waiting::{coming, not_ready};
+use super::waiting::{Unplaced, coming, not_ready};
 use crate::builder::BuilderId;
 use crate::builder::config::bundle_hash;
 use crate::builder::node::NodeFacts;
@@ -54,6 +55,7 @@ pub async fn place(
     now: Timestamp,
 ) -> Result<Placed, super::Error> {
     let nodes = context.nodes();
+    let by_default = has_default_platforms(context, run);
     let mut placed = Placed::default();
     let placing = context.placing.lock().await;
     let template = template(context, pool);
@@ -84,7 +86,8 @@ pub async fn place(
                         continue;
                     }
                     None => {
-                        let waiting = not_ready(&pod, (platform, &placement), pool, run, &nodes, now, &mut placed);
+                        let unplaced = Unplaced { platform, placement: &placement, by_default };
+                        let waiting = not_ready(&pod, unplaced, pool, run, &nodes, now, &mut placed);
                         if pool.spec.allow.as_ref().and_then(|allow| allow.emulation).unwrap_or(false) {
                             // No watch tells that an emulator was installed.
                             let soon = now.checked_add(LOOK_AGAIN).ok();

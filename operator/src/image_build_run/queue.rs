@@ -12,6 +12,7 @@ use kube::ResourceExt;
 use super::execution::{Available, Impossible, Placement, Wish, placement};
 use super::order::fair;
 use super::plan::due;
+use super::waiting::named;
 use crate::builder::TrustDomain;
 use crate::builder::node::NodeFacts;
 use crate::builder::observe::profile;
@@ -80,7 +81,7 @@ pub fn queue(
                         reason: Reason::PlatformNotRunnable.to_string(),
                         message: format!(
                             "{} cannot be built in the BuilderPool {}: {why}",
-                            platform.name,
+                            named(&platform.name, super::has_default_platforms(context, run)),
                             pool.name_any()
                         ),
                         ..BuildFailure::default()

@@ -24,10 +24,31 @@ pub fn coming() -> Waiting {
     Waiting { reason: Reason::WaitingForBuilder, message: "a builder is being started".to_owned() }
 }
 
+/// A platform that has no job yet, and where it is to be built.
+#[derive(Clone, Copy, Debug)]
+pub struct Unplaced<'a> {
+    /// The platform.
+    pub platform: &'a PlatformStatus,
+    /// Where it is to be built.
+    pub placement: &'a Placement,
+    /// Whether it comes from the operator's default list, for the ImageBuild names no platforms.
+    pub by_default: bool,
+}
+
+/// A platform's name in a message about what it lacks: whoever has not asked for it is told how not to.
+#[must_use]
+pub fn named(platform: &str, by_default: bool) -> String {
+    if by_default {
+        format!("{platform} (from the default list; name spec.platforms to leave it out)")
+    } else {
+        platform.to_owned()
+    }
+}
+
 /// What a platform waits for whose builder is not up, and since when it is too long.
 pub fn not_ready(
     pod: &Pod,
-    (platform, placement): (&PlatformStatus, &Placement),
+    Unplaced { platform, placement, by_default }: Unplaced<'_>,
     pool: &BuilderPool,
     run: &ImageBuildRun,
     nodes: &[NodeFacts],
@@ -45,7 +66,7 @@ pub fn not_ready(
             reason: Reason::WaitingForNode,
             message: format!(
                 "{}: no node can take a builder of architecture {} yet (nodes have: {}; scheduler: {}){}",
-                platform.name,
+                named(&platform.name, by_default),
                 placement.architecture,
                 architectures(nodes),
                 condition.message.as_deref().unwrap_or("nothing said"),
@@ -110,4 +131,71 @@ fn trouble(pod: &Pod) -> Option<String> {
             "ErrImagePull" | "ImagePullBackOff" => "its image cannot be pulled (ImagePullBackOff)".to_owned(),
             reason => reason.to_owned(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    use kiln_crds::image_build_run::Execution;
+    use serde_json::{from_value, json};
+
+    const HINT: &str = "linux/arm64 (from the default list; name spec.platforms to leave it out): ";
+
+    fn unschedulable() -> Pod {
+        from_value(json!({
+            "metadata": {"name": "default-arm64", "namespace": "kiln-builders", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]},
+        }))
+        .unwrap()
+    }
+
+    fn image_missing() -> Pod {
+        from_value(json!({
+            "metadata": {"name": "default-arm64", "namespace": "kiln-builders", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {"containerStatuses": [{
+                "name": "agent", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "ImagePullBackOff"}},
+            }]},
+        }))
+        .unwrap()
+    }
+
+    fn run() -> ImageBuildRun {
+        let spec = json!({
+            "imageBuild": {"name": "app", "uid": "u"}, "number": 1, "inputHash": "v1:x", "build": {},
+        });
+        ImageBuildRun::new("app-1", from_value(spec).unwrap())
+    }
+
+    #[test]
+    fn who_waits_for_a_node_is_told_where_the_platform_comes_from() {
+        let pool = BuilderPool::new("default", kiln_crds::BuilderPoolSpec::default());
+        let node = NodeFacts { architecture: "amd64".to_owned(), labels: BTreeMap::new(), user_namespaces: false };
+        let placement = Placement { architecture: "arm64".to_owned(), execution: Execution::Native };
+        let platform = PlatformStatus { name: "linux/arm64".to_owned(), needs_node: true, ..PlatformStatus::default() };
+        let early = "2026-01-01T00:09:59Z".parse().unwrap();
+        let late = "2026-01-01T00:10:00Z".parse().unwrap();
+        for (what, pod, by_default, now, reason, hinted, fails) in [
+            ("of the default list", unschedulable(), true, early, Reason::WaitingForNode, true, false),
+            ("named by the user", unschedulable(), false, early, Reason::WaitingForNode, false, false),
+            ("of the default list, too long", unschedulable(), true, late, Reason::WaitingForNode, true, true),
+            ("named by the user, too long", unschedulable(), false, late, Reason::WaitingForNode, false, true),
+            // It has its node: another list of platforms would mend nothing.
+            ("without an image", image_missing(), true, early, Reason::WaitingForBuilder, false, false),
+        ] {
+            let mut placed = Placed::default();
+            let unplaced = Unplaced { platform: &platform, placement: &placement, by_default };
+            let nodes = std::slice::from_ref(&node);
+            let waiting = not_ready(&pod, unplaced, &pool, &run(), nodes, now, &mut placed);
+            assert_eq!(waiting.reason, reason, "{what}");
+            assert_eq!(waiting.message.starts_with(HINT), hinted, "{what}: {}", waiting.message);
+            assert!(waiting.message.starts_with("linux/arm64"), "{what}: {}", waiting.message);
+            assert_eq!(placed.look_again.is_none(), fails, "{what}");
+            let failure = placed.failure.map(|failure| failure.message);
+            assert_eq!(failure.is_some(), fails, "{what}: {failure:?}");
+            assert!(failure.is_none_or(|failure| failure.starts_with(&waiting.message)), "{what}");
+        }
+    }
 }
