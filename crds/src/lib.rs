@@ -1,6 +1,7 @@
 //! The API of Kiln, group `kiln.build`: what a user writes and reads, as Rust types.
 //!
-//! The YAML in `crds/yaml/` is generated from these types (`cargo run -p kiln-crds`), and a test fails when it drifts.
+//! The YAML in `crds/yaml/` and what the chart's values may say of a BuilderPool are generated from these types
+//! (`cargo run -p kiln-crds`), and a test fails when they drift.
 //! The doc comment of a field is what `kubectl explain` prints, so it speaks to the user.
 
 // kube's derive macros name what they need `::kube::…`. It is all in kube-core and kube-derive, without client and runtime.
@@ -16,6 +17,7 @@ pub mod image_build_run;
 pub mod manifest;
 pub mod platform;
 pub mod reference;
+pub mod values_schema;
 
 pub use builder_pool::{BuilderPool, BuilderPoolSpec, BuilderPoolStatus, SecurityProfile};
 pub use git_url::{GitUrl, SshUrl, UrlError};

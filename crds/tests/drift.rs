@@ -1,4 +1,5 @@
-//! The YAML in `crds/yaml/` is what the types say: it is generated from them, never edited.
+//! The YAML in `crds/yaml/` and the BuilderPool's part of the chart's `values.schema.json` are what the types say: they are
+//! generated from them, never edited.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,6 +22,14 @@ fn the_yaml_is_generated_from_the_types() {
         let written = std::fs::read_to_string(folder.join(name)).expect("the file can be read");
         assert!(written == content, "crds/yaml/{name} differs from the types: run `cargo run -p kiln-crds`");
     }
+}
+
+#[test]
+fn what_the_charts_values_may_say_of_the_pool_is_generated_from_the_types() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(kiln_crds::values_schema::PATH);
+    let written = std::fs::read_to_string(path).expect("the chart has a values.schema.json");
+    let generated = kiln_crds::values_schema::rewrite(&written).expect("its definition of the pool can be generated");
+    assert!(written == generated, "values.schema.json differs from the types: run `cargo run -p kiln-crds`");
 }
 
 /// Field by field, what `kubectl explain` prints must be there: a field without a description helps nobody.
