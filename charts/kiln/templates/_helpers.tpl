@@ -85,3 +85,39 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- $found | uniq | toJson -}}
 {{- end -}}
+
+{{/* kiln.architectures: a JSON list of the architectures of the nodes that the pool may use. Empty where nodes cannot be
+     looked up, as by `helm template`. To install the chart takes the right to list them anyway, for it gives that right to
+     the operator. */}}
+{{- define "kiln.architectures" -}}
+{{- $spec := .Values.builderPool.spec -}}
+{{- $found := list -}}
+{{- range dig "items" list (lookup "v1" "Node" "" "") -}}
+{{- $labels := .metadata.labels | default dict -}}
+{{- $architecture := get $labels "kubernetes.io/arch" -}}
+{{- $usable := eq (get $labels "kubernetes.io/os") "linux" -}}
+{{- range $key, $value := ($spec.template).nodeSelector -}}
+{{- $usable = and $usable (eq (get $labels $key) $value) -}}
+{{- end -}}
+{{- if and $usable (has $architecture ($spec.architectures | default (list $architecture))) -}}
+{{- $found = append $found $architecture -}}
+{{- end -}}
+{{- end -}}
+{{- $found | uniq | sortAlpha | toJson -}}
+{{- end -}}
+
+{{/* kiln.unserved (list platforms architectures): a JSON list of the platforms whose programs no node of these
+     architectures runs; those of other systems run none. */}}
+{{- define "kiln.unserved" -}}
+{{- $architectures := index . 1 -}}
+{{- $also := dict "386" "amd64" "aarch64" "arm64" "arm" "arm64" "x86_64" "amd64" -}}
+{{- $found := list -}}
+{{- range index . 0 -}}
+{{- $architecture := index (splitList "/" .) 1 -}}
+{{- $served := or (has $architecture $architectures) (has (get $also $architecture) $architectures) -}}
+{{- if and (hasPrefix "linux/" .) (not $served) -}}
+{{- $found = append $found . -}}
+{{- end -}}
+{{- end -}}
+{{- $found | toJson -}}
+{{- end -}}
