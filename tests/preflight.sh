@@ -105,6 +105,13 @@ ask() {
 		true # The caller tells an answer from curl's words.
 }
 
+# out_of_reach VARIABLE WORDS: what curl says of the server that the variable names.
+out_of_reach() {
+	local said=${2%%$'\n'*}
+	[[ $said != *'curl: (60)'* ]] || said+='; name a private CA in KILN_REGISTRY_CA'
+	lacks "a way to $1=${!1}: $said"
+}
+
 # look_for_login: whether the registry lets this user in; with a token, where it wants one.
 look_for_login() {
 	[[ -n ${KILN_REGISTRY:-} && -n ${KILN_REGISTRY_PASSWORD:-} ]] && command -v curl >/dev/null || return 0
@@ -118,7 +125,7 @@ look_for_login() {
 	200) ;;
 	401 | 403) lacks "access to $KILN_REGISTRY: it refuses KILN_REGISTRY_USER=$KILN_REGISTRY_USER with this password" ;;
 	[1-5][0-9][0-9]) lacks "a registry at KILN_REGISTRY=$KILN_REGISTRY: https://$KILN_REGISTRY/v2/ answers $answer" ;;
-	*) lacks "a way to KILN_REGISTRY=$KILN_REGISTRY: ${answer%%$'\n'*}" ;;
+	*) out_of_reach KILN_REGISTRY "$answer" ;;
 	esac
 }
 
@@ -130,7 +137,7 @@ look_for_git() {
 	fi
 	local answer
 	answer=$(ask "$KILN_GIT/")
-	[[ $answer == [1-5][0-9][0-9] ]] || lacks "a way to KILN_GIT=$KILN_GIT: ${answer%%$'\n'*}"
+	[[ $answer == [1-5][0-9][0-9] ]] || out_of_reach KILN_GIT "$answer"
 }
 
 # look_for_server: sets server; fails where nothing more can be asked.

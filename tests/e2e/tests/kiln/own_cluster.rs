@@ -103,6 +103,59 @@ async fn registry_git_server_and_nodes_are_asked() {
     .await;
 }
 
+/// A cluster that is too old, whose arm64 nodes take no pods, and whose StorageClass is not the default one.
+const KUBECTL: &str = r#"#!/bin/sh
+case $* in
+*"config view"*) echo https://laptop.example ;;
+*/version*) echo '{"major": "1", "minor": "29+"}' ;;
+*storageclasses*) echo '{"storageclass.kubernetes.io/is-default-class":"false"}' ;;
+*"get nodes"*)
+	echo 'amd64 True unschedulable= kubernetes.io/arch=NoSchedule spare=PreferNoSchedule'
+	echo 'arm64 True unschedulable=true'
+	echo 'arm64 Unknown unschedulable='
+	echo 'arm64 True unschedulable= kubernetes.io/arch=NoSchedule gpu=NoExecute'
+	;;
+esac
+"#;
+
+#[tokio::test]
+async fn version_storage_and_nodes_are_looked_at() {
+    Tenant::run("preflight-old", async |tenant| {
+        let shell = without_variables(Shell::of_admin(tenant));
+        let shell = with_programs(shell, &[("kubectl", KUBECTL)])
+            .with("KILN_GIT", &tenant.cluster.git)
+            .with("KILN_BUILDER_IMAGE", "builder:1");
+        // Nobody has named the CA of the Git server.
+        let untrusted = format!("a way to KILN_GIT={}: curl: (60) ", tenant.cluster.git);
+        let expected = [
+            "the variable KILN_OPERATOR_IMAGE:",
+            "the variable KILN_REGISTRY:",
+            "the variable KILN_REGISTRY_USER:",
+            "the variable KILN_REGISTRY_PASSWORD:",
+            &untrusted,
+            "Kubernetes 1.30 or later: this one is 1.29",
+            "a default StorageClass",
+            "a node of arm64 that is ready and takes pods",
+        ];
+        let ran = shell.run("tests/demo").await;
+        assert_lines(&ran, &expected);
+        assert!(ran.stderr.contains("KILN_REGISTRY_CA"), "{}", ran.stderr);
+    })
+    .await;
+}
+
+/// Puts programs before those of the machine.
+fn with_programs(shell: Shell, programs: &[(&str, &str)]) -> Shell {
+    let directory = shell.directory().join("bin");
+    std::fs::create_dir(&directory).unwrap();
+    for (name, program) in programs {
+        std::fs::write(directory.join(name), program).unwrap();
+        std::fs::set_permissions(directory.join(name), Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH").unwrap());
+    shell.with("PATH", &path)
+}
+
 /// A program that notes how it was called, and does what its arguments ask for.
 const DOCKER: &str = r#"#!/bin/sh
 echo "docker $*" >>"$CALLS"
@@ -116,15 +169,8 @@ const KIND: &str = "#!/bin/sh\necho \"kind $*\" >>\"$CALLS\"\n";
 async fn docker_makes_the_images_and_the_nodes_get_them() {
     Tenant::fresh("images", async |tenant| {
         let shell = without_variables(Shell::of_admin(tenant));
-        let programs = shell.directory().join("bin");
-        std::fs::create_dir(&programs).unwrap();
-        for (name, program) in [("docker", DOCKER), ("kind", KIND)] {
-            std::fs::write(programs.join(name), program).unwrap();
-            std::fs::set_permissions(programs.join(name), Permissions::from_mode(0o755)).unwrap();
-        }
         let calls = shell.directory().join("calls");
-        let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-        let shell = shell.with("PATH", &path).with("CALLS", calls.to_str().unwrap());
+        let shell = with_programs(shell, &[("docker", DOCKER), ("kind", KIND)]).with("CALLS", calls.to_str().unwrap());
 
         // Which command loads them depends on the context's name.
         let other = shell.run("tests/images").await;
