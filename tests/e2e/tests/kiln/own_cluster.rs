@@ -4,10 +4,11 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use kiln_e2e::Tenant;
 use kiln_e2e::registries::Login;
-use kiln_e2e::shell::{Ran, Shell};
+use kiln_e2e::shell::{Ran, Shell, root};
 
 kiln_e2e::tests![all_that_is_missing_is_said_at_once, registry_git_server_and_nodes_are_asked, docker_makes_the_images_and_the_nodes_get_them];
 
@@ -201,4 +202,27 @@ async fn docker_makes_the_images_and_the_nodes_get_them() {
         assert!(!called.contains("kind "), "{called}");
     })
     .await;
+}
+
+/// The local cluster's image takes a binary that is there already, so nothing else would notice.
+#[test]
+fn the_operators_dockerfile_compiles_the_workspace_as_it_is() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let manifest = read("Cargo.toml");
+    let (_, members) = manifest.split_once("members = [").unwrap();
+    let (members, _) = members.split_once(']').unwrap();
+    let ignored = read("operator/Dockerfile.dockerignore");
+    let given: Vec<_> = ignored.lines().filter_map(|line| line.strip_prefix('!')).map(Path::new).collect();
+    for member in members.split(',').map(|member| member.trim().trim_matches('"')) {
+        let member = Path::new(member);
+        assert!(given.iter().any(|given| member.starts_with(given)), "{} is in the context", member.display());
+    }
+    let toolchain = read("rust-toolchain.toml");
+    let version = toolchain.lines().find_map(|line| line.strip_prefix("channel = ")).unwrap().trim_matches('"');
+    for dockerfile in ["operator/Dockerfile", "builder-image/Dockerfile"] {
+        let text = read(dockerfile);
+        for line in [format!("FROM rust:{version}-"), format!("ENV RUSTUP_TOOLCHAIN={version}")] {
+            assert!(text.lines().any(|there| there.starts_with(&line)), "{dockerfile} has {line}");
+        }
+    }
 }
