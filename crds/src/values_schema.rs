@@ -2,7 +2,7 @@
 //! other file, so the one definition is replaced in it and all else, which is written by hand, stays as it is.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt;
+use kube_core::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
 use crate::BuilderPool;

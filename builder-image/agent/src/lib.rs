@@ -46,7 +46,11 @@ pub enum AgentError {
 /// The program: reads its configuration, then serves jobs until it is told to stop; its exit code.
 ///
 /// It stands in the library, so that the whole is compiled once and the binary only calls it. Unit tests do without.
+///
+/// # Panics
+/// Where no thread can be started.
 #[cfg(not(test))]
+#[must_use]
 #[tokio::main]
 pub async fn main() -> std::process::ExitCode {
     use clap::Parser as _;

@@ -1,7 +1,7 @@
 //! Where an image goes, what it looks like there, and where its cache is.
 
-use kube_derive::KubeSchema;
 use kube_core::Duration;
+use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::bounds;

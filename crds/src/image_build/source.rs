@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use kube_derive::KubeSchema;
 use kube_core::Duration;
+use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::bounds;

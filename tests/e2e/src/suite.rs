@@ -168,7 +168,8 @@ fn run(test: &Test) -> Result<(), Failed> {
             .expect("a runtime can be made");
         let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(future())));
         runtime.shutdown_background();
-        let builders = NAMESPACES.take().iter().map(|(namespace, before)| costs::used(namespace) - *before).sum();
+        let builders =
+            NAMESPACES.take().iter().map(|(namespace, before)| costs::used(namespace).saturating_sub(*before)).sum();
         let took = Took { wall: begin.elapsed(), builders };
         TOOK.lock().unwrap_or_else(PoisonError::into_inner).insert(name, took);
         outcome.map_err(|panic| told(&*panic))
@@ -203,10 +204,10 @@ fn times() -> BTreeMap<String, f64> {
 
 fn remember(mut times: BTreeMap<String, f64>, took: &BTreeMap<&str, Took>) {
     times.extend(took.iter().map(|(name, took)| ((*name).to_owned(), took.wall.as_secs_f64())));
-    let lines: String = times.iter().map(|(name, seconds)| format!("{name} {seconds:.1}\n")).collect();
+    let lines = times.iter().map(|(name, seconds)| format!("{name} {seconds:.1}")).collect::<Vec<_>>().join("\n");
     if let Some(file) = times_file()
-        && let Err(error) = std::fs::create_dir_all(file.parent().expect("it has one"))
-            .and_then(|()| std::fs::write(&file, lines))
+        && let Err(error) =
+            std::fs::create_dir_all(file.parent().expect("it has one")).and_then(|()| std::fs::write(&file, lines))
     {
         eprintln!("the next run will not know which tests are long: {}: {error}", file.display());
     }

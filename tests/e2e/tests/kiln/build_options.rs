@@ -7,7 +7,13 @@ use kiln_e2e::registry::{Image, Registry};
 use kiln_e2e::tenant::{image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant, git_ssh};
 
-kiln_e2e::tests![two_fresh_builders_make_the_same_image_of_a_commit, a_new_commit_keeps_the_layers_that_it_does_not_touch, a_key_for_ssh_is_served_and_never_seen, a_cache_that_cannot_be_read_or_written_fails_nothing, a_base_image_that_is_there_is_taken_where_asked];
+kiln_e2e::tests![
+    two_fresh_builders_make_the_same_image_of_a_commit,
+    a_new_commit_keeps_the_layers_that_it_does_not_touch,
+    a_key_for_ssh_is_served_and_never_seen,
+    a_cache_that_cannot_be_read_or_written_fails_nothing,
+    a_base_image_that_is_there_is_taken_where_asked
+];
 
 /// The image of linux/amd64 that a build made.
 async fn amd64(tenant: &Tenant, built: &kiln_crds::ImageBuild) -> Image {

@@ -12,7 +12,15 @@ use kiln_e2e::tenant::{condition, image_of, run_of};
 use kiln_e2e::{Build, Tenant, wait};
 use kube::ResourceExt;
 
-kiln_e2e::tests![an_idle_builder_goes_and_its_volume_stays, a_pool_without_volumes_keeps_its_cache_while_warm, builds_above_the_limit_of_a_builder_wait, several_builds_share_a_warm_builder, without_a_node_of_the_architecture_a_build_waits_and_then_fails, a_lost_builder_is_another_attempt, a_builder_that_is_told_to_stop_finishes_its_job];
+kiln_e2e::tests![
+    an_idle_builder_goes_and_its_volume_stays,
+    a_pool_without_volumes_keeps_its_cache_while_warm,
+    builds_above_the_limit_of_a_builder_wait,
+    several_builds_share_a_warm_builder,
+    without_a_node_of_the_architecture_a_build_waits_and_then_fails,
+    a_lost_builder_is_another_attempt,
+    a_builder_that_is_told_to_stop_finishes_its_job
+];
 
 const SMALL: &str = "FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /which\n";
 

@@ -6,7 +6,11 @@ use kiln_e2e::tenant::{CA, condition, image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant};
 use serde_json::{Value, json};
 
-kiln_e2e::tests![an_image_build_waits_for_the_first_image_of_another, refs_and_tags_are_looked_up_once_for_each_run, what_is_named_and_missing_is_told_before_a_run_is_made];
+kiln_e2e::tests![
+    an_image_build_waits_for_the_first_image_of_another,
+    refs_and_tags_are_looked_up_once_for_each_run,
+    what_is_named_and_missing_is_told_before_a_run_is_made
+];
 
 fn contexts(contexts: Value) -> Vec<BuildContext> {
     serde_json::from_value(contexts).expect("these are contexts")

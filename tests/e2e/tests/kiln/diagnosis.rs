@@ -12,7 +12,14 @@ use kiln_e2e::{Build, Tenant, wait};
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
 
-kiln_e2e::tests![steps_tell_what_was_cached_and_what_missed_first, steps_are_told_while_they_run, a_cached_build_is_not_a_write_a_step, a_failure_says_what_where_and_why_in_condition_and_event, a_pool_tells_what_its_builders_are_and_do, metrics_have_their_names_and_no_tenants];
+kiln_e2e::tests![
+    steps_tell_what_was_cached_and_what_missed_first,
+    steps_are_told_while_they_run,
+    a_cached_build_is_not_a_write_a_step,
+    a_failure_says_what_where_and_why_in_condition_and_event,
+    a_pool_tells_what_its_builders_are_and_do,
+    metrics_have_their_names_and_no_tenants
+];
 
 fn only_platform(run: &ImageBuildRun) -> PlatformStatus {
     run.status.as_ref().unwrap().platforms[0].clone()

@@ -10,7 +10,12 @@ use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::{condition, image_of, is_current, run_of};
 use kiln_e2e::{Build, Repository, Tenant, wait};
 
-kiln_e2e::tests![a_failing_step_of_one_platform, a_missing_dockerfile, dockerfiles_that_cannot_be_built, a_build_that_takes_too_long];
+kiln_e2e::tests![
+    a_failing_step_of_one_platform,
+    a_missing_dockerfile,
+    dockerfiles_that_cannot_be_built,
+    a_build_that_takes_too_long
+];
 
 /// Waits for the failure of a later run than that of `former`, and checks what holds at each.
 async fn fails(tenant: &Tenant, name: &str, former: &ImageBuild, reason: &str) -> BuildFailure {

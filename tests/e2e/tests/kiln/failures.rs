@@ -8,7 +8,15 @@ use kiln_e2e::tenant::{GIT_SECRET, REGISTRY_SECRET, condition, image_of, run_of}
 use kiln_e2e::{Build, Repository, Tenant};
 use kube::ResourceExt as _;
 
-kiln_e2e::tests![a_wrong_git_password, a_wrong_registry_password, an_unreachable_registry, a_missing_ref_or_repository, a_missing_or_useless_secret_or_ca, an_impossible_platform_or_pool, a_tag_that_an_older_image_build_has];
+kiln_e2e::tests![
+    a_wrong_git_password,
+    a_wrong_registry_password,
+    an_unreachable_registry,
+    a_missing_ref_or_repository,
+    a_missing_or_useless_secret_or_ca,
+    an_impossible_platform_or_pool,
+    a_tag_that_an_older_image_build_has
+];
 
 /// Waits until the ImageBuild `app` is not ready for this reason, and checks what holds at each failure before a run.
 async fn fails(tenant: &Tenant, former: &ImageBuild, reason: &str, words: &[&str]) {

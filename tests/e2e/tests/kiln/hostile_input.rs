@@ -15,7 +15,16 @@ use kube::ResourceExt as _;
 use kube::api::PostParams;
 use serde_json::json;
 
-kiln_e2e::tests![addresses_in_disguise, urls_of_other_kinds, links_out_of_the_source, a_tree_that_writes_through_its_own_link, odd_words_arrive_as_they_are, words_that_no_program_takes, as_much_as_an_object_holds, odd_names];
+kiln_e2e::tests![
+    addresses_in_disguise,
+    urls_of_other_kinds,
+    links_out_of_the_source,
+    a_tree_that_writes_through_its_own_link,
+    odd_words_arrive_as_they_are,
+    words_that_no_program_takes,
+    as_much_as_an_object_holds,
+    odd_names
+];
 
 /// Addresses of the operator's own pod and of its link, in every form that something might read as one.
 const ADDRESSES: [&str; 18] = [

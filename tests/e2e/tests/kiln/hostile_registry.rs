@@ -16,7 +16,12 @@ use kiln_e2e::{Build, Tenant};
 use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 
-kiln_e2e::tests![nonsense_and_endless_answers, an_upload_sent_elsewhere_takes_no_credential_along, silent_once_the_operator_is_content, a_registry_that_stores_nothing];
+kiln_e2e::tests![
+    nonsense_and_endless_answers,
+    an_upload_sent_elsewhere_takes_no_credential_along,
+    silent_once_the_operator_is_content,
+    a_registry_that_stores_nothing
+];
 
 /// The password that no server but the one it is for may see.
 const PASSWORD: &str = "planted-registry-password";

@@ -13,7 +13,14 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::runtime::watcher;
 use serde_json::json;
 
-kiln_e2e::tests![deleted_while_building, cancelled, a_newer_input_stops_the_older_run, what_makes_a_run_and_what_does_not, suspended, history_is_trimmed];
+kiln_e2e::tests![
+    deleted_while_building,
+    cancelled,
+    a_newer_input_stops_the_older_run,
+    what_makes_a_run_and_what_does_not,
+    suspended,
+    history_is_trimmed
+];
 
 /// A step that nothing but being stopped ends, told from all other processes by its number.
 fn sleeping(seconds: u32) -> String {

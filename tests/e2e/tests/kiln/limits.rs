@@ -8,7 +8,11 @@ use kiln_crds::image_build::{CacheScope, CacheSpec};
 use kiln_e2e::{Build, Tenant, wait};
 use kube::api::{Patch, PatchParams};
 
-kiln_e2e::tests![a_namespace_has_no_more_volumes_than_its_limit, a_namespace_has_no_more_storage_than_its_limit, builders_tell_whose_they_are_and_what_they_may_use];
+kiln_e2e::tests![
+    a_namespace_has_no_more_volumes_than_its_limit,
+    a_namespace_has_no_more_storage_than_its_limit,
+    builders_tell_whose_they_are_and_what_they_may_use
+];
 
 /// An ImageBuild with a builder and a volume of its own.
 fn alone(tenant: &Tenant, pool: &str, name: &str, dockerfile: &str) -> Build {

@@ -3,6 +3,7 @@
 //! One program for all topics: it links once, and its tests run side by side, each in a namespace of its own. A test that
 //! disturbs the others, as one that kills the operator, is listed as `alone` and runs when they have ended.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "this code runs in tests only")]
+#![allow(clippy::assigning_clones, reason = "a test sets a field once; what reads best counts")]
 #![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
 
 mod api_rules;

@@ -6,7 +6,13 @@ use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Repository, Tenant, elf};
 use kube::ResourceExt as _;
 
-kiln_e2e::tests![git_to_an_index_of_both_platforms, inline_files_to_an_index_of_the_default_platforms, a_platform_may_differ_in_dockerfile_stage_and_arguments, labels_and_annotations_are_on_the_image, the_same_input_gives_the_same_digest];
+kiln_e2e::tests![
+    git_to_an_index_of_both_platforms,
+    inline_files_to_an_index_of_the_default_platforms,
+    a_platform_may_differ_in_dockerfile_stage_and_arguments,
+    labels_and_annotations_are_on_the_image,
+    the_same_input_gives_the_same_digest
+];
 
 const DOCKERFILE: &str = "FROM busybox\nRUN uname -m > /machine\nCMD [\"uname\", \"-m\"]\n";
 

@@ -22,7 +22,12 @@ use kube::{Api, ResourceExt as _};
 use serde::Deserialize as _;
 use serde_json::json;
 
-kiln_e2e::tests![steps_reach_what_builds_need_and_nothing_else, private_addresses_can_be_closed, git_servers_and_registries_at_forbidden_addresses, rebinding_names_gain_nothing];
+kiln_e2e::tests![
+    steps_reach_what_builds_need_and_nothing_else,
+    private_addresses_can_be_closed,
+    git_servers_and_registries_at_forbidden_addresses,
+    rebinding_names_gain_nothing
+];
 
 /// For each `$TARGETS`, which are `host:port`, whether a connection is made.
 const TRY: &str = "for target in $TARGETS; do nc -w 5 ${target%:*} ${target##*:} </dev/null >/dev/null 2>&1 && echo $target open || echo $target shut; done";

@@ -10,7 +10,13 @@ use kiln_e2e::Tenant;
 use kiln_e2e::registries::Login;
 use kiln_e2e::shell::{Ran, Shell, root};
 
-kiln_e2e::tests![all_that_is_missing_is_said_at_once, registry_git_server_and_nodes_are_asked, docker_makes_the_images_and_the_nodes_get_them];
+kiln_e2e::tests![
+    all_that_is_missing_is_said_at_once,
+    registry_git_server_and_nodes_are_asked,
+    docker_makes_the_images_and_the_nodes_get_them,
+    version_storage_and_nodes_are_looked_at,
+    plain the_operators_dockerfile_compiles_the_workspace_as_it_is,
+];
 
 /// What `.cluster/env` sets, and a user's environment has not.
 const VARIABLES: [&str; 10] = [
@@ -119,9 +125,8 @@ case $* in
 esac
 "#;
 
-#[tokio::test]
 async fn version_storage_and_nodes_are_looked_at() {
-    Tenant::run("preflight-old", async |tenant| {
+    Tenant::fresh("preflight-old", async |tenant| {
         let shell = without_variables(Shell::of_admin(tenant));
         let shell = with_programs(shell, &[("kubectl", KUBECTL)])
             .with("KILN_GIT", &tenant.cluster.git)
@@ -205,7 +210,6 @@ async fn docker_makes_the_images_and_the_nodes_get_them() {
 }
 
 /// The local cluster's image takes a binary that is there already, so nothing else would notice.
-#[test]
 fn the_operators_dockerfile_compiles_the_workspace_as_it_is() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
     let manifest = read("Cargo.toml");

@@ -1,4 +1,4 @@
-//! The lines for pipelines in `docs/imagebuild.md`, as they stand there, by an account with the ClusterRole that they need.
+//! The lines for pipelines in `docs/imagebuild.md`, as they stand there, by an account with the `ClusterRole` that they need.
 
 use kiln_crds::SecretRef;
 use kiln_crds::image_build_run::PlatformPhase;
@@ -9,7 +9,11 @@ use kiln_e2e::{Build, Repository, Tenant, page, wait};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-kiln_e2e::tests![a_pipeline_gets_the_digest_of_its_commit_or_why_there_is_none, a_pipeline_hears_that_its_run_was_cancelled_or_superseded, a_pipeline_hears_why_no_run_is_made];
+kiln_e2e::tests![
+    a_pipeline_gets_the_digest_of_its_commit_or_why_there_is_none,
+    a_pipeline_hears_that_its_run_was_cancelled_or_superseded,
+    a_pipeline_hears_why_no_run_is_made
+];
 
 /// How long the lines wait for a run to be made.
 const PATIENCE: &str = "--timeout=1m";

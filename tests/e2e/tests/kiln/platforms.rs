@@ -7,7 +7,14 @@ use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Tenant, elf};
 
-kiln_e2e::tests![a_pool_that_allows_it_emulates_what_no_node_runs, a_platform_whose_stages_only_copy_needs_no_node, what_runs_programs_is_refused_where_no_node_can_ever_run_them, build_on_compiles_for_one_architecture_on_anothers_builder, a_program_of_the_builder_under_the_targets_name_is_a_failure, every_image_holds_programs_of_its_platform];
+kiln_e2e::tests![
+    a_pool_that_allows_it_emulates_what_no_node_runs,
+    a_platform_whose_stages_only_copy_needs_no_node,
+    what_runs_programs_is_refused_where_no_node_can_ever_run_them,
+    build_on_compiles_for_one_architecture_on_anothers_builder,
+    a_program_of_the_builder_under_the_targets_name_is_a_failure,
+    every_image_holds_programs_of_its_platform
+];
 
 /// Runs a program of the platform, and keeps one.
 const RUNS: &str = "FROM busybox\nRUN uname -m > /machine\n";

@@ -19,7 +19,13 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
-kiln_e2e::tests![the_least_builders_are_up_before_any_build_and_stay_until_the_last_image_build_goes, an_archive_is_loaded_back_by_its_own_namespace_alone, arguments_of_the_pool_reach_every_build_and_its_own_go_before_them, a_mirror_is_read_with_the_credential_of_the_pool, a_registry_without_tls_is_used_where_the_pool_says_so];
+kiln_e2e::tests![
+    the_least_builders_are_up_before_any_build_and_stay_until_the_last_image_build_goes,
+    an_archive_is_loaded_back_by_its_own_namespace_alone,
+    arguments_of_the_pool_reach_every_build_and_its_own_go_before_them,
+    a_mirror_is_read_with_the_credential_of_the_pool,
+    a_registry_without_tls_is_used_where_the_pool_says_so
+];
 
 fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());

@@ -6,7 +6,10 @@ use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Repository, Tenant};
 
-kiln_e2e::tests![a_private_repository_and_a_private_base_image, a_registry_credential_as_username_and_password_and_a_ca_in_a_secret];
+kiln_e2e::tests![
+    a_private_repository_and_a_private_base_image,
+    a_registry_credential_as_username_and_password_and_a_ca_in_a_secret
+];
 
 async fn a_private_repository_and_a_private_base_image() {
     Tenant::run("private", async |tenant| {

@@ -11,7 +11,14 @@ use kiln_e2e::{Build, Tenant, wait};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-kiln_e2e::tests![other_tags_and_repositories_get_a_copy_that_no_builder_makes, a_last_good_image_that_is_gone_is_built_again, an_index_is_made_of_images_that_were_built_elsewhere, an_image_of_another_platform_is_not_taken, docker_media_types_and_sizes_and_a_warning_of_growth, a_check_builds_and_pushes_nothing];
+kiln_e2e::tests![
+    other_tags_and_repositories_get_a_copy_that_no_builder_makes,
+    a_last_good_image_that_is_gone_is_built_again,
+    an_index_is_made_of_images_that_were_built_elsewhere,
+    an_image_of_another_platform_is_not_taken,
+    docker_media_types_and_sizes_and_a_warning_of_growth,
+    a_check_builds_and_pushes_nothing
+];
 
 const DOCKERFILE: &str = "FROM busybox\nRUN echo pushed > /file\n";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";

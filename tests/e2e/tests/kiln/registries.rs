@@ -12,7 +12,15 @@ use kiln_e2e::tenant::{CA, REGISTRY_SECRET, image_of};
 use kiln_e2e::{Build, Tenant};
 use serde_json::json;
 
-kiln_e2e::tests![one_build_goes_to_several_registries_and_is_a_base_image_from_each, a_token_that_allows_less_than_a_push_and_none_at_all, a_registry_that_limits_requests_is_waited_for, blobs_of_another_repository_are_mounted, a_registry_that_mounts_nothing_gets_uploads, uploads_are_sent_whole_and_in_parts_where_they_are_too_large, an_artifact_refers_to_a_pushed_image];
+kiln_e2e::tests![
+    one_build_goes_to_several_registries_and_is_a_base_image_from_each,
+    a_token_that_allows_less_than_a_push_and_none_at_all,
+    a_registry_that_limits_requests_is_waited_for,
+    blobs_of_another_repository_are_mounted,
+    a_registry_that_mounts_nothing_gets_uploads,
+    uploads_are_sent_whole_and_in_parts_where_they_are_too_large,
+    an_artifact_refers_to_a_pushed_image
+];
 
 const BUSYBOX: &str = "docker.io/library/busybox";
 const DOCKERFILE: &str = "FROM busybox\nRUN echo pushed > /file\n";

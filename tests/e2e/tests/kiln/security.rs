@@ -10,7 +10,12 @@ use kube::ResourceExt;
 use kube::api::{ListParams, PostParams};
 use serde_json::json;
 
-kiln_e2e::tests![a_restricted_namespace_builds_and_holds_no_pod, user_namespace_hides_the_builder_from_its_steps, rootless_builds_each_image_build_on_its_own, secret_values_stay_secret];
+kiln_e2e::tests![
+    a_restricted_namespace_builds_and_holds_no_pod,
+    user_namespace_hides_the_builder_from_its_steps,
+    rootless_builds_each_image_build_on_its_own,
+    secret_values_stay_secret
+];
 
 /// What a RUN step sees of its surroundings.
 const LOOK: &str = "FROM busybox

@@ -7,7 +7,13 @@ use kiln_e2e::registry::{Image, Registry};
 use kiln_e2e::tenant::{image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant};
 
-kiln_e2e::tests![dockerignore_holds_with_a_git_context, a_ref_is_a_branch_a_tag_a_full_ref_a_commit_or_omitted, a_directory_of_the_repository_is_the_context, two_commits_of_one_second_and_one_size_are_two_contents, modes_and_submodules_arrive];
+kiln_e2e::tests![
+    dockerignore_holds_with_a_git_context,
+    a_ref_is_a_branch_a_tag_a_full_ref_a_commit_or_omitted,
+    a_directory_of_the_repository_is_the_context,
+    two_commits_of_one_second_and_one_size_are_two_contents,
+    modes_and_submodules_arrive
+];
 
 const COPY_ALL: &str = "FROM busybox\nCOPY . /src/\n";
 

@@ -9,7 +9,13 @@ use kiln_e2e::tenant::image_of;
 use kiln_e2e::web::{WebFile, tar_gz};
 use kiln_e2e::{Build, Repository, Tenant};
 
-kiln_e2e::tests![git_over_ssh, git_lfs_files_come_in_place_of_their_pointers, a_dockerfile_may_be_inline_or_outside_of_the_context, a_kept_git_dir_has_the_commit_and_no_credential, a_tarball_is_compared_with_its_checksum];
+kiln_e2e::tests![
+    git_over_ssh,
+    git_lfs_files_come_in_place_of_their_pointers,
+    a_dockerfile_may_be_inline_or_outside_of_the_context,
+    a_kept_git_dir_has_the_commit_and_no_credential,
+    a_tarball_is_compared_with_its_checksum
+];
 
 const COPY_ALL: &str = "FROM busybox\nCOPY . /src/\n";
 

@@ -10,7 +10,11 @@ use kiln_e2e::{Build, Repository, Tenant};
 use kube::ResourceExt as _;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
-kiln_e2e::tests![a_new_ca_works_without_touching_the_pool, a_self_signed_certificate_is_trusted_where_it_is_named, a_certificate_for_another_name_says_how_to_make_a_good_one];
+kiln_e2e::tests![
+    a_new_ca_works_without_touching_the_pool,
+    a_self_signed_certificate_is_trusted_where_it_is_named,
+    a_certificate_for_another_name_says_how_to_make_a_good_one
+];
 
 const DOCKERFILE: [(&str, &str); 1] = [("Dockerfile", "FROM busybox\nRUN echo 1 > /file\n")];
 

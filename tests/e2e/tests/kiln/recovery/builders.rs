@@ -19,7 +19,13 @@ use tokio::io::AsyncReadExt as _;
 use crate::recovery::host::{self, is_local};
 use crate::recovery::stage::platforms;
 
-kiln_e2e::tests![the_agent_is_killed, buildkitd_is_killed, the_pod_is_deleted, the_pod_is_evicted, the_pod_is_evicted_by_its_kubelet];
+kiln_e2e::tests![
+    the_agent_is_killed,
+    buildkitd_is_killed,
+    the_pod_is_deleted,
+    the_pod_is_evicted,
+    the_pod_is_evicted_by_its_kubelet
+];
 
 /// The step of the first attempt takes longer than all else, that of the second is soon done: the cache mount, on the
 /// builder's volume, tells them apart.

@@ -78,7 +78,7 @@ async fn a_leader_that_is_cut_off_stops_before_another_leads() {
             operator.leader_but(&name).await;
             begun.elapsed()
         };
-        let (ended, led) = tokio::join!(ended, led); the other led after {led:?}");
+        let (ended, led) = tokio::join!(ended, led);
         assert!(ended < led, "it ended after {ended:?}, and another led after {led:?}");
         assert!(led < LEASE + Duration::from_secs(10), "another leads soon after the Lease has expired: {led:?}");
         stage.made_once("app").await;
