@@ -19,7 +19,9 @@ own_cluster() {
 # it done.
 use_cluster() {
 	if ! own_cluster; then
-		[[ -n ${KILN_CLUSTER_STARTED:-} ]] || "$ROOT/tests/cluster/up" $([[ ${1:-} != tests ]] || echo --for-tests)
+		local options=()
+		[[ ${1:-} != tests ]] || options=(--for-tests)
+		[[ -n ${KILN_CLUSTER_STARTED:-} ]] || "$ROOT/tests/cluster/up" "${options[@]}"
 		# shellcheck source=/dev/null
 		. "$ROOT/.cluster/env"
 	elif [[ -z ${KILN_CLUSTER_STARTED:-} ]]; then
