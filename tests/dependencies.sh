@@ -45,7 +45,11 @@ keep_dependencies() {
 	kept=$(dependencies_directory)
 	if (($(units "$target/debug") <= $(units "$kept"))); then return 0; fi
 	mkdir -p "$CACHE/cargo"
-	with_dependencies_locked -x replace_dependencies "$target/debug" "$kept"
+	# Without them all works, and takes longer.
+	with_dependencies_locked -x replace_dependencies "$target/debug" "$kept" || {
+		rm -rf "$kept.tmp"
+		echo "compiled dependencies could not be kept for other clones in $CACHE/cargo" >&2
+	}
 }
 
 # units DIR: how many crates of others are compiled there.
@@ -56,32 +60,27 @@ units() {
 with_dependencies_locked() {
 	local mode=$1 lock
 	shift
-	exec {lock}>"$CACHE/cargo/lock"
-	flock "$mode" "$lock"
-	"$@"
-	exec {lock}>&-
+	(
+		flock "$mode" "$lock"
+		"$@"
+	) {lock}>"$CACHE/cargo/lock"
 }
 
+# replace_dependencies FROM TO: in one move, when all is there.
 replace_dependencies() {
 	local from=$1 to=$2 own
 	rm -rf "$CACHE"/cargo/*.tmp
-	own=$(mktemp)
 	# A crate's files end in the hash of its fingerprint's directory.
-	find "$from/.fingerprint" -mindepth 1 -maxdepth 1 -name 'kiln*' -printf '%f\n' | sed 's/.*-/-/' >"$own"
-	mkdir -p "$to.tmp"/{deps,build,.fingerprint}
-	copy_others deps
-	copy_others build
-	copy_others .fingerprint
-	rm -f "$own"
-	rm -rf "$to"
-	mv -T "$to.tmp" "$to"
-	trim_dependencies "$to"
+	own=$(find "$from/.fingerprint" -mindepth 1 -maxdepth 1 -name 'kiln*' -printf '%f\n' | sed 's/.*-/-/')
+	mkdir -p "$to.tmp"/{deps,build,.fingerprint} &&
+		copy_others deps && copy_others build && copy_others .fingerprint &&
+		rm -rf "$to" && mv -T "$to.tmp" "$to" && trim_dependencies "$to"
 }
 
 # copy_others DIR: what is not the project's own; times are kept, for cargo compares them.
 copy_others() {
 	find "$from/$1" -mindepth 1 -maxdepth 1 ! -name 'kiln*' ! -name 'libkiln*' -print0 |
-		{ grep -zvFf "$own" || true; } | xargs -0 -r cp -a --reflink=auto -t "$to.tmp/$1"
+		{ grep -zvF "${own:-kiln}" || true; } | xargs -0 -r cp -a --reflink=auto -t "$to.tmp/$1"
 }
 
 # trim_dependencies DIR: the least recently used go, but for DIR.

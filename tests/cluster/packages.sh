@@ -20,15 +20,18 @@ missing_packages() {
 
 # Packages that bring a service must not start it: the cluster runs its own, with its own configuration.
 install_packages() {
-	local policy=/usr/sbin/policy-rc.d made=
+	local policy=/usr/sbin/policy-rc.d
+	# One that an installation left which was broken off.
+	if grep -qs "of Kiln's local cluster" $policy; then rm $policy; fi
 	if [[ ! -e $policy ]]; then
-		printf '#!/bin/sh\nexit 101\n' >$policy
+		# shellcheck disable=SC2064
+		trap "rm -f $policy" EXIT
+		printf "#!/bin/sh\n# of Kiln's local cluster, while it installs packages\nexit 101\n" >$policy
 		chmod 755 $policy
-		made=yes
 	fi
-	# shellcheck disable=SC2064
-	[[ -z $made ]] || trap "rm -f $policy" EXIT
 	export DEBIAN_FRONTEND=noninteractive
+	# What an installation left half done that was broken off.
+	dpkg --configure -a
 	apt-get -q update
 	apt-get -q -y --no-install-recommends install "$@"
 }
