@@ -76,7 +76,7 @@ async fn steps_tell_what_was_cached_and_what_missed_first() {
 }
 
 async fn steps_are_told_while_they_run() {
-    Tenant::run("running", async |tenant| {
+    Tenant::fresh("running", async |tenant| {
         let dockerfile = "FROM busybox\nRUN echo before\nRUN sleep 4\n";
         tenant.create_build(&Build::inline(tenant, "app", &[("Dockerfile", dockerfile)]).amd64()).await;
         let run = tenant

@@ -1,7 +1,7 @@
 //! The chart's emulators: a `DaemonSet` brings one that the nodes had not, and a build that waited for it goes on.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Namespace;
@@ -29,8 +29,9 @@ fn root() -> PathBuf {
 
 /// What a command prints; it must succeed.
 fn output(command: &mut Command) -> String {
-    let output = command.stderr(Stdio::inherit()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", output.status);
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}: {errors}", output.status);
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 

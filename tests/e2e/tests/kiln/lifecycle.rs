@@ -65,7 +65,7 @@ fn phase(run: &ImageBuildRun) -> RunPhase {
 }
 
 async fn deleted_while_building() {
-    Tenant::run("delete", async |tenant| {
+    Tenant::fresh("delete", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", &sleeping(7301))]).amd64();
         tenant.create_build(&build).await;
         let pod = asleep(tenant, "app-1", 7301).await;
@@ -91,7 +91,7 @@ async fn deleted_while_building() {
 }
 
 async fn cancelled() {
-    Tenant::run("cancel", async |tenant| {
+    Tenant::fresh("cancel", async |tenant| {
         let files = [("Dockerfile", sleeping(7302))];
         tenant
             .create_build(
@@ -122,7 +122,7 @@ async fn cancelled() {
 }
 
 async fn a_newer_input_stops_the_older_run() {
-    Tenant::run("newer", async |tenant| {
+    Tenant::fresh("newer", async |tenant| {
         tenant.create_build(&Build::inline(tenant, "app", &[("Dockerfile", &sleeping(7303))]).amd64()).await;
         let pod = asleep(tenant, "app-1", 7303).await;
         tenant
@@ -148,7 +148,7 @@ async fn a_newer_input_stops_the_older_run() {
 const RANDOM: &str = "FROM busybox\nARG WHICH\nRUN cat /proc/sys/kernel/random/uuid > /which\n";
 
 async fn what_makes_a_run_and_what_does_not() {
-    Tenant::run("runs", async |tenant| {
+    Tenant::fresh("runs", async |tenant| {
         let first = tenant.build(&Build::inline(tenant, "app", &[("Dockerfile", RANDOM)]).amd64()).await;
         assert_eq!(run_of(&first), "app-1");
 
@@ -199,7 +199,7 @@ async fn what_makes_a_run_and_what_does_not() {
 }
 
 async fn suspended() {
-    Tenant::run("suspend", async |tenant| {
+    Tenant::fresh("suspend", async |tenant| {
         let never = Build::inline(tenant, "never", &[("Dockerfile", RANDOM)]).amd64().with(|spec| spec.suspend = true);
         tenant.create_build(&never).await;
         assert_eq!(run_of(&tenant.not_ready("never", "Suspended").await), "");
@@ -221,7 +221,7 @@ async fn suspended() {
 }
 
 async fn history_is_trimmed() {
-    Tenant::run("history", async |tenant| {
+    Tenant::fresh("history", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", "FROM busybox\nARG CODE=0\nRUN exit $CODE\n")])
             .amd64()
             .with(|spec| spec.history = serde_json::from_value(json!({"successful": 2, "failed": 1})).unwrap());

@@ -224,7 +224,7 @@ async fn docker_media_types_and_sizes_and_a_warning_of_growth() {
 }
 
 async fn a_check_builds_and_pushes_nothing() {
-    Tenant::run("publish-check", async |tenant| {
+    Tenant::fresh("publish-check", async |tenant| {
         let build = Build::inline(tenant, "app", &[("Dockerfile", DOCKERFILE)]).amd64().with(|spec| {
             spec.image = None;
             // The mirror of docker.io wants it.

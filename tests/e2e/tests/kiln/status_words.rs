@@ -26,7 +26,7 @@ fn row(table: &str) -> Vec<(String, String)> {
 }
 
 async fn kubectl_get_and_describe() {
-    Tenant::run("words", async |tenant| {
+    Tenant::fresh("words", async |tenant| {
         let repository = Repository::public(tenant, "app");
         let commit = repository.write(&[("Dockerfile", "FROM busybox\n")]);
         let built = tenant.build(&Build::git(tenant, "app", &repository)).await;
