@@ -80,7 +80,7 @@ replace_dependencies() {
 # copy_others DIR: what is not the project's own; times are kept, for cargo compares them.
 copy_others() {
 	find "$from/$1" -mindepth 1 -maxdepth 1 ! -name 'kiln*' ! -name 'libkiln*' -print0 |
-		{ grep -zvF "${own:-kiln}" || true; } | xargs -0 -r cp -a --reflink=auto -t "$to.tmp/$1"
+		{ grep -zvF -e "${own:-kiln}" || true; } | xargs -0 -r cp -a --reflink=auto -t "$to.tmp/$1"
 }
 
 # trim_dependencies DIR: the least recently used go, but for DIR.

@@ -3,23 +3,23 @@
 
 # Processes of the cluster that no record names: pods, their shims, what outlived a damaged record.
 leftover_processes() {
-	local root dir pid exe
+	local root dir exe
 	while read -r root; do
 		for dir in "$root"/kiln-amd64 "$root"/kiln-arm64 "$root"/kiln-images; do
 			[[ ! -d $dir ]] || find "$dir" -name cgroup.procs -exec cat {} + 2>/dev/null
 		done
 	done < <(cgroup_roots)
-	for pid in /proc/[0-9]*; do
-		exe=$(readlink "$pid/exe" 2>/dev/null) || continue
+	# One look at all processes: a machine may have a thousand.
+	while read -r dir exe; do
 		case $exe in
 		"$CACHE"/bin/* | */docker-registry | */nginx | */fcgiwrap | */git-http-backend) ;;
 		*) continue ;;
 		esac
 		# They are started in the cluster's directory; some, as nginx's workers, have no telling command line.
-		case $(readlink "$pid/cwd" 2>/dev/null) in
-		"$STATE" | "$STATE"/* | "$STATE (deleted)") printf '%s\n' "${pid#/proc/}" ;;
+		case $(readlink "$dir/cwd" 2>/dev/null) in
+		"$STATE" | "$STATE"/* | "$STATE (deleted)") printf '%s\n' "${dir#/proc/}" ;;
 		esac
-	done
+	done < <(find /proc/[0-9]*/exe -maxdepth 0 -printf '%h %l\n' 2>/dev/null || true)
 }
 
 kill_leftovers() {
