@@ -19,7 +19,8 @@ kiln_e2e::tests![
 ];
 
 /// What `.cluster/env` sets, and a user's environment has not.
-const VARIABLES: [&str; 10] = [
+const VARIABLES: [&str; 11] = [
+    "KILN_COSTS",
     "KILN_LOCAL_CLUSTER",
     "KILN_CLUSTER_STARTED",
     "KILN_OPERATOR_IMAGE",
