@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What a command costs, in reference seconds: seconds of this machine's processors, times its speed (tests/speed), so
 # that machines can be compared. Budgets stand in CONTRIBUTING.md; above one there is a warning and no failure, for
-# noise must not stop anybody. Sourced, never run; needs cluster/lib.sh.
+# noise must not stop anybody. Sourced, never run; needs cluster/lib.sh and dependencies.sh.
 
 # Who measures: a script that another one calls adds to its account.
 COSTS_OWNER=
@@ -22,20 +22,20 @@ budget() {
 state() {
 	if ! compgen -G "$CACHE/bin/kubernetes-*" >/dev/null || ! compgen -G "$CACHE/cargo/*/deps" >/dev/null; then
 		echo nothing
-	elif [[ -e $STATE/complete && -d ${CARGO_TARGET_DIR:-$ROOT/target}/debug ]]; then
+	elif [[ -e $STATE/complete && -d $(target_directory)/debug ]]; then
 		echo cluster
 	else
 		echo caches
 	fi
 }
 
-# begin_costs COMMAND: from here on. Sets KILN_SPEED.
+# begin_costs COMMAND DIR: from here on, with the account in DIR. Sets KILN_SPEED.
 begin_costs() {
 	[[ -z ${KILN_COSTS:-} ]] || return 0
 	COSTS_OWNER=$1
 	COSTS_STATE=$(state)
 	KILN_SPEED=$("$ROOT/tests/speed/measure")
-	KILN_COSTS=$(mktemp)
+	KILN_COSTS=$2/costs
 	export KILN_SPEED KILN_COSTS
 	COSTS_BEGIN=$EPOCHREALTIME
 	COSTS_BUSY=$(busy)
@@ -52,9 +52,8 @@ end_costs() {
 	[[ $COSTS_OWNER != test ]] || stages "$busy" "$speed"
 	printf '\nmake %s: %s reference s (budget %s, with %s), %d min %02d s of wall time, speed %s\n' "$COSTS_OWNER" \
 		"$(reference "$busy" "$speed")" "$limit" "$(described "$COSTS_STATE")" $((wall / 60)) $((wall % 60)) "$speed"
-	awk -v used="$(reference "$busy" "$speed")" -v limit="$limit" 'BEGIN {exit used <= limit}' &&
+	(($(reference "$busy" "$speed") <= limit)) ||
 		printf 'warning: that is above the budget; CONTRIBUTING.md says how to stay within it\n' >&2
-	rm -f "$KILN_COSTS"
 }
 
 # reference TICKS SPEED: in reference seconds.

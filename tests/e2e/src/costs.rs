@@ -37,7 +37,7 @@ fn builders() -> MutexGuard<'static, BTreeMap<String, Builder>> {
 
 /// Begins to watch builder pods. Where this machine does not run them, nothing is known.
 pub fn watch() {
-    if !(roots().next().is_some_and(|root| root.is_dir()) && std::env::var_os("KILN_LOCAL_CLUSTER").is_some()) {
+    if roots().next().is_none() || std::env::var_os("KILN_LOCAL_CLUSTER").is_none() {
         return;
     }
     std::thread::spawn(|| {
@@ -51,7 +51,7 @@ pub fn watch() {
                     event = stream.next() => if let Some(Ok(Event::Apply(pod) | Event::InitApply(pod))) = event {
                         note(&pod);
                     },
-                    _ = look.tick() => builders().values_mut().for_each(Builder::look),
+                    _ = look.tick() => builders().iter_mut().for_each(|(uid, builder)| builder.look(uid)),
                 }
             }
         });
@@ -65,7 +65,11 @@ fn note(pod: &Pod) {
 }
 
 impl Builder {
-    fn look(&mut self) {
+    fn look(&mut self, uid: &str) {
+        // The pod is told of before its cgroup is made.
+        if self.file.is_none() {
+            self.file = file_of(uid);
+        }
         let text = self.file.as_deref().and_then(|file| std::fs::read_to_string(file).ok());
         if let Some(used) = text.as_deref().and_then(used_of) {
             self.used = used;
@@ -95,13 +99,12 @@ fn roots() -> impl Iterator<Item = PathBuf> {
 /// What the builder pods of a namespace have used so far.
 pub fn used(namespace: &str) -> Duration {
     let mut builders = builders();
-    for (uid, builder) in builders.iter_mut().filter(|(_, builder)| builder.namespace == namespace) {
-        if builder.file.is_none() {
-            builder.file = file_of(uid);
-        }
-        builder.look();
-    }
-    builders.values().filter(|builder| builder.namespace == namespace).map(|builder| builder.used).sum()
+    let own = builders.iter_mut().filter(|(_, builder)| builder.namespace == namespace);
+    own.map(|(uid, builder)| {
+        builder.look(uid);
+        builder.used
+    })
+    .sum()
 }
 
 /// The file with what a pod has used.

@@ -1,6 +1,6 @@
 //! The chart's emulators: a `DaemonSet` brings one that the nodes had not, and a build that waited for it goes on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -9,6 +9,7 @@ use kiln_crds::BuilderPool;
 use kiln_crds::builder_pool::PoolAllow;
 use kiln_crds::image_build_run::Execution;
 use kiln_e2e::cluster::variable;
+use kiln_e2e::shell::root;
 use kiln_e2e::{Build, Tenant, wait};
 use kube::api::DeleteParams;
 use kube::{Api, ResourceExt as _};
@@ -21,11 +22,6 @@ const HANDLER: &str = "/proc/sys/fs/binfmt_misc/qemu-loongarch64";
 /// A program for linux/loong64 that ends with 0, and nothing else: 132 bytes of ELF.
 const PROGRAM: &str = "f0VMRgIBAQAAAAAAAAAAAAIAAgEBAAAAeAAAIAEAAABAAAAAAAAAAAAAAAAAAAAAQwAAAEAAOAABAEAAAAAAAAEAAAAFAAAA\
                        AAAAAAAAAAAAAAAgAQAAAAAAACABAAAAhAAAAAAAAACEAAAAAAAAAAAAAQAAAAAAC3SBAwQAgAMAACsA";
-
-/// The repository's root.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
 
 /// What a command prints; it must succeed.
 fn output(command: &mut Command) -> String {
