@@ -47,7 +47,8 @@ end_costs() {
 	local busy wall speed limit
 	busy=$(($(busy) - COSTS_BUSY))
 	wall=$(awk -v from="$COSTS_BEGIN" -v to="$EPOCHREALTIME" 'BEGIN {printf "%.0f", to - from}')
-	speed=$(awk -v before="$KILN_SPEED" -v after="$("$ROOT/tests/speed/measure")" 'BEGIN {printf "%.2f", (before + after) / 2}')
+	# Whatever else still runs makes a machine look slower, never faster.
+	speed=$(printf '%s\n' "$KILN_SPEED" "$("$ROOT/tests/speed/measure")" | sort -n | tail -1)
 	limit=$(budget "$COSTS_OWNER" "$COSTS_STATE")
 	[[ $COSTS_OWNER != test ]] || stages "$busy" "$speed"
 	printf '\nmake %s: %s reference s (budget %s, with %s), %d min %02d s of wall time, speed %s\n' "$COSTS_OWNER" \

@@ -31,8 +31,15 @@ struct Builder {
 /// All builder pods that were there, by UID.
 static BUILDERS: Mutex<BTreeMap<String, Builder>> = Mutex::new(BTreeMap::new());
 
+/// What the processors had done before the first test.
+static BUSY_BEFORE: Mutex<Option<Duration>> = Mutex::new(None);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn builders() -> MutexGuard<'static, BTreeMap<String, Builder>> {
-    BUILDERS.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&BUILDERS)
 }
 
 /// Begins to watch builder pods. Where this machine does not run them, nothing is known.
@@ -40,6 +47,7 @@ pub fn watch() {
     if roots().next().is_none() || std::env::var_os("KILN_LOCAL_CLUSTER").is_none() {
         return;
     }
+    *lock(&BUSY_BEFORE) = busy();
     std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime can be made").block_on(async {
@@ -137,8 +145,20 @@ pub fn tell(took: &BTreeMap<&str, Took>) {
     for (name, took) in tests.iter().take(TOLD) {
         println!("  {:6.1} {:6.1}  {name}", took.wall.as_secs_f64(), took.builders.as_secs_f64() * speed);
     }
-    let rest: Duration = tests.iter().skip(TOLD).map(|(_, took)| took.builders).sum();
-    if tests.len() > TOLD {
-        println!("         {:6.1}  {} others", rest.as_secs_f64() * speed, tests.len() - TOLD);
+    if let (Some(all), Some(before)) = (busy(), *lock(&BUSY_BEFORE)) {
+        let told: Duration = tests.iter().take(TOLD).map(|(_, took)| took.builders).sum();
+        let shared = (all - before).saturating_sub(told).as_secs_f64() * speed;
+        let others = tests.len().saturating_sub(TOLD);
+        println!(
+            "         {shared:6.1}  shared: API server, nodes, registries, the operator, the builders of {others} others"
+        );
     }
+}
+
+/// What this machine's processors have done so far (man 5 `proc_stat`): user, nice, system, irq and softirq time.
+fn busy() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<u64> = text.lines().next()?.split(' ').filter_map(|word| word.parse().ok()).collect();
+    // The kernel counts in hundredths of a second for programs, whatever it does itself.
+    Some(Duration::from_millis([0, 1, 2, 5, 6].iter().filter_map(|&field| ticks.get(field)).sum::<u64>() * 10))
 }
