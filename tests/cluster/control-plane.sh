@@ -62,7 +62,8 @@ start_dns_and_proxy() {
 		  }
 		  loadbalance
 		}
-		# Names for hostile tests: ANYTHING.metadata.rebind.kiln.test is this machine first, then the metadata address.
+		# Names for hostile tests: ANYTHING.metadata.rebind.kiln.test is this machine for
+		# who asks first, and the metadata address for others.
 		kiln.test {
 		  bind $HOST_IP
 		  errors

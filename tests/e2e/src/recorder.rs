@@ -56,7 +56,8 @@ impl Recorder {
         })
     }
 
-    /// A name that stands for the Git server and registry when it is first looked up, and later for what `label` does.
+    /// A name that stands for the Git server and registry where the first to look it up does so, and elsewhere for what
+    /// `label` does.
     #[must_use]
     pub fn rebinding(&self, unique: &str, label: &str) -> String {
         format!("{unique}.{label}.{}", variable("KILN_REBINDING_NAME"))

@@ -60,9 +60,13 @@ async fn a_pipeline_gets_the_digest_of_its_commit_or_why_there_is_none() {
         let commit = repository.write(&[("Dockerfile", "FROM busybox\nRUN echo 2 > /number\n")]);
         let second = shell.run(&lines()).await.printed();
         assert_ne!(first, second);
-        let built = tenant.builds().get("app").await.unwrap();
+        // The run has ended; its ImageBuild says so a moment later.
+        let built = tenant.wait_build("app", "this commit is pushed", wait::BUILD, |build| {
+            let source = build.status.as_ref().and_then(|status| status.source.as_ref());
+            Ok(source.and_then(|source| source.commit.as_ref()) == Some(&commit))
+        });
+        let built = built.await;
         assert_eq!(second, format!("{}\n", image_of(&built).reference));
-        assert_eq!(built.status.as_ref().unwrap().source.as_ref().unwrap().commit.as_deref(), Some(commit.as_str()));
 
         // One that fails, and once more: what is said is of the run that was asked for.
         let commit = repository.write(&[("Dockerfile", "FROM busybox\nRUN echo no luck; exit 3\n")]);

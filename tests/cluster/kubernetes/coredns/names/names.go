@@ -7,8 +7,8 @@
 //	}
 //
 // A name of the zone has the addresses of its line. Where the label rebind stands before one, as in
-// ANYTHING.metadata.rebind.ZONE, the first answer for ANYTHING is rebind's address, each later one metadata's.
-// No answer may be kept (TTL 0). There are no IPv6 addresses.
+// ANYTHING.metadata.rebind.ZONE, the address that asks first for ANYTHING gets rebind's, however often it asks, and all
+// others get metadata's. No answer may be kept (TTL 0). There are no IPv6 addresses.
 package names
 
 import (
@@ -32,7 +32,7 @@ func init() {
 }
 
 func setup(controller *caddy.Controller) error {
-	names := &names{zone: plugin.Host(controller.ServerBlockKeys[0]).NormalizeExact()[0], addresses: map[string][]string{}, asked: map[string]bool{}}
+	names := &names{zone: plugin.Host(controller.ServerBlockKeys[0]).NormalizeExact()[0], addresses: map[string][]string{}, first: map[string]string{}}
 	for controller.Next() {
 		for controller.NextBlock() {
 			label := controller.Val()
@@ -52,7 +52,8 @@ type names struct {
 	zone      string
 	addresses map[string][]string
 	mutex     sync.Mutex
-	asked     map[string]bool
+	// Who asked first, by label.
+	first map[string]string
 }
 
 // Name is the plugin's.
@@ -64,7 +65,7 @@ func (n *names) ServeDNS(_ context.Context, writer dns.ResponseWriter, request *
 	reply := new(dns.Msg)
 	reply.SetReply(request)
 	reply.Authoritative = true
-	addresses, known := n.find(strings.ToLower(question.Name), question.Qtype == dns.TypeA)
+	addresses, known := n.find(strings.ToLower(question.Name), question.Qtype == dns.TypeA, writer.RemoteAddr())
 	if !known {
 		reply.Rcode = dns.RcodeNameError
 	}
@@ -78,7 +79,7 @@ func (n *names) ServeDNS(_ context.Context, writer dns.ResponseWriter, request *
 }
 
 // find gives the addresses for a question of type A, and whether the name is there at all.
-func (n *names) find(name string, isA bool) ([]string, bool) {
+func (n *names) find(name string, isA bool, from net.Addr) ([]string, bool) {
 	label := strings.TrimSuffix(strings.TrimSuffix(name, n.zone), ".")
 	addresses, known := n.addresses[label]
 	if unique, found := strings.CutSuffix(label, "."+rebind); found {
@@ -87,8 +88,11 @@ func (n *names) find(name string, isA bool) ([]string, bool) {
 		if known && isA {
 			n.mutex.Lock()
 			defer n.mutex.Unlock()
-			if !n.asked[label] {
-				n.asked[label] = true
+			host, _, _ := net.SplitHostPort(from.String())
+			if _, asked := n.first[label]; !asked {
+				n.first[label] = host
+			}
+			if n.first[label] == host {
 				addresses = n.addresses[rebind]
 			}
 		}
