@@ -32,10 +32,18 @@ restore_dependencies() {
 	kept=$(dependencies_directory)
 	[[ ! -e $target/debug && -d $kept ]] || return 0
 	mkdir -p "$target"
-	rm -rf "$target/debug.tmp"
-	with_dependencies_locked -s cp -a --reflink=auto "$kept" "$target/debug.tmp"
-	mv -T "$target/debug.tmp" "$target/debug"
-	touch "$kept"
+	# Without them all works, and takes longer.
+	if with_dependencies_locked -s copy_dependencies "$kept" "$target/debug.tmp" 2>/dev/null; then
+		mv -T "$target/debug.tmp" "$target/debug"
+	else
+		rm -rf "$target/debug.tmp"
+		echo "compiled dependencies could not be copied from $kept; they are compiled anew" >&2
+	fi
+}
+
+copy_dependencies() {
+	rm -rf "$2"
+	touch -c "$1" && cp -a --reflink=auto "$1" "$2"
 }
 
 # keep_dependencies: those of a build that succeeded, where more than are kept already.

@@ -13,7 +13,8 @@ preflight() {
 	case $purpose in
 	images) look_for_docker ;;
 	install | demo | tests) look_for_install ;;&
-	demo) look_for_demo ;;
+	demo | tests) look_for_demo ;;&
+	tests) look_for_tests ;;
 	esac
 	if command -v kubectl >/dev/null && look_for_server; then
 		case $purpose in
@@ -97,6 +98,13 @@ look_for_demo() {
 			KILN_REGISTRY_USER 'a user that may push there' KILN_REGISTRY_PASSWORD 'the password of KILN_REGISTRY_USER'
 	look_for_variables KILN_GIT 'https base of a Git server; hello.git below it is overwritten'
 	look_for_git
+}
+
+look_for_tests() {
+	look_for_variables KILN_GIT_USER 'a user that the Git server asks for below KILN_GIT/private' \
+		KILN_GIT_PASSWORD 'the password of KILN_GIT_USER' \
+		KILN_GIT_ROOT 'the directory that the Git server serves as KILN_GIT' \
+		KILN_AUDIT_LOG "the API server's audit log, a file here"
 }
 
 # ask OPTION… URL: the status that a server answers with; where it does not answer, what curl says.

@@ -31,19 +31,41 @@ use_cluster() {
 	export KILN_CLUSTER_STARTED=1
 }
 
+# one_at_a_time SCRIPT ARGUMENT…: runs the script again when no other one uses this machine's cluster, for two would install
+# their Kiln over each other's. For the begin of a script; those that it calls find it done.
+one_at_a_time() {
+	local lock=/run/lock/kiln-in-use
+	if [[ -n ${KILN_ALONE:-} ]] || own_cluster; then return 0; fi
+	flock -n $lock true || echo 'waiting for another demo, test or installation on this machine'
+	# flock holds the lock, and nothing that is started here does; where it is ended, the script is too.
+	KILN_ALONE=1 exec flock --close $lock setpriv --pdeathsig TERM -- "$@"
+}
+
+# newer VERSION THAN: whether it is, or the same.
+newer() {
+	[[ $(printf '%s\n' "$1" "$2" | sort -V | tail -1) == "$1" ]]
+}
+
+# The oldest Go and Rust that compile all of it.
+GO_MINIMUM=1.26
+RUST_MINIMUM=1.95
+
 # need_machine COMMAND: what the local cluster and compiling need of this machine, all of it told before anything is done.
 need_machine() {
-	local lacks=''
+	local lacks='' version
 	if own_cluster; then return; fi
 	[[ $(uname -s) == Linux ]] || lacks+='  Linux: the cluster is made of its namespaces and cgroups'$'\n'
 	command -v apt-get >/dev/null || lacks+="  Debian's or Ubuntu's packages (apt-get): busybox, qemu, nginx and others come from there"$'\n'
-	command -v go >/dev/null || lacks+='  Go 1.26 or later (https://go.dev/dl): Kubernetes and BuildKit are compiled from source'$'\n'
-	command -v cargo >/dev/null || lacks+='  Rust (https://rustup.rs): Kiln itself is compiled'$'\n'
+	[[ $(uname -m) == x86_64 ]] || lacks+="  an x86_64 machine: the arm64 node is emulated on it, not the other way round; this one is $(uname -m)"$'\n'
+	version=$(go env GOVERSION 2>/dev/null) || version=none
+	newer "${version#go}" $GO_MINIMUM || lacks+="  Go $GO_MINIMUM or later (https://go.dev/dl): Kubernetes and BuildKit are compiled from source; here: $version"$'\n'
+	version=$(cd "$ROOT" && rustc --version 2>/dev/null | cut -d' ' -f2) || version=none
+	newer "$version" $RUST_MINIMUM || lacks+="  Rust $RUST_MINIMUM or later (https://rustup.rs): Kiln itself is compiled; here: $version"$'\n'
 	((EUID == 0)) ||
 		lacks+='  root: it installs packages, and makes network namespaces, mounts, cgroups and packet rules for two nodes'$'\n'
 	[[ -n $lacks ]] || return 0
 	fail "$1 needs what is not here, and has done nothing yet:
-${lacks}On a cluster of your own it needs no root: KUBECONFIG=… $1; docs/quickstart.md makes one."
+${lacks}Without root there is a cluster of your own: docs/quickstart.md, by hand."
 }
 
 # registry_login REPOSITORY: what curl takes as --config to be KILN_REGISTRY_USER, with a token where the registry wants one:

@@ -18,26 +18,31 @@ missing_packages() {
 	done
 }
 
+POLICY=/usr/sbin/policy-rc.d
+
 # Packages that bring a service must not start it: the cluster runs its own, with its own configuration.
 install_packages() {
-	local policy=/usr/sbin/policy-rc.d
-	# One that an installation left which was broken off.
-	if grep -qs "of Kiln's local cluster" $policy; then rm $policy; fi
-	if [[ ! -e $policy ]]; then
-		# shellcheck disable=SC2064
-		trap "rm -f $policy" EXIT
-		printf "#!/bin/sh\n# of Kiln's local cluster, while it installs packages\nexit 101\n" >$policy
-		chmod 755 $policy
+	local tries
+	if [[ ! -e $POLICY ]]; then
+		trap 'rm -f "$POLICY"' EXIT
+		printf "#!/bin/sh\n# of Kiln's local cluster, while it installs packages\nexit 101\n" >$POLICY
+		chmod 755 $POLICY
 	fi
 	export DEBIAN_FRONTEND=noninteractive
-	# What an installation left half done that was broken off.
-	dpkg --configure -a
+	# What an installation left half done that was broken off. A new machine may be busy with its own upgrades.
+	for ((tries = 0; ; tries++)); do
+		dpkg --configure -a && break
+		((tries < 24)) || return 1
+		sleep 5
+	done
 	apt-get -q update
-	apt-get -q -y --no-install-recommends install "$@"
+	apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@"
 }
 
 ensure_packages() {
 	local missing
+	# One that an installation left which was broken off.
+	if grep -qs "of Kiln's local cluster" $POLICY; then rm $POLICY; fi
 	mapfile -t missing < <(missing_packages)
 	((${#missing[@]} == 0)) ||
 		step "installing ${missing[*]}" "$CACHE/logs/packages.log" install_packages "${missing[@]}"

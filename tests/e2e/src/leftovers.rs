@@ -9,6 +9,7 @@ use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
 
 use crate::Cluster;
+use crate::suite::cache_directory;
 use crate::tenant::LABEL;
 
 /// What the names of all that tests make begin with.
@@ -17,7 +18,9 @@ const PREFIX: &str = "e2e-";
 /// Waits until no other test program of this machine runs, and keeps others from it as long as the value lives: what is
 /// here belongs to nobody then.
 pub fn only_program() -> File {
-    let path = std::env::temp_dir().join("kiln-e2e.lock");
+    let directory = cache_directory().unwrap_or_else(std::env::temp_dir);
+    std::fs::create_dir_all(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let path = directory.join("end-to-end-tests.lock");
     let file = File::create(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     match file.try_lock() {
         Ok(()) => {}

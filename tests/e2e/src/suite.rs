@@ -188,10 +188,15 @@ fn told(panic: &(dyn Any + Send)) -> Failed {
 }
 
 /// The file with the seconds that each test took last.
-fn times_file() -> Option<PathBuf> {
+/// What is kept between runs, of whoever runs this.
+pub(crate) fn cache_directory() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    Some(cache.join("kiln/test-times"))
+    Some(cache.join("kiln"))
+}
+
+fn times_file() -> Option<PathBuf> {
+    Some(cache_directory()?.join("test-times"))
 }
 
 fn times() -> BTreeMap<String, f64> {
