@@ -1,12 +1,13 @@
 # shellcheck shell=bash
 # What a command costs, in reference seconds: seconds of this machine's processors, times its speed (tests/speed), so
 # that machines can be compared. Budgets stand in CONTRIBUTING.md; above one there is a warning and no failure, for
-# noise must not stop anybody. Sourced, never run; needs cluster/lib.sh and dependencies.sh.
+# noise must not stop anybody. Sourced, never run; needs cluster/lib.sh, cluster/compile.sh, cluster/processes.sh and
+# dependencies.sh.
 
 # Who measures: a script that another one calls adds to its account.
 COSTS_OWNER=
 
-# budget COMMAND STATE: in reference seconds.
+# budget COMMAND STATE: in reference seconds; nothing where there is none.
 budget() {
 	case $1-$2 in
 	demo-nothing) echo 3000 ;;
@@ -14,15 +15,20 @@ budget() {
 	demo-cluster) echo 200 ;;
 	test-nothing) echo 6000 ;;
 	test-caches | test-cluster) echo 2200 ;;
-	check-*) echo 120 ;;
+	check-compiled) echo 120 ;;
 	esac
 }
 
-# state: what is there already: nothing (or not all) of what is compiled once, its caches, or a cluster too.
+# state COMMAND: what is there already: nothing (or not all) of what is compiled once, its caches, a cluster too; for make
+# check, which has none, a tree that was compiled before.
 state() {
-	if ! compgen -G "$CACHE/bin/kubernetes-*" >/dev/null || ! compgen -G "$CACHE/cargo/*/deps" >/dev/null; then
+	if [[ ! -d $(dependencies_directory) || ($1 != check && -n $(not_compiled "$PARTS")) ]]; then
 		echo nothing
-	elif [[ -e $STATE/complete && -d $(target_directory)/debug ]]; then
+	elif [[ ! -d $(target_directory)/debug ]]; then
+		echo caches
+	elif [[ $1 == check ]]; then
+		echo compiled
+	elif [[ -e $STATE/complete ]] && alive kube-apiserver; then
 		echo cluster
 	else
 		echo caches
@@ -33,7 +39,7 @@ state() {
 begin_costs() {
 	[[ -z ${KILN_COSTS:-} ]] || return 0
 	COSTS_OWNER=$1
-	COSTS_STATE=$(state)
+	COSTS_STATE=$(state "$1")
 	KILN_SPEED=$("$ROOT/tests/speed/measure")
 	KILN_COSTS=$2/costs
 	export KILN_SPEED KILN_COSTS
@@ -51,10 +57,15 @@ end_costs() {
 	speed=$(printf '%s\n' "$KILN_SPEED" "$("$ROOT/tests/speed/measure")" | sort -n | tail -1)
 	limit=$(budget "$COSTS_OWNER" "$COSTS_STATE")
 	[[ $COSTS_OWNER != test ]] || stages "$busy" "$speed"
-	printf '\nmake %s: %s reference s (budget %s, with %s), %d min %02d s of wall time, speed %s\n' "$COSTS_OWNER" \
-		"$(reference "$busy" "$speed")" "$limit" "$(described "$COSTS_STATE")" $((wall / 60)) $((wall % 60)) "$speed"
-	(($(reference "$busy" "$speed") <= limit)) ||
+	printf '\nmake %s: %s reference s (%s%s), %d min %02d s of wall time, speed %s\n' "$COSTS_OWNER" \
+		"$(reference "$busy" "$speed")" "${limit:+budget $limit, with }" "$(described "$COSTS_STATE")" \
+		$((wall / 60)) $((wall % 60)) "$speed"
+	if [[ -n $limit ]] && (($(reference "$busy" "$speed") > limit)); then
 		printf 'warning: that is above the budget; CONTRIBUTING.md says how to stay within it\n' >&2
+	fi
+	if [[ $COSTS_OWNER-$COSTS_STATE == test-c* ]] && awk -v wall="$wall" -v speed="$speed" 'BEGIN {exit wall * speed <= 1500}'; then
+		printf 'warning: that is more than 25 min of wall time at speed 1.0; CONTRIBUTING.md says how to stay within it\n' >&2
+	fi
 }
 
 # reference TICKS SPEED: in reference seconds.
@@ -67,6 +78,7 @@ described() {
 	nothing) echo 'nothing there' ;;
 	caches) echo 'caches there' ;;
 	cluster) echo 'the cluster there' ;;
+	compiled) echo 'the former compile there' ;;
 	esac
 }
 

@@ -56,8 +56,9 @@ fail() {
 	exit 1
 }
 
-# busy: what all processors of the machine have worked since it started, in clock ticks.
+# busy: what all processors of the machine have worked since it started, in clock ticks; 0 where no kernel tells it.
 busy() {
+	[[ -r /proc/stat ]] || { echo 0 && return; }
 	local user nice system irq softirq
 	read -r _ user nice system _ _ irq softirq _ </proc/stat
 	echo $((user + nice + system + irq + softirq))
@@ -68,11 +69,12 @@ account() {
 	[[ -z ${KILN_COSTS:-} ]] || printf '%s\t%d\t%d\n' "$1" $(($(busy) - $2)) $((SECONDS - $3)) >>"$KILN_COSTS"
 }
 
-# about COST: in words, how long this machine needs for what takes so many reference seconds (tests/speed).
+# about COST: in words, how long this machine needs for what takes so many reference seconds (tests/speed). More than four
+# processors are of no use to most of it.
 about() {
 	awk -v cost="$1" -v speed="${KILN_SPEED:-1}" -v cores="$(nproc)" 'BEGIN {
-		seconds = cost / speed / cores / 0.9
-		if (seconds < 100) printf "about %.0f s", seconds + 0.5; else printf "about %.0f min", seconds / 60 + 0.5}'
+		seconds = cost / speed / (cores < 4 ? cores : 4) / 0.9
+		if (seconds < 100) printf "about %.0f s", seconds + 0.5; else printf "about %.0f min", seconds / 60}'
 }
 
 # step TEXT LOG COMMAND...: one line for what is done, how long it took, and the end of its log when it fails.
