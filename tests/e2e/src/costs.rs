@@ -147,7 +147,7 @@ pub fn tell(took: &BTreeMap<&str, Took>) {
     }
     if let (Some(all), Some(before)) = (busy(), *lock(&BUSY_BEFORE)) {
         let told: Duration = tests.iter().take(TOLD).map(|(_, took)| took.builders).sum();
-        let shared = (all - before).saturating_sub(told).as_secs_f64() * speed;
+        let shared = all.saturating_sub(before + told).as_secs_f64() * speed;
         let others = tests.len().saturating_sub(TOLD);
         println!(
             "         {shared:6.1}  shared: API server, nodes, registries, the operator, the builders of {others} others"
