@@ -5,8 +5,8 @@ demo:         ## one build of each kind on a two-node cluster, with its result r
 	@tests/demo
 test:         ## everything: make check, and the end-to-end tests
 	@tests/run all
-test-all: test ## make test, and the long ones: the sample applications of examples/apps
-	@tests/run samples
+test-all: test ## make test, and what takes long: the sample applications of examples/apps, a demo that is broken off
+	@tests/run long
 bench:        ## measures it: a table and a plot, next to the bare buildctl
 	@tests/bench/run
 check:        ## what needs no cluster: style, scripts, lints, unit tests, licences, chart, docs
