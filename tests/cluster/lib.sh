@@ -4,6 +4,9 @@
 
 umask 022
 
+# Ctrl-C ends the script. By itself bash would go on where the program that it waits for ends well in that moment.
+trap 'exit 130' INT
+
 # One cluster a machine, so its place and its addresses are fixed, whichever checkout starts it.
 STATE=/var/lib/kiln-cluster
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/kiln
@@ -87,6 +90,7 @@ step() {
 	# A subshell of its own with errexit on: in the condition of an "if", bash would ignore it.
 	set +e
 	(
+		trap 'exit 130' INT
 		set -e
 		"$@"
 	) </dev/null >"$log" 2>&1
