@@ -226,7 +226,7 @@ impl Client {
             {
                 Err(attempt.protocol(format!(
                     "the registry stored something else than what was sent: {:?}",
-                    crate::http_client::plain_text(stored, 100)
+                    crate::text::plain_text(stored, 100)
                 )))
             }
             _ => Ok(digest),

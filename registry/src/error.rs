@@ -5,7 +5,8 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
-use crate::http_client::{BodyError, FailureClass, TransportFailure, plain_text, retry_after};
+use crate::http_client::{BodyError, FailureClass, TransportFailure, retry_after};
+use crate::text::plain_text;
 
 /// A failed exchange with a registry. `Display` is for the user: what was attempted, where, why it failed, what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

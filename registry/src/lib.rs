@@ -17,6 +17,7 @@ mod inspect;
 mod publish;
 mod reference;
 mod request;
+pub mod text;
 mod upload;
 #[cfg(test)]
 mod wire_tests;

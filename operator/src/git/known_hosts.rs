@@ -5,18 +5,26 @@ use base64::engine::general_purpose::STANDARD;
 use ring::hmac;
 use russh::keys::PublicKey;
 
-/// The keys that `known_hosts` has for `host`, which is `[host]:port` where the port is not 22. Lines that are marked
-/// `@revoked` or `@cert-authority` give none.
+/// The keys that `known_hosts` has for `host`, which is `[host]:port` where the port is not 22. A key that a line marks as
+/// `@revoked` is none of them, wherever else it stands; one of an `@cert-authority` gives none.
 pub(super) fn keys(known_hosts: &str, host: &str) -> Vec<PublicKey> {
-    let keys = known_hosts.lines().filter_map(|line| {
-        let line = line.trim();
-        let (hosts, key) = line.split_once([' ', '\t'])?;
-        if line.starts_with(['#', '@']) || !matches(hosts, host) {
-            return None;
+    let (mut keys, mut revoked) = (Vec::new(), Vec::new());
+    for line in known_hosts.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+        let (marker, line) = match line.strip_prefix('@').map(|rest| rest.split_once([' ', '\t'])) {
+            None => ("", line),
+            Some(None) => continue,
+            Some(Some((marker, rest))) => (marker, rest.trim_start()),
+        };
+        let Some((hosts, key)) = line.split_once([' ', '\t']) else { continue };
+        let Some(key) = PublicKey::from_openssh(key.trim()).ok().filter(|_| matches(hosts, host)) else { continue };
+        match marker {
+            "" => keys.push(key),
+            "revoked" => revoked.push(key),
+            _ => {}
         }
-        PublicKey::from_openssh(key.trim()).ok()
-    });
-    keys.collect()
+    }
+    keys.retain(|key| revoked.iter().all(|revoked| revoked.key_data() != key.key_data()));
+    keys
 }
 
 fn matches(hosts: &str, host: &str) -> bool {
@@ -73,6 +81,7 @@ mod tests {
     fn lines() {
         let text = format!(
             "# a comment\nhost,10.0.0.1 {A}\n[host]:2222 {B} me@there\n*.example,!bad.example {A}\n@revoked gone {A}\n\
+             both {A}\nboth {B}\n@revoked *both {A}\n@cert-authority both {A}\n@broken\n\
              |1|O33ESRMWPVkMYIwJ1Uw+n877jTo=|nuuC5vEqXlEZ/8BXQR7m619W6Ak= {B}\nhost broken\nhost"
         );
         for (host, expected) in [
@@ -84,6 +93,7 @@ mod tests {
             ("bad.example", vec![]),
             ("example.com", vec![B]),
             ("gone", vec![]),
+            ("both", vec![B]),
             ("other", vec![]),
         ] {
             let expected: Vec<PublicKey> = expected.into_iter().map(|key| key.parse().unwrap()).collect();

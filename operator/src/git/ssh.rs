@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kiln_crds::{GitUrl, SshUrl};
-use kiln_registry::http_client::{AddressPolicy, TransportFailure, plain_text};
+use kiln_registry::http_client::{AddressPolicy, TransportFailure};
+use kiln_registry::text::plain_text;
 use russh::client::{self, AuthResult, Handle, Msg};
 use russh::keys::{Algorithm, HashAlg, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate, decode_secret_key};
 use russh::{Channel, ChannelMsg, Preferred};

@@ -2,6 +2,7 @@
 
 use kiln_agent_proto::{Failure, Result, Warning};
 use kiln_crds::image_build::{BuildFailure, BuildWarning, ImageContent, ImageLayer};
+use kiln_registry::text::is_hidden;
 
 /// The most layers of an image in a status.
 const LAYERS: usize = 64;
@@ -74,7 +75,7 @@ fn one_line(text: &str) -> String {
     let words: Vec<String> = text
         .split_whitespace()
         .take(128)
-        .map(|word| word.chars().filter(|c| !c.is_control()).collect::<String>())
+        .map(|word| word.chars().filter(|char| !is_hidden(*char)).collect::<String>())
         .collect();
     cut(&words.join(" "), 128)
 }

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_agent_proto::{self as proto, event::Kind};
 use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus, StepStatus};
+use kiln_registry::text::is_hidden;
 
 /// The most steps in a status, as the schema bounds them.
 const SHOWN: usize = 128;
@@ -76,7 +77,7 @@ impl Progress {
     fn step(&mut self, step: &proto::Step) -> bool {
         let Some(started) = step.started.as_ref().and_then(timestamp) else { return false };
         let new = Step {
-            name: step.name.chars().filter(|c| !c.is_control()).take(NAME).collect(),
+            name: step.name.chars().filter(|char| !is_hidden(*char)).take(NAME).collect(),
             started,
             completed: step.completed.as_ref().and_then(timestamp),
             cached: step.cached,
@@ -305,7 +306,7 @@ mod tests {
             let once = after(&events);
             prop_assert!(once.steps.len() <= SHOWN);
             for step in &once.steps {
-                prop_assert!(step.name.chars().count() <= NAME && !step.name.chars().any(char::is_control));
+                prop_assert!(step.name.chars().count() <= NAME && !step.name.chars().any(is_hidden));
                 prop_assert!(step.seconds.as_ref().is_none_or(|seconds| seconds.len() <= 16));
             }
             // Read again from the start, over what a former operator wrote.

@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use rustls::CertificateError;
 
 use super::address::AddressForbidden;
+use crate::text::plain_text;
 
 /// Who can mend a failure, and so whether trying again by itself helps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -149,24 +150,9 @@ impl TransportFailure {
     }
 }
 
-/// A server's text made fit for a status: one line, without control and text-direction characters, cut at `limit`
-/// characters.
-#[must_use]
-pub fn plain_text(text: &str, limit: usize) -> String {
-    let hidden = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fffd}');
-    let spaced: String =
-        text.chars().take(limit * 4).map(|c| if c.is_control() { ' ' } else { c }).filter(|c| !hidden(*c)).collect();
-    let line = spaced.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(limit) {
-        Some((cut, _)) => format!("{}…", &line[..cut]),
-        None => line,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn a_certificate_for_another_name_comes_with_how_to_make_one() {
@@ -178,21 +164,6 @@ mod tests {
             let failure = TransportFailure::CertificateNameMismatch { expected: host.into(), presented: Vec::new() };
             let text = failure.to_string();
             assert!(text.contains(name) && text.contains("it has no subject alternative names"), "{text}");
-        }
-    }
-
-    #[test]
-    fn strips_escapes() {
-        assert_eq!(plain_text("a\x1b[31mred\r\n\u{202e}b\0", 100), "a [31mred b");
-        assert_eq!(plain_text("abcdef", 3), "abc…");
-    }
-
-    proptest! {
-        #[test]
-        fn plain_text_is_one_bounded_line(text in any::<String>(), limit in 1usize..50) {
-            let plain = plain_text(&text, limit);
-            prop_assert!(plain.chars().count() <= limit + 1);
-            prop_assert!(!plain.chars().any(char::is_control));
         }
     }
 }

@@ -18,7 +18,7 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use sha2::{Digest as _, Sha256};
 
 pub use address::{AddressForbidden, AddressPolicy};
-pub use failure::{FailureClass, TransportFailure, plain_text};
+pub use failure::{FailureClass, TransportFailure};
 pub use tls::BundleError;
 
 /// Time to connect, TLS included.

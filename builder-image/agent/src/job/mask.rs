@@ -6,6 +6,7 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD},
 };
+use kiln_registry::text::{is_hidden, without_access};
 
 /// What stands where a secret value stood.
 const MASK: &str = "***";
@@ -18,7 +19,7 @@ const WRAPPED: usize = 76;
 /// The longest line, in bytes.
 pub const LONGEST_LINE: usize = 4096;
 
-/// Knows a job's secret values and replaces them.
+/// Knows a job's secret values and replaces them, and what in a URL gives access to what it names.
 #[derive(Default)]
 pub struct Masker {
     /// The longest first, so that a value which holds another one goes as a whole.
@@ -27,7 +28,8 @@ pub struct Masker {
 
 impl Masker {
     /// Masks each of `secrets` as it is, each of its lines, and its base64 forms: with and without padding, for URLs, with
-    /// the line end that `echo` adds, and in lines of 76 characters as `base64` writes them.
+    /// the line end that `echo` adds, and in lines of 76 characters as `base64` writes them; and as URLs, forms and JSON
+    /// have it.
     ///
     /// That is all that is promised: a step that prints a value in parts, reversed or otherwise encoded shows it. Whoever
     /// writes a Dockerfile may read the secrets that its build is given; masking keeps them out of logs by mistake.
@@ -55,6 +57,9 @@ impl Masker {
             let text = text.trim();
             if text.len() >= SHORTEST_VALUE && !text.contains('\n') {
                 values.push(text.to_owned());
+            }
+            if trimmed.len() >= SHORTEST_VALUE {
+                values.extend(escaped(trimmed));
             }
             if text.contains('\n') {
                 values
@@ -88,8 +93,32 @@ impl Masker {
                 text = Cow::Owned(text.replace(value.as_str(), MASK));
             }
         }
-        text.into_owned()
+        without_access(&text).into_owned()
     }
+}
+
+/// A value as it stands in URLs (RFC 3986, with digits of either case), in forms, and in JSON (RFC 8259, with what some
+/// writers escape besides).
+fn escaped(value: &[u8]) -> impl Iterator<Item = String> {
+    let percent = |upper: bool| -> String {
+        let digits = |byte: u8| if upper { format!("%{byte:02X}") } else { format!("%{byte:02x}") };
+        value
+            .iter()
+            .map(|byte| match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(*byte).to_string(),
+                byte => digits(*byte),
+            })
+            .collect()
+    };
+    let form = url::form_urlencoded::byte_serialize(value).collect();
+    let json = serde_json::Value::from(String::from_utf8_lossy(value)).to_string();
+    let json = json.trim_matches('"').to_owned();
+    let ascii = json.encode_utf16().map(|unit| match u8::try_from(unit) {
+        Ok(byte) if byte.is_ascii() => char::from(byte).to_string(),
+        _ => format!("\\u{unit:04x}"),
+    });
+    let ascii = ascii.collect();
+    [percent(true), percent(false), form, json.replace('/', "\\/"), json, ascii].into_iter()
 }
 
 /// `text` cut to `longest` bytes, with an ellipsis where something is missing.
@@ -107,7 +136,7 @@ pub fn shorten(mut text: String, longest: usize) -> String {
     text
 }
 
-/// `text` without terminal escape sequences (ECMA-48) and control characters other than line end and tab.
+/// `text` without terminal escape sequences (ECMA-48) and hidden characters other than line end and tab.
 #[must_use]
 pub fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -142,9 +171,7 @@ pub fn plain(text: &str) -> String {
                 }
                 _ => {}
             },
-            // Bidirectional overrides and the like make text look like what it is not.
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {}
-            char if char.is_control() => {}
+            char if is_hidden(char) => {}
             char => out.push(char),
         }
     }
@@ -199,6 +226,30 @@ mod tests {
     }
 
     #[test]
+    fn masks_what_urls_forms_and_json_make_of_a_value() {
+        let masker = Masker::new(["p/ss w\"rd+ä".as_bytes(), b"first line\nsecond line"]);
+        for line in [
+            "p%2Fss%20w%22rd%2B%C3%A4",
+            "p%2fss%20w%22rd%2b%c3%a4",
+            "p%2Fss+w%22rd%2B%C3%A4",
+            r#"p/ss w\"rd+ä"#,
+            r#"p\/ss w\"rd+ä"#,
+            r#"p/ss w\"rd+\u00e4"#,
+            r"first line\nsecond line",
+            "first%20line%0Asecond%20line",
+        ] {
+            assert_eq!(masker.line(&format!("x={line}&")), "x=***&", "{line:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_url_gives_access_with_goes() {
+        let masker = Masker::default();
+        assert_eq!(masker.line("PUT https://h/x?X-Amz-Signature=1 fails"), "PUT https://h/x?*** fails");
+        assert_eq!(masker.text("fetching https://h/x?v=1"), "fetching https://h/x?v=1");
+    }
+
+    #[test]
     fn the_longer_value_goes_first() {
         let masker = Masker::new([b"secret".as_slice(), b"secret-and-more"]);
         assert_eq!(masker.line("a secret-and-more b"), "a *** b");
@@ -214,6 +265,7 @@ mod tests {
             ("a\u{8}b\u{0}c\td", "abc\td"),
             ("\u{1b}(Bplain", "plain"),
             ("safe\u{202e}gpj.exe", "safegpj.exe"),
+            ("a\u{61c}\u{200b}\u{2028}\u{feff}\u{e0041}b", "ab"),
         ];
         for (line, expected) in cases {
             assert_eq!(masker.line(line), expected, "{line:?}");
