@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 pub mod buildkit;
 pub mod config;
 pub mod events;
+pub mod files;
 pub mod job;
 pub mod jobs;
 pub mod paths;

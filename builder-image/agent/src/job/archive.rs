@@ -25,7 +25,7 @@ use super::{
     stages,
 };
 use crate::{
-    paths,
+    files, paths,
     reasons::{JobFailure, Reason},
 };
 
@@ -199,7 +199,7 @@ struct Layout {
 
 impl Layout {
     fn open(path: &Path) -> Result<Self, Problem> {
-        let mut archive = tar::Archive::new(File::open(path)?);
+        let mut archive = tar::Archive::new(files::open(path)?);
         let mut places = HashMap::new();
         for entry in archive.entries_with_seek()?.take(MOST_FILES) {
             let entry = entry?;
@@ -207,7 +207,7 @@ impl Layout {
             let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
             places.insert(name, (entry.raw_file_position(), entry.size()));
         }
-        Ok(Self { file: File::open(path)?, places })
+        Ok(Self { file: files::open(path)?, places })
     }
 
     fn place(&self, name: &str) -> Result<(u64, u64), Problem> {

@@ -22,7 +22,7 @@ use super::{
     unpack::Kind,
 };
 use crate::{
-    paths,
+    files, paths,
     process::ProcessError,
     reasons::{JobFailure, Reason},
 };
@@ -178,7 +178,7 @@ fn put(file: &Path, directory: &Path, path: &Path) -> Result<(), JobFailure> {
         }
         fs::rename(file, &target)?;
         let mut hash = Sha256::new();
-        std::io::copy(&mut fs::File::open(&target)?, &mut hash)?;
+        std::io::copy(&mut files::open(&target)?, &mut hash)?;
         mtime::set(&target, mtime::of_content(SECOND, &hash.finalize()))?;
         for parent in target.ancestors().skip(1).take_while(|parent| parent.starts_with(directory)) {
             mtime::set(parent, mtime::of_directory(SECOND))?;

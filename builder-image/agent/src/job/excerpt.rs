@@ -1,11 +1,8 @@
 //! The lines of a Dockerfile around the one that failed: which ones BuildKit marked, and two on either side.
 
-use std::{
-    fmt,
-    fs::File,
-    io::{self, Read as _},
-    path::Path,
-};
+use std::{fmt, io, path::Path};
+
+use crate::files;
 
 /// How many lines before and after the guilty ones are shown.
 const AROUND: usize = 2;
@@ -148,8 +145,7 @@ pub fn read_dockerfile(context: &Path, dockerfile: &Path) -> Option<String> {
         if !path.starts_with(&context) || !metadata.is_file() || metadata.len() > LARGEST_DOCKERFILE {
             return Ok(None);
         }
-        let mut bytes = Vec::new();
-        File::open(path)?.take(LARGEST_DOCKERFILE).read_to_end(&mut bytes)?;
+        let bytes = files::read(&path, LARGEST_DOCKERFILE)?;
         Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
     };
     read().ok().flatten()

@@ -11,6 +11,7 @@ use super::{
     mtime,
     remote::Remote,
 };
+use crate::files;
 use crate::reasons::{JobFailure, Reason};
 
 impl GitJob<'_> {
@@ -118,7 +119,7 @@ fn set_times(directory: &Path, second: i64) -> io::Result<()> {
             set_times(&path, second)?;
         } else {
             let mut hash = Sha256::new();
-            io::copy(&mut fs::File::open(&path)?, &mut hash)?;
+            io::copy(&mut files::open(&path)?, &mut hash)?;
             mtime::set(&path, mtime::of_content(second, &hash.finalize()))?;
         }
     }

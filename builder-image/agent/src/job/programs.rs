@@ -4,9 +4,10 @@
 //! program fails in its first RUN step; where nothing ran, or an emulator or a cross-compiler was at work, only its
 //! header tells: <https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html>.
 
-use std::{fs::File, io::Read as _, path::PathBuf};
+use std::path::PathBuf;
 
 use super::content::Config;
+use crate::files;
 
 /// Where programs are sought that are named without a directory, unless the image says so itself.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -57,11 +58,7 @@ impl Program {
     /// What is wrong with the program, which was taken out to the first of `files` that exists.
     #[must_use]
     pub fn check(&self, files: &[PathBuf], platform: &str) -> Option<String> {
-        let header = files.iter().find_map(|file| {
-            let mut header = Vec::new();
-            File::open(file).ok()?.take(20).read_to_end(&mut header).ok()?;
-            Some(header)
-        })?;
+        let header = files.iter().find_map(|file| files::read(file, 20).ok())?;
         let found = architecture(&header)?;
         let wanted = platform.split('/').nth(1).unwrap_or_default();
         (!is_for(found, wanted)).then(|| {
