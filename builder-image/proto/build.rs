@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "kiln.agent.v1.Source",
             "kiln.agent.v1.Context",
         ])
+        // Much larger than an image's name.
+        .boxed("kiln.agent.v1.Context.kind.git")
         .compile_fds(descriptors)?;
     Ok(())
 }

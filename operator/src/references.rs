@@ -96,6 +96,8 @@ impl From<git::Error> for Fault {
 
 /// The data of a Secret, and the version that was read.
 pub struct SecretData {
+    /// The Secret's UID, which stays when its values change.
+    pub uid: String,
     /// Values by key.
     pub data: BTreeMap<String, ByteString>,
     /// Which one it was.
@@ -116,6 +118,7 @@ async fn find_secret(client: &Client, namespace: &str, name: &str) -> Result<Opt
     let what = || format!("the Secret {namespace}/{name}");
     let found = api.get_opt(name).await.map_err(|source| Error::Api { what: what(), source: Box::new(source) })?;
     Ok(found.map(|secret| SecretData {
+        uid: secret.uid().unwrap_or_default(),
         version: SecretVersion {
             name: name.to_owned(),
             resource_version: secret.resource_version().unwrap_or_default(),
@@ -132,7 +135,7 @@ pub async fn secret_value(
     key: &str,
     field: &str,
 ) -> Result<(Vec<u8>, SecretVersion), Error> {
-    let SecretData { mut data, version } = secret(client, namespace, name, field).await?;
+    let SecretData { mut data, version, .. } = secret(client, namespace, name, field).await?;
     let Some(value) = data.remove(key) else {
         let message = format!("the Secret {namespace}/{name} has no key {key}, which {field} names: add it");
         return Err(Fault::credential(Reason::SecretInvalid, message).into());
@@ -202,6 +205,8 @@ pub struct GitAccess {
     pub ca: String,
     /// The Secret that was read.
     pub version: Option<SecretVersion>,
+    /// That Secret's UID; empty where there is none.
+    pub uid: String,
 }
 
 /// Reads what `source.git` names.
@@ -216,6 +221,7 @@ pub async fn git_access(
         .map_err(|error| Fault::user(Reason::GitUrlInvalid, format!("source.git.url: {error}")))?;
     let mut auth = None;
     let mut version = None;
+    let mut uid = String::new();
     if let Some(reference) = &git.secret_ref {
         let field = "source.git.secretRef";
         let read = secret(&context.client, namespace, &reference.name, field).await?;
@@ -224,13 +230,14 @@ pub async fn git_access(
             Fault::credential(Reason::SecretInvalid, message)
         })?);
         version = Some(read.version);
+        uid = read.uid;
     }
     let own = match &git.ca_ref {
         Some(reference) => Some(ca_bundle(&context.client, namespace, reference, "source.git.caRef").await?),
         None => None,
     };
     let http = http_client(context, pool, pool_bundles, own.as_deref(), "source.git.caRef")?;
-    Ok(GitAccess { url, http, auth, ca: join(pool_bundles, own.as_deref()), version })
+    Ok(GitAccess { url, http, auth, ca: join(pool_bundles, own.as_deref()), version, uid })
 }
 
 fn http_client(

@@ -57,6 +57,8 @@ reasons! {
     AddressForbidden: User,
     /// What the Git server sends, or what the commit holds, is more than a builder takes.
     GitRepositoryTooLarge: User,
+    /// The repository holds what no Git writes and what could be written to elsewhere than its own directory.
+    GitTreeRefused: User,
     /// The ssh server's key is not in `known_hosts`, or is another one than there.
     GitHostKeyUnknown: Credential,
     /// The server has no files of Git LFS, or not those that the commit names.

@@ -142,7 +142,7 @@ impl Inputs {
                 (Some(git), Some(access)) => {
                     let commit = resolved.and_then(|resolved| resolved.commit.as_ref());
                     let reference = resolved.and_then(|resolved| resolved.reference.as_ref());
-                    Some(Kind::Git(git_source(git, access, commit, reference)))
+                    Some(Kind::Git(git_source(git, access, commit, reference).into()))
                 }
                 _ => image.or(of.image.as_ref()).cloned().map(Kind::Image),
             };
@@ -197,6 +197,7 @@ fn git_source(
         lfs: git.lfs,
         keep_git_dir: git.keep_git_dir,
         full_history: git.full_history,
+        credential_uid: access.uid.clone(),
     }
 }
 

@@ -258,7 +258,7 @@ async fn credentials(
     name: &str,
     field: &str,
 ) -> Result<(Credentials, SecretVersion), Error> {
-    let SecretData { data, version } = secret(&context.client, namespace, name, field).await?;
+    let SecretData { data, version, .. } = secret(&context.client, namespace, name, field).await?;
     let credentials = Credentials::from_secret(&data).map_err(|error| {
         let message = format!("the Secret {namespace}/{name}, which {field} names: {error}");
         Fault::credential(Reason::SecretInvalid, message)

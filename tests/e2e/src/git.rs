@@ -159,9 +159,15 @@ impl Repository {
         commit
     }
 
+    /// Writes an object just as it is given, right or wrong; its id.
+    #[must_use]
+    pub fn raw_object(&self, kind: &str, content: &[u8]) -> String {
+        self.run(&["hash-object", "-w", "--literally", "-t", kind, "--stdin"], content)
+    }
+
     fn object(&self, tree: &Tree<'_>) -> String {
         match tree {
-            Tree::Blob(content) => self.run(&["hash-object", "-w", "--stdin"], content),
+            Tree::Blob(content) => self.run(&["hash-object", "-w", "--stdin"], *content),
             Tree::Entries(entries) => {
                 let mut lines = String::new();
                 for (mode, name, entry) in *entries {
@@ -173,10 +179,10 @@ impl Repository {
         }
     }
 
-    fn run(&self, arguments: &[&str], input: &str) -> String {
+    fn run(&self, arguments: &[&str], input: impl AsRef<[u8]>) -> String {
         let mut child =
             self.git(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("git can be started");
-        child.stdin.take().expect("stdin is a pipe").write_all(input.as_bytes()).expect("git reads");
+        child.stdin.take().expect("stdin is a pipe").write_all(input.as_ref()).expect("git reads");
         let output = child.wait_with_output().expect("git ends");
         assert!(output.status.success(), "git {arguments:?} in {}", self.directory.display());
         String::from_utf8(output.stdout).expect("an id is ASCII").trim().to_owned()

@@ -6,7 +6,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     os::unix::ffi::OsStrExt as _,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 use kiln_agent_proto::GitSource;
@@ -159,13 +159,12 @@ impl GitJob<'_> {
             JobFailure::new(reason, format!("commit {} of {} {why}", commit.id, remote.url))
         })?;
 
-        fs::create_dir_all(directory).map_err(|error| JobFailure::agent("make the source's directory", &error))?;
-        let mut index = directory.as_os_str().to_owned();
-        index.push(".index");
-        let environment = [
-            ("GIT_INDEX_FILE", Path::new(&index).display().to_string()),
-            ("GIT_WORK_TREE", directory.display().to_string()),
-        ];
+        for made in [directory, self.scratch] {
+            fs::create_dir_all(made).map_err(|error| JobFailure::agent("make the source's directory", &error))?;
+        }
+        let index = self.scratch.join("index");
+        let environment =
+            [("GIT_INDEX_FILE", index.display().to_string()), ("GIT_WORK_TREE", directory.display().to_string())];
         self.read(commit, &["read-tree", &commit.id], None, &environment).await?;
         let names: Vec<u8> = entries
             .iter()
@@ -224,7 +223,9 @@ impl GitJob<'_> {
     /// The URLs in `.gitmodules`, by the submodule's path.
     async fn submodule_urls(&self, commit: &Commit) -> Result<BTreeMap<String, String>, JobFailure> {
         let blob = format!("{}:.gitmodules", commit.id);
-        let output = self.git(&commit.repository, &[], &["config", "-z", "--list", "--blob", &blob], None, &[]).await?;
+        let output = self
+            .git(&commit.repository, &[], &["config", "--no-includes", "-z", "--list", "--blob", &blob], None, &[])
+            .await?;
         // No such file: no URLs.
         Ok(if output.success { gitmodules(&String::from_utf8_lossy(&output.stdout)) } else { BTreeMap::new() })
     }
@@ -275,21 +276,21 @@ fn context_first(entries: &mut Vec<Entry>, context: &Path) -> usize {
     entries.partition_point(is_inside)
 }
 
-/// Refuses what no `git add` makes: paths that leave the tree, and files below a file or link, which would be written to
-/// where the link leads. And more than a builder takes.
+/// Refuses what no `git add` makes: paths that leave the tree, two entries of one path, and files below a file or link: of
+/// these one could be written to where another one leads. And more than a builder takes.
 fn check(entries: &[Entry]) -> Result<(), (Reason, String)> {
-    let leaves: HashSet<&Path> = entries.iter().map(|entry| entry.path.as_path()).collect();
-    for Entry { path, .. } in entries {
-        let is_name = |component: Component<'_>| match component {
-            Component::Normal(name) => !name.eq_ignore_ascii_case(".git"),
-            _ => false,
-        };
-        if !path.components().all(is_name) || path.ancestors().skip(1).any(|parent| leaves.contains(parent)) {
-            return Err((
-                Reason::InvalidJob,
-                format!("has the path {:?}, which cannot be checked out safely", path.display()),
-            ));
-        }
+    let mut leaves: HashSet<&Path> = HashSet::new();
+    let twice = entries.iter().find(|entry| !leaves.insert(&entry.path));
+    let unsafe_entry = twice.or_else(|| {
+        entries.iter().find(|Entry { path, .. }| {
+            path.as_os_str().as_bytes().split(|byte| *byte == b'/').any(is_no_name)
+                || path.ancestors().skip(1).any(|parent| leaves.contains(parent))
+        })
+    });
+    if let Some(Entry { path, .. }) = unsafe_entry {
+        let message =
+            format!("has the path {:?}, which no Git writes and which cannot be checked out safely", path.display());
+        return Err((Reason::GitTreeRefused, message));
     }
     let bytes = entries.iter().fold(0_u64, |bytes, entry| bytes.saturating_add(entry.size));
     if bytes > LARGEST_TREE {
@@ -297,6 +298,21 @@ fn check(entries: &[Entry]) -> Result<(), (Reason, String)> {
         return Err((Reason::GitRepositoryTooLarge, format!("holds files of {bytes} GiB; a builder takes {most} GiB")));
     }
     Ok(())
+}
+
+/// Whether a file of this name leads elsewhere, or is `.git` in a spelling that some file system takes for it: letters
+/// that HFS+ does not see, NTFS's short name, its streams, and the dots and blanks at an end that it drops.
+fn is_no_name(name: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(name);
+    let seen: String = text
+        .chars()
+        .filter(|char| {
+            !matches!(char, '\u{200c}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{206a}'..='\u{206f}' | '\u{feff}')
+        })
+        .collect();
+    let seen = seen.split(':').next().unwrap_or_default();
+    let seen = seen.trim_end_matches(['.', ' ']);
+    matches!(name, b"" | b"." | b"..") || seen.eq_ignore_ascii_case(".git") || seen.eq_ignore_ascii_case("git~1")
 }
 
 /// Reads the output of `git config -z --list` of a `.gitmodules`: URLs by path, paths that leave the tree left out.
@@ -402,16 +418,21 @@ mod tests {
         git(&tree, &["commit", "--quiet", "--message=2", "app/file"]);
         let second = git(&tree, &["rev-parse", "HEAD"]);
 
-        let memory = root.path().join("memory");
+        let (memory, scratch) = (root.path().join("memory"), root.path().join("scratch"));
         fs::create_dir_all(&memory).unwrap();
         let repositories = Repositories::new(root.path().join("git"));
         let url = parse_url("https://git.invalid/x").unwrap();
-        let (repository, _) = repositories.at(url.as_str(), &first, History::Commit);
+        let remote = Remote::new(url, Credential::None, None, AddressPolicy::new(true));
+        let (repository, _) = repositories.at(&remote, &first, History::Commit);
         git(root.path(), &["clone", "--quiet", "--bare", "tree", repository.to_str().unwrap()]);
         let stop = CancellationToken::new();
-        let job =
-            GitJob { repositories: &repositories, stop: &stop, memory: &memory, addresses: AddressPolicy::new(true) };
-        let remote = Remote::new(url, Credential::None, None, AddressPolicy::new(true));
+        let job = GitJob {
+            repositories: &repositories,
+            stop: &stop,
+            memory: &memory,
+            scratch: &scratch,
+            addresses: AddressPolicy::new(true),
+        };
         let check_out_extent = async |id: &str, path: &str, outside: bool| {
             let commit = job.commit(remote.clone(), id, "", History::Commit).await.unwrap();
             let directory = root.path().join(format!("{id}{path}{outside}"));
@@ -474,9 +495,33 @@ mod tests {
             check(&entries).map_err(|(reason, _)| reason)
         };
         assert_eq!(tree(&["a", "b/c", "b/.gitignore", ".github/x"], 1), Ok(()));
-        // A link `a` and a file below it, among them.
-        for bad in [&["a", "a/b"][..], &["a/b/c", "a"], &["../a"], &["/a"], &["a/.GIT/config"], &["a/../b"]] {
-            assert_eq!(tree(bad, 1), Err(Reason::InvalidJob), "{bad:?}");
+        // What differs in case alone is honest, and so are names that are hard to print.
+        assert_eq!(tree(&["Makefile", "makefile", "a\tb", "a\nb", "...", "git", ".git-x", "a/.gitmodules"], 1), Ok(()));
+        // A link `a` and a file below it, a link and a submodule of one path, among them.
+        for bad in [
+            &["a", "a/b"][..],
+            &["a/b/c", "a"],
+            &["a", "b", "a"],
+            &["../a"],
+            &["/a"],
+            &["a/../b"],
+            &["a/./b"],
+            &["a//b"],
+        ] {
+            assert_eq!(tree(bad, 1), Err(Reason::GitTreeRefused), "{bad:?}");
+        }
+        for git in [
+            ".git",
+            ".GIT",
+            ".g\u{200c}it",
+            ".git\u{feff}",
+            "git~1",
+            "GIT~1",
+            ".git ",
+            ".git...",
+            ".git::$INDEX_ALLOCATION",
+        ] {
+            assert_eq!(tree(&[&format!("a/{git}/config")], 1), Err(Reason::GitTreeRefused), "{git:?}");
         }
         assert_eq!(tree(&["a", "b"], LARGEST_TREE / 2 + 1), Err(Reason::GitRepositoryTooLarge));
         assert_eq!(tree(&["a", "b"], u64::MAX), Err(Reason::GitRepositoryTooLarge));

@@ -84,7 +84,7 @@ pub fn secret_values(spec: &Spec) -> Vec<Vec<u8>> {
     }
     let git = source.and_then(|source| if let source::Kind::Git(git) = source { Some(git) } else { None });
     let beside = spec.contexts.iter().filter_map(|context| match &context.kind {
-        Some(context::Kind::Git(git)) => Some(git),
+        Some(context::Kind::Git(git)) => Some(&**git),
         Some(context::Kind::Image(_)) | None => None,
     });
     let git: Vec<_> = git.into_iter().chain(beside).collect();

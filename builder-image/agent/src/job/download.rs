@@ -91,14 +91,14 @@ fn origin_scheme(origin: &url::Origin) -> &str {
     }
 }
 
-/// Writes an answer's body to `path`, at most `limit` bytes, and gives its SHA-256 and its length.
+/// Writes an answer's body to `path`, which must not be there, at most `limit` bytes, and gives its SHA-256 and its length.
 pub async fn save(
     response: Response,
     path: &Path,
     limit: usize,
     stop: &CancellationToken,
 ) -> Result<([u8; 32], u64), DownloadError> {
-    let mut file = BufWriter::new(File::create(path).map_err(DownloadError::Write)?);
+    let mut file = BufWriter::new(File::create_new(path).map_err(DownloadError::Write)?);
     let (mut hash, mut length, mut failed) = (Sha256::new(), 0, None);
     let read = read_chunks(response, limit, |chunk| {
         hash.update(chunk);

@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -29,10 +30,28 @@ use crate::{
 
 /// A repository that nobody fetched from for so long goes when an agent starts.
 const RETENTION: Duration = Duration::from_hours(30 * 24);
+/// What all repositories may have together, unless a quarter of the volume is less: the rest is for builds.
+const LARGEST_TOGETHER: u64 = 16 << 30;
 /// Each fetch adds a pack; so many are packed anew, and what no ref holds any more is dropped.
 const MOST_PACKS: usize = 50;
 /// How often one server may send a fetch elsewhere.
 const MOST_REDIRECTS: usize = 3;
+/// Faults of commits and tags that honest repositories have, written by programs of former times
+/// (<https://git-scm.com/docs/git-fsck#_fsck_messages>). Those of trees, `.git` and `.gitmodules` are none of them.
+const FORGIVEN: [&str; 12] = [
+    "badDate",
+    "badDateOverflow",
+    "badEmail",
+    "badName",
+    "badTimezone",
+    "missingEmail",
+    "missingNameBeforeEmail",
+    "missingSpaceBeforeDate",
+    "missingSpaceBeforeEmail",
+    "multipleAuthors",
+    "zeroPaddedDate",
+    "zeroPaddedFilemode",
+];
 /// More history than any repository has: Git's own figure for "all of it".
 const WHOLE_HISTORY: &str = "--depth=2147483647";
 
@@ -54,16 +73,59 @@ impl Repositories {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
-        Self { root, locks: Mutex::default() }
+        let repositories = Self { root, locks: Mutex::default() };
+        repositories.trim();
+        repositories
     }
 
-    pub(super) fn at(&self, url: &str, commit: &str, history: History) -> (PathBuf, Arc<RwLock<()>>) {
+    /// Removes those that were used least recently until the others are within the limit; none that somebody uses.
+    fn trim(&self) {
+        let limit = rustix::fs::statvfs(&self.root).map_or(LARGEST_TOGETHER, |volume| {
+            LARGEST_TOGETHER.min(volume.f_blocks.saturating_mul(volume.f_frsize) / 4)
+        });
+        self.trim_to(limit);
+    }
+
+    fn trim_to(&self, limit: u64) {
+        let mut found: Vec<(SystemTime, u64, PathBuf)> = fs::read_dir(&self.root)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| {
+                let used = fs::metadata(used_file(&entry.path())).and_then(|file| file.modified());
+                (used.unwrap_or(SystemTime::UNIX_EPOCH), pack_bytes(&entry.path()), entry.path())
+            })
+            .collect();
+        found.sort();
+        let mut bytes: u64 = found.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, size, directory) in found {
+            if bytes <= limit {
+                break;
+            }
+            let lock = self.lock(&directory);
+            let Ok(_writing) = lock.try_write() else { continue };
+            match fs::remove_dir_all(&directory) {
+                Ok(()) => bytes -= size,
+                Err(error) => tracing::warn!(%error, "cannot remove a repository that is no longer used"),
+            }
+        }
+    }
+
+    fn lock(&self, directory: &Path) -> Arc<RwLock<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(locks.entry(directory.to_owned()).or_default())
+    }
+
+    /// The repository that has what was fetched from there with the same Secret: nobody is given a commit that was fetched
+    /// with what he does not name.
+    pub(super) fn at(&self, remote: &Remote, commit: &str, history: History) -> (PathBuf, Arc<RwLock<()>>) {
         // A shallow fetch would cut the history that another one brought.
         let kind = if history == History::All { "-history" } else { "" };
+        // No URL has a line break.
+        let name = hash(&format!("{}\n{}", remote.url.as_str(), remote.identity()));
         // A repository has one kind of object id.
-        let directory = self.root.join(format!("{}-{}{kind}.git", hash(url), commit.len()));
-        let lock =
-            Arc::clone(self.locks.lock().unwrap_or_else(PoisonError::into_inner).entry(directory.clone()).or_default());
+        let directory = self.root.join(format!("{name}-{}{kind}.git", commit.len()));
+        let lock = self.lock(&directory);
         (directory, lock)
     }
 }
@@ -114,6 +176,8 @@ pub struct GitJob<'a> {
     pub stop: &'a CancellationToken,
     /// The job's directory in memory.
     pub memory: &'a Path,
+    /// A directory of the job's on the repositories' volume, for what is not to lie among the files of a commit.
+    pub scratch: &'a Path,
     /// Which addresses servers may have.
     pub addresses: AddressPolicy,
 }
@@ -146,7 +210,7 @@ impl GitJob<'_> {
             .map_err(|error| JobFailure::agent("write the Git server's credential", &error))?;
         let authorities =
             authorities(source, self.memory).map_err(|error| JobFailure::agent("write the Git server's CA", &error))?;
-        let remote = Remote::new(url, credential, authorities, self.addresses);
+        let remote = Remote::new(url, credential, authorities, self.addresses).identified(&source.credential_uid);
         let history = if source.full_history { History::All } else { History::Commit };
         let commit = self.commit(remote.clone(), &source.commit, &source.r#ref, history).await?;
         self.check_out(commit, &remote, directory, Extent { context: &path, outside }, source).await
@@ -154,12 +218,13 @@ impl GitJob<'_> {
 
     /// Makes sure that the commit is in the remote's bare repository.
     pub async fn commit(&self, remote: Remote, id: &str, name: &str, history: History) -> Result<Commit, JobFailure> {
-        let (repository, lock) = self.repositories.at(remote.url.as_str(), id, history);
+        let (repository, lock) = self.repositories.at(&remote, id, history);
         // Another job may be fetching, from a server that takes its time.
         let reading = tokio::select! {
             reading = Arc::clone(&lock).read_owned() => reading,
             () = self.stop.cancelled() => return Err(process_failure(process::ProcessError::Stopped)),
         };
+        self.renew(&repository, id)?;
         // With all history, tags may be new although the commit is there.
         if history == History::Commit
             && let Some(second) = self.commit_second(&repository, id).await?
@@ -185,7 +250,9 @@ impl GitJob<'_> {
             fetched => fetched?,
         };
         touch(&repository);
-        Ok(Commit { repository, id: id.to_owned(), second, history, _reading: writing.downgrade() })
+        let reading = writing.downgrade();
+        self.repositories.trim();
+        Ok(Commit { repository, id: id.to_owned(), second, history, _reading: reading })
     }
 
     /// Makes the bare repository unless it is there, and clears what an interrupted fetch left; true where it is new.
@@ -202,10 +269,18 @@ impl GitJob<'_> {
         let output =
             self.git(repository, &[], &["init", "--quiet", "--bare", "--template=", format], None, &[]).await?;
         if output.success {
+            self.renew(repository, id)?;
             Ok(true)
         } else {
             Err(JobFailure::new(Reason::GitFailed, format!("cannot make a repository: {}", output.stderr)))
         }
+    }
+
+    /// Leaves a repository nothing but objects, refs and the configuration that Kiln writes: whatever else Git would read
+    /// there, such as filters, hooks and other repositories' objects, is from a stranger.
+    fn renew(&self, repository: &Path, id: &str) -> Result<(), JobFailure> {
+        renew(repository, self.scratch, id.len() == 64)
+            .map_err(|error| JobFailure::agent("make a repository's configuration anew", &error))
     }
 
     /// Fetches, follows redirects while they lead to allowed places, and gives the commit's second.
@@ -324,7 +399,7 @@ impl GitJob<'_> {
         stdin: Option<&[u8]>,
         environment: &[(&str, String)],
     ) -> Result<Output, JobFailure> {
-        const ALWAYS: [(&str, &str); 13] = [
+        const ALWAYS: [(&str, &str); 14] = [
             ("protocol.allow", "never"),
             ("protocol.https.allow", "always"),
             ("core.hooksPath", "/dev/null"),
@@ -341,7 +416,10 @@ impl GitJob<'_> {
             // The volume is a cache: after a crash it may be damaged, and is then fetched anew.
             ("core.fsync", "none"),
             ("advice.detachedHead", "false"),
+            // Objects are looked at as they come: what no Git writes is there to deceive one.
+            ("fetch.fsckObjects", "true"),
         ];
+        let forgiven = FORGIVEN.map(|fault| (format!("fetch.fsck.{fault}"), "warn"));
         let mut command = clean_command("git");
         command
             .args(arguments)
@@ -354,8 +432,8 @@ impl GitJob<'_> {
             .env("GIT_ATTR_NOSYSTEM", "1")
             .env("GIT_TERMINAL_PROMPT", "0")
             .env("GIT_LITERAL_PATHSPECS", "1")
-            .env("GIT_CONFIG_COUNT", (ALWAYS.len() + config.len()).to_string());
-        let always = ALWAYS.iter().copied();
+            .env("GIT_CONFIG_COUNT", (ALWAYS.len() + FORGIVEN.len() + config.len()).to_string());
+        let always = ALWAYS.iter().copied().chain(forgiven.iter().map(|(key, value)| (key.as_str(), *value)));
         for (number, (key, value)) in
             always.chain(config.iter().map(|(key, value)| (key.as_str(), value.as_str()))).enumerate()
         {
@@ -380,6 +458,58 @@ fn touch(repository: &Path) {
     let _ = fs::File::create(used_file(repository)).and_then(|file| file.set_times(now));
 }
 
+/// What a bare repository may hold, and whether that is a directory.
+const PARTS: [(&str, bool); 7] = [
+    ("HEAD", false),
+    ("config", false),
+    ("kiln-used", false),
+    ("objects", true),
+    ("packed-refs", false),
+    ("refs", true),
+    ("shallow", false),
+];
+
+/// Only under a lock: nobody fetches meanwhile. Others may be doing the same.
+fn renew(repository: &Path, scratch: &Path, sha256: bool) -> io::Result<()> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    match fs::symlink_metadata(repository) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(metadata) if metadata.is_dir() => {}
+        _ => return gone(fs::remove_file(repository)),
+    }
+    for entry in fs::read_dir(repository)? {
+        let entry = entry?;
+        let kind = match entry.file_type() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            kind => kind?,
+        };
+        let is_part = |&(name, directory): &(&str, bool)| {
+            entry.file_name() == name && if directory { kind.is_dir() } else { kind.is_file() }
+        };
+        if !PARTS.iter().any(is_part) {
+            let path = entry.path();
+            gone(if kind.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) })?;
+        }
+    }
+    for elsewhere in ["alternates", "http-alternates"] {
+        gone(fs::remove_file(repository.join("objects/info").join(elsewhere)))?;
+    }
+    let (version, format) = if sha256 { (1, "[extensions]\n\tobjectformat = sha256\n") } else { (0, "") };
+    let config = format!("[core]\n\trepositoryformatversion = {version}\n\tfilemode = true\n\tbare = true\n{format}");
+    let file = repository.join("config");
+    if fs::read(&file).is_ok_and(|found| found == config.as_bytes()) {
+        return Ok(());
+    }
+    fs::create_dir_all(scratch)?;
+    let fresh = scratch.join("config");
+    gone(fs::remove_file(&fresh))?;
+    fs::File::create_new(&fresh)?.write_all(config.as_bytes())?;
+    fs::rename(fresh, file)
+}
+
 /// Removes locks and half-written packs. Only under the write lock, when nobody else can hold them.
 fn clear_leftovers(repository: &Path) -> io::Result<()> {
     for directory in [repository.to_owned(), repository.join("refs/kiln"), repository.join("objects/pack")] {
@@ -393,6 +523,12 @@ fn clear_leftovers(repository: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a repository's packs have on the volume: all of it, but for a few small files.
+fn pack_bytes(repository: &Path) -> u64 {
+    let files = fs::read_dir(repository.join("objects/pack")).into_iter().flatten().flatten();
+    files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
 }
 
 fn count_packs(repository: &Path) -> usize {
@@ -432,6 +568,97 @@ mod tests {
         let commit = b"tree 1\nparent 2\nauthor A B <a@b> 1 +0000\ncommitter C D <c d> 1700000000 +0100\ngpgsig x\n\ncommitter E <e> 3 +0000\n";
         assert_eq!(committer_second(commit), Some(1_700_000_000));
         assert_eq!(committer_second(b"tree 1\n\n"), None);
+    }
+
+    #[test]
+    fn repositories_share_a_limit() {
+        let root = tempfile::tempdir().unwrap();
+        let repositories = Repositories::new(root.path().to_owned());
+        let remote = |path: &str, secret: &str| {
+            let credential =
+                if secret.is_empty() { Credential::None } else { Credential::Basic("u".to_owned(), "p".to_owned()) };
+            let url = parse_url(&format!("https://git.invalid/{path}")).unwrap();
+            Remote::new(url, credential, None, AddressPolicy::new(true)).identified(secret)
+        };
+        let at = |path: &str, secret: &str| repositories.at(&remote(path, secret), &"a".repeat(40), History::Commit);
+        // By URL and by who fetches, not by the password.
+        let private = at("x", "uid-1").0;
+        assert_eq!(private, at("x", "uid-1").0);
+        for other in [at("x", "").0, at("x", "uid-2").0, at("y", "uid-1").0] {
+            assert_ne!(private, other);
+        }
+
+        let made: Vec<PathBuf> = ["old", "used", "new"]
+            .iter()
+            .zip(1..)
+            .map(|(name, day)| {
+                let (directory, _) = at(name, "");
+                fs::create_dir_all(directory.join("objects/pack")).unwrap();
+                fs::write(directory.join("objects/pack/x.pack"), [0; 100]).unwrap();
+                let time = fs::FileTimes::new().set_modified(SystemTime::UNIX_EPOCH + Duration::from_hours(24 * day));
+                fs::File::create(used_file(&directory)).unwrap().set_times(time).unwrap();
+                directory
+            })
+            .collect();
+        let there = || made.iter().map(|directory| directory.exists()).collect::<Vec<_>>();
+        repositories.trim_to(300);
+        assert_eq!(there(), [true, true, true]);
+        repositories.trim_to(299);
+        assert_eq!(there(), [false, true, true]);
+        let (_, lock) = at("used", "");
+        let _reading = lock.try_read().unwrap();
+        repositories.trim_to(100);
+        assert_eq!(there(), [false, true, false]);
+    }
+
+    #[test]
+    fn a_repository_holds_what_kiln_wrote() {
+        let root = tempfile::tempdir().unwrap();
+        let (repository, scratch) = (root.path().join("x.git"), root.path().join("scratch"));
+        let init = ["init", "--quiet", "--bare", "--object-format=sha256", repository.to_str().unwrap()];
+        assert!(std::process::Command::new("git").args(init).status().unwrap().success());
+        renew(&repository, &scratch, true).unwrap();
+        let config = fs::read_to_string(repository.join("config")).unwrap();
+        let names = |directory: &Path| -> Vec<String> {
+            let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        let before = names(&repository);
+        assert_eq!(before, ["HEAD", "config", "objects", "refs"]);
+
+        for directory in ["info", "hooks", "worktrees/x", "modules/x", "objects/info"] {
+            fs::create_dir_all(repository.join(directory)).unwrap();
+        }
+        for file in [
+            "config",
+            "config.worktree",
+            "commondir",
+            "info/attributes",
+            "hooks/post-checkout",
+            "objects/info/alternates",
+        ] {
+            fs::write(repository.join(file), "[filter \"x\"]\n\tsmudge = false\n").unwrap();
+        }
+        std::os::unix::fs::symlink("/etc/passwd", repository.join("packed-refs")).unwrap();
+        renew(&repository, &scratch, true).unwrap();
+        assert_eq!(names(&repository), before);
+        assert!(names(&repository.join("objects/info")).is_empty());
+        assert_eq!(fs::read_to_string(repository.join("config")).unwrap(), config);
+
+        // One whose configuration, or that itself, leads elsewhere.
+        let elsewhere = root.path().join("elsewhere");
+        fs::write(&elsewhere, "").unwrap();
+        fs::remove_file(repository.join("config")).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, repository.join("config")).unwrap();
+        renew(&repository, &scratch, true).unwrap();
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "");
+        let link = root.path().join("link.git");
+        std::os::unix::fs::symlink(&repository, &link).unwrap();
+        renew(&link, &scratch, true).unwrap();
+        assert!(link.symlink_metadata().is_err() && repository.is_dir());
+        renew(&link, &scratch, true).unwrap();
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub enum Problem {
     NoSpace,
     /// It sends more than a file may hold.
     TooLarge,
+    /// It sends objects that Git itself does not take.
+    Refused,
     /// None of these.
     Other,
 }
@@ -35,7 +37,8 @@ pub enum Problem {
 /// Reads what `git fetch` wrote to its standard error, in the C locale.
 #[must_use]
 pub fn problem(stderr: &str) -> Problem {
-    const SIGNS: [(Problem, &[&str]); 10] = [
+    const SIGNS: [(Problem, &[&str]); 11] = [
+        (Problem::Refused, &["fatal: fsck error in "]),
         (Problem::HostKey, &["Host key verification failed", "HOST IDENTIFICATION HAS CHANGED"]),
         (Problem::TooLarge, &["died of signal 25", "File too large", "File size limit exceeded"]),
         (Problem::NoSpace, &["No space left on device", "Disk quota exceeded"]),
@@ -228,6 +231,13 @@ pub fn failure(problem: Problem, remote: &Remote, id: &str, name: &str, stderr: 
             Reason::GitRepositoryTooLarge,
             format!("{url} sends more than a builder takes for one commit; build from a smaller repository"),
         ),
+        Problem::Refused => {
+            let object = stderr.lines().find(|line| line.starts_with("error: object ")).unwrap_or(detail);
+            (
+                Reason::GitTreeRefused,
+                format!("{url} sends what no Git writes ({object}); find out who made it with git fsck --strict"),
+            )
+        }
         Problem::Other => (Reason::GitFailed, format!("fetching {url} failed: {detail}")),
     };
     JobFailure::new(reason, message)
@@ -249,6 +259,10 @@ mod tests {
             ),
             ("error: Server does not allow request for unadvertised object 0001", Problem::NoCommit),
             ("fatal: couldn't find remote ref gone", Problem::NoCommit),
+            (
+                "error: object 01: duplicateEntries: contains duplicate file entries\nfatal: fsck error in packed object",
+                Problem::Refused,
+            ),
             ("fatal: unable to access 'https://host/': Could not resolve host: host", Problem::Unavailable),
             ("fatal: unable to access 'https://host/': The requested URL returned error: 503", Problem::Unavailable),
             (

@@ -9,7 +9,10 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use kiln_registry::http_client::{FailureClass, HttpClient, TransportFailure, plain_text, read_bounded};
+use kiln_registry::{
+    http_client::{FailureClass, HttpClient, TransportFailure, read_bounded},
+    text::plain_text,
+};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -24,7 +27,7 @@ use super::{
 };
 use crate::{
     buildkit::clean_command,
-    process,
+    files, process,
     reasons::{JobFailure, Reason},
 };
 
@@ -102,8 +105,8 @@ impl GitJob<'_> {
         for entry in entries.iter().filter(|entry| !entry.submodule && entry.size < LONGEST_POINTER) {
             let path = directory.join(&entry.path);
             if path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
-                let content =
-                    fs::read(&path).map_err(|error| JobFailure::agent("read a file of the source", &error))?;
+                let content = files::read(&path, LONGEST_POINTER)
+                    .map_err(|error| JobFailure::agent("read a file of the source", &error))?;
                 pointers.extend(pointer(&content).map(|pointer| (entry.path.clone(), pointer)));
             }
         }
@@ -135,7 +138,7 @@ impl GitJob<'_> {
         let lfs = Lfs { client, endpoint: self.lfs_endpoint(&remote).await?, remote: &remote, stop: self.stop };
         let wanted: Vec<(&PathBuf, &Pointer)> = pointers.iter().collect();
         for batch in wanted.chunks(BATCH) {
-            lfs.fetch(directory, batch).await?;
+            lfs.fetch(directory, &self.scratch.join("lfs-part"), batch).await?;
         }
         for entry in entries {
             if let Some(pointer) = pointers.get(&entry.path) {
@@ -189,13 +192,14 @@ struct Lfs<'a> {
 }
 
 impl Lfs<'_> {
-    async fn fetch(&self, directory: &Path, files: &[(&PathBuf, &Pointer)]) -> Result<(), JobFailure> {
+    /// Puts the objects in the pointers' place; `part` is where one lies until it is known to be the right one.
+    async fn fetch(&self, directory: &Path, part: &Path, files: &[(&PathBuf, &Pointer)]) -> Result<(), JobFailure> {
         let mut answered = self.batch(files).await?;
         for (path, pointer) in files {
             let object = answered.remove(&pointer.oid);
             let object = object.ok_or_else(|| self.missing(path, "the server says nothing of it"))?;
             let target = directory.join(path);
-            self.download(path, pointer, &object, &target).await?;
+            self.download(path, pointer, &object, part, &target).await?;
             // The same content under another name needs no second download, but its own file.
             answered.insert(pointer.oid.clone(), object);
         }
@@ -228,6 +232,7 @@ impl Lfs<'_> {
         path: &Path,
         pointer: &Pointer,
         object: &AnsweredObject,
+        part: &Path,
         target: &Path,
     ) -> Result<(), JobFailure> {
         if let Some(ObjectError { code, message }) = &object.error {
@@ -241,22 +246,19 @@ impl Lfs<'_> {
             sent.extend(headers(&self.endpoint.header));
         }
         let limit = usize::try_from(pointer.size).unwrap_or(usize::MAX);
-        let mut part = target.as_os_str().to_owned();
-        part.push(".lfs-part");
-        let part = PathBuf::from(part);
         let what = format!("the file {:?}", path.display());
         let response = download::request(&self.client, Method::GET, &url, &sent, None, self.stop)
             .await
             .map_err(|error| self.failed(error, &what))?;
         let (hash, length) =
-            download::save(response, &part, limit, self.stop).await.map_err(|error| self.failed(error, &what))?;
+            download::save(response, part, limit, self.stop).await.map_err(|error| self.failed(error, &what))?;
         let hash = hash.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
         if hash != pointer.oid || length != pointer.size {
             return Err(self.missing(path, "the server gives other content than its pointer names"));
         }
         let replace = || {
-            fs::set_permissions(&part, fs::metadata(target)?.permissions())?;
-            fs::rename(&part, target)
+            fs::set_permissions(part, fs::symlink_metadata(target)?.permissions())?;
+            fs::rename(part, target)
         };
         replace().map_err(|error| JobFailure::agent("put a file of Git LFS in place", &error))
     }

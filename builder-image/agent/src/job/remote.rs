@@ -21,6 +21,8 @@ pub struct Remote {
     /// Where it is.
     pub url: GitUrl,
     credential: Credential,
+    /// Whose the credential is; empty where there is none.
+    identity: String,
     authorities: Authorities,
     /// Which addresses it may have.
     policy: AddressPolicy,
@@ -77,14 +79,31 @@ impl Remote {
     /// The remote at `url`.
     #[must_use]
     pub fn new(url: GitUrl, credential: Credential, authorities: Authorities, policy: AddressPolicy) -> Self {
-        Self { url, credential, authorities, policy, addresses: Vec::new() }
+        Self { url, credential, identity: String::new(), authorities, policy, addresses: Vec::new() }
+    }
+
+    /// The same with the credential's identity: what does not change with a password, such as a Secret's UID.
+    #[must_use]
+    pub fn identified(self, identity: &str) -> Self {
+        let identity = match (self.has_credential(), identity) {
+            (false, _) => "",
+            (true, "") => "unknown",
+            (true, identity) => identity,
+        };
+        Self { identity: identity.to_owned(), ..self }
+    }
+
+    /// Whose credential is sent; empty where none is.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// The same server's other repository, or another server: that one gets no credential.
     #[must_use]
     pub fn at(&self, url: GitUrl) -> Self {
         let credential = if url.is_same_server(&self.url) { self.credential.clone() } else { Credential::None };
-        Self::new(url, credential, self.authorities.clone(), self.policy)
+        Self::new(url, credential, self.authorities.clone(), self.policy).identified(&self.identity)
     }
 
     /// Whether a credential is sent.

@@ -107,7 +107,9 @@ impl Fetch<'_> {
     pub async fn fetch(&self) -> Result<Source, JobFailure> {
         let directory = self.work.join("source");
         let addresses = AddressPolicy::new(self.spec.allow_private_addresses);
-        let git = GitJob { repositories: self.repositories, stop: self.stop, memory: self.memory, addresses };
+        let scratch = self.work.join("scratch");
+        let (repositories, stop, memory) = (self.repositories, self.stop, self.memory);
+        let git = GitJob { repositories, stop, memory, scratch: &scratch, addresses };
         let mut source = match self.spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
             Some(Kind::Git(source)) => git.fetch(source, &directory, self.is_dockerfile_outside()).await?,
             Some(Kind::Inline(inline)) => inline::write(inline, &directory)?,

@@ -141,7 +141,12 @@ async fn modes_and_submodules_arrive() {
         let repository = Repository::public(tenant, "app");
         let modules = format!("[submodule \"inner\"]\n\tpath = vendor/inner\n\turl = {}\n", inner.url);
         repository.commit(&Commit {
-            files: &[("Dockerfile", COPY_ALL), (".gitmodules", &modules), ("start.sh", "#!/bin/sh\n")],
+            files: &[
+                ("Dockerfile", COPY_ALL),
+                (".gitmodules", &modules),
+                ("start.sh", "#!/bin/sh\n"),
+                ("vendor/inner.index", "kept"),
+            ],
             submodules: &[("vendor/inner", &pinned)],
             ..Commit::default()
         });
@@ -150,6 +155,7 @@ async fn modes_and_submodules_arrive() {
             .await;
         let with = image(tenant, &built).await;
         assert_eq!(with.text("src/vendor/inner/library"), "pinned");
+        assert_eq!(with.text("src/vendor/inner.index"), "kept");
         assert!(with.built().all(|entry| !entry.path.split('/').any(|part| part == ".git")), "no .git in the context");
         let modes: Vec<_> = ["src/start.sh", "src/Dockerfile"]
             .map(|path| with.entry(path).unwrap())

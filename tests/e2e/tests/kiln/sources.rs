@@ -3,15 +3,19 @@
 use kiln_crds::SecretRef;
 use kiln_crds::image_build::{HttpSource, Source};
 use kiln_e2e::build::git;
+use kiln_e2e::git::Commit;
 use kiln_e2e::git_ssh::{GIT_SSH_SECRET, client_key};
 use kiln_e2e::registry::{Image, Registry};
 use kiln_e2e::tenant::image_of;
 use kiln_e2e::web::{WebFile, tar_gz};
 use kiln_e2e::{Build, Repository, Tenant};
+use kube::ResourceExt as _;
 
 kiln_e2e::tests![
     git_over_ssh,
     git_lfs_files_come_in_place_of_their_pointers,
+    a_private_commit_is_for_who_names_its_secret,
+    faults_of_former_times_are_none,
     a_dockerfile_may_be_inline_or_outside_of_the_context,
     a_kept_git_dir_has_the_commit_and_no_credential,
     a_tarball_is_compared_with_its_checksum
@@ -66,22 +70,80 @@ async fn git_lfs_files_come_in_place_of_their_pointers() {
     Tenant::run("git-lfs", async |tenant| {
         let repository = Repository::public(tenant, "app");
         let pointer = repository.lfs(b"the large file\n");
-        repository.write(&[
-            ("Dockerfile", COPY_ALL),
-            (".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n"),
-            ("large.bin", &pointer),
-            ("no-lfs.txt", &pointer),
-        ]);
+        repository.commit(&Commit {
+            files: &[
+                ("Dockerfile", COPY_ALL),
+                (".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n"),
+                ("large.bin", &pointer),
+                ("no-lfs.txt", &pointer),
+            ],
+            // A name that a download might have for a while.
+            links: &[("large.bin.lfs-part", "/tmp/planted"), ("lfs-part", "/tmp/planted")],
+            ..Commit::default()
+        });
         let with = Build::git(tenant, "with", &repository).amd64().with(|spec| git(spec).lfs = true);
         let built = image(tenant, &with).await;
         assert_eq!(built.text("src/large.bin"), "the large file");
         assert_eq!(built.text("src/no-lfs.txt"), pointer.trim_end());
+        assert!(built.entry("src/large.bin.lfs-part").is_some() && built.entry("src/lfs-part").is_some());
+        for pod in tenant.builders().await {
+            assert!(!tenant.agent_has(&pod.name_any(), "/tmp/planted").await, "no link of the repository is followed");
+        }
         let missing = kiln_e2e::lfs::pointer(b"never pushed");
         repository.write(&[("large.bin", &missing)]);
         tenant
             .create_build(&Build::git(tenant, "missing", &repository).amd64().with(|spec| git(spec).lfs = true))
             .await;
         tenant.not_ready("missing", "GitLfsFailed").await;
+    })
+    .await;
+}
+
+/// A builder keeps what it fetched, and gives it to nobody who could not have fetched it.
+async fn a_private_commit_is_for_who_names_its_secret() {
+    Tenant::fresh("private-commit", async |tenant| {
+        let repository = Repository::private(tenant, "app");
+        let commit = repository.write(&[("Dockerfile", COPY_ALL)]);
+        tenant.build(&Build::private_git(tenant, "owner", &repository).amd64()).await;
+        let stranger =
+            Build::git(tenant, "stranger", &repository).amd64().with(|spec| git(spec).reference = Some(commit));
+        tenant.create_build(&stranger).await;
+        tenant.not_ready("stranger", "GitUnauthorized").await;
+    })
+    .await;
+}
+
+/// Honest repositories have commits that programs of former times wrote, and trees with modes that are padded.
+async fn faults_of_former_times_are_none() {
+    const AUTHORS: [&str; 9] = [
+        "A <a@b> 01700000000 +0000",
+        "A <a@b> 99999999999999999999 +0000",
+        "A <a@b> 1700000000 +051800",
+        "A <a@b> 1700000000 -000",
+        "A<a@b> 1700000000 +0000",
+        "<a@b> 1700000000 +0000",
+        "A <a@b>1700000000 +0000",
+        "A <a@b <c@d>> 1700000000 +0000",
+        "A 1700000000 +0000",
+    ];
+    Tenant::run("old-faults", async |tenant| {
+        let repository = Repository::public(tenant, "app");
+        let mut parent = repository.write(&[("Dockerfile", COPY_ALL)]);
+        let file = repository.raw_object("blob", b"padded");
+        let id: Vec<u8> = (0..20).map(|byte| u8::from_str_radix(&file[byte * 2..byte * 2 + 2], 16).unwrap()).collect();
+        let tree = repository.raw_object("tree", &[&b"0100644 file\0"[..], &id].concat());
+        for author in AUTHORS {
+            let commit =
+                format!("tree {tree}\nparent {parent}\nauthor {author}\ncommitter A <a@b> 1700000000 +0000\n\nold\n");
+            parent = repository.raw_object("commit", commit.as_bytes());
+        }
+        repository.point("refs/heads/main", &parent);
+        repository.write(&[("Dockerfile", COPY_ALL)]);
+        let build = Build::git(tenant, "app", &repository).amd64().with(|spec| {
+            git(spec).full_history = true;
+            git(spec).keep_git_dir = true;
+        });
+        assert_eq!(image(tenant, &build).await.text("src/file"), "padded");
     })
     .await;
 }
