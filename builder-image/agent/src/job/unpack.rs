@@ -131,8 +131,10 @@ impl Unpacker {
     /// Sets what directories bear.
     pub fn finish(self) -> Result<(), UnpackError> {
         for (path, (mode, second)) in self.directories.iter().rev() {
-            // A later layer may have removed it, or put something else there.
-            if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            // A later entry may have removed it, or put something else there or above it, such as a link that leads out.
+            let below = path.strip_prefix(&self.root).unwrap_or(path);
+            let is_itself = resolve(&self.root, below, true).is_ok_and(|resolved| resolved == *path);
+            if is_itself && path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
                 fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o700))
                     .and_then(|()| mtime::set(path, mtime::of_directory(*second)))
                     .map_err(|source| UnpackError::Write { path: path.display().to_string(), source })?;

@@ -80,6 +80,25 @@ fn every_compression_gives_the_same() {
 }
 
 #[test]
+fn a_directory_that_a_link_replaces_is_forgotten() {
+    let outside = tempfile::tempdir().unwrap();
+    let jobs = outside.path().join("jobs");
+    fs::create_dir(&jobs).unwrap();
+    fs::set_permissions(&jobs, fs::Permissions::from_mode(0o700)).unwrap();
+    let root = outside.path().join("root");
+    let bytes = archive(&[
+        (EntryType::Directory, "a/", ""),
+        (EntryType::Directory, "a/jobs/", ""),
+        (EntryType::Symlink, "a", outside.path().to_str().unwrap()),
+    ]);
+    unpack(&root, Kind::Tarball, &[&bytes]).unwrap();
+    let metadata = jobs.symlink_metadata().unwrap();
+    assert_eq!(metadata.mode() & 0o777, 0o700);
+    assert_ne!(metadata.mtime(), 1_700_000_000);
+    assert!(root.join("a").is_symlink());
+}
+
+#[test]
 fn nothing_leaves() {
     let outside = tempfile::tempdir().unwrap();
     let secret = outside.path().join("secret");
