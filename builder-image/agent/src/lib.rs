@@ -21,6 +21,7 @@ pub mod process;
 pub mod reasons;
 pub mod service;
 pub mod tls;
+pub mod watchdog;
 
 /// The largest request: inline files and secrets are each bounded by what a Kubernetes object holds.
 const LARGEST_REQUEST: usize = 16 << 20;
@@ -39,6 +40,9 @@ pub enum AgentError {
     /// The port is taken, or signals cannot be received.
     #[error("cannot listen on {0}")]
     Listen(std::net::SocketAddr, #[source] io::Error),
+    /// No thread can be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// The server failed.
     #[error("the server failed")]
     Serve(#[from] tonic::transport::Error),
@@ -75,6 +79,7 @@ pub async fn serve(config: config::Config) -> Result<(), AgentError> {
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate()).map_err(listen)?, signal(SignalKind::interrupt()).map_err(listen)?);
     let tls = Arc::new(tls::Tls::load(&config.tls_dir, &config.client_name)?);
+    watchdog::guard().map_err(AgentError::Thread)?;
     let registry = jobs::Registry::open(&config)?;
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
     tracing::info!(builder = config.builder, listen = %config.listen, max_jobs = config.max_jobs, "the agent is ready");
