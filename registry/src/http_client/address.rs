@@ -37,9 +37,13 @@ const METADATA_V4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(168, 63, 129, 16),   // Azure
     Ipv4Addr::new(192, 0, 0, 192),     // Oracle Cloud
 ];
-const METADATA_V6: [Ipv6Addr; 2] = [
-    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), // AWS
-    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),  // Google Cloud
+const METADATA_V6: [Ipv6Addr; 6] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),      // AWS
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),       // AWS EKS Pod Identity
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),       // Google Cloud
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe), // Oracle Cloud
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),        // Scaleway
+    Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1),    // Linode
 ];
 
 impl AddressPolicy {
@@ -176,6 +180,20 @@ impl Resolve for Resolver {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_the_chart_closes_is_closed_here() {
+        let values = include_str!("../../../charts/kiln/values.yaml");
+        let list = values.split("metadataAddresses:\n").nth(1).unwrap();
+        let items = list.lines().map_while(|line| line.trim().strip_prefix("- "));
+        let addresses: Vec<IpAddr> = items.map(|item| item.split('/').next().unwrap().parse().unwrap()).collect();
+        for address in &addresses {
+            assert!(AddressPolicy::new(true).permits(*address).is_err(), "{address}");
+        }
+        for address in METADATA_V6.map(IpAddr::from).iter().chain(&METADATA_V4.map(IpAddr::from)) {
+            assert!(addresses.contains(address), "{address} is not in the chart's values");
+        }
+    }
 
     #[test]
     fn table() {
