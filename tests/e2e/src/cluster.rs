@@ -69,6 +69,13 @@ impl Cluster {
     }
 }
 
+/// What is kept between runs, of whoever runs this.
+pub(crate) fn cache_directory() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    Some(cache.join("kiln"))
+}
+
 /// The namespace of the operator.
 #[must_use]
 pub fn operator_namespace() -> String {

@@ -13,12 +13,20 @@ use kube::{Api, ResourceExt as _};
 use crate::Cluster;
 use crate::builder::OF_TENANT;
 use crate::cluster::builders_namespace;
-use crate::suite::Took;
 
 /// How many tests are told one by one.
 const TOLD: usize = 20;
 /// How often the cgroups are read: a pod's is gone with the pod, and what it used since the last look with it.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What a test took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    /// From its begin to its end.
+    pub wall: Duration,
+    /// What its builder pods used of processors.
+    pub builders: Duration,
+}
 
 /// A builder pod: its tenant's namespace, its cgroup's file, what it has used.
 #[derive(Debug, Default)]

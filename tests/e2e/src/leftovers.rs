@@ -9,7 +9,7 @@ use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
 
 use crate::Cluster;
-use crate::suite::cache_directory;
+use crate::cluster::cache_directory;
 use crate::tenant::LABEL;
 
 /// What the names of all that tests make begin with.

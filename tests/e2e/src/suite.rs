@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::{Tenant, costs, leftovers};
+use crate::cluster::cache_directory;
+use crate::costs::{self, Took};
+use crate::{Tenant, leftovers};
 
 type Run = fn() -> Pin<Box<dyn Future<Output = ()>>>;
 
@@ -96,15 +98,6 @@ thread_local! {
 /// Tells that the test of this thread has a namespace, whose builders are on its account.
 pub(crate) fn has_namespace(name: &str) {
     NAMESPACES.with_borrow_mut(|names| names.push((name.to_owned(), costs::used(name))));
-}
-
-/// What a test took.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Took {
-    /// From its begin to its end.
-    pub wall: Duration,
-    /// What its builder pods used of processors.
-    pub builders: Duration,
 }
 
 static TOOK: Mutex<BTreeMap<&str, Took>> = Mutex::new(BTreeMap::new());
@@ -188,13 +181,6 @@ fn told(panic: &(dyn Any + Send)) -> Failed {
 }
 
 /// The file with the seconds that each test took last.
-/// What is kept between runs, of whoever runs this.
-pub(crate) fn cache_directory() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    Some(cache.join("kiln"))
-}
-
 fn times_file() -> Option<PathBuf> {
     Some(cache_directory()?.join("test-times"))
 }
