@@ -37,7 +37,7 @@ pub struct ImageBuildRunSpec {
     /// The ImageBuild that this run belongs to.
     pub image_build: ImageBuildRef,
     /// Counts the ImageBuild's runs, from 1. A larger number is a newer run.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_u64))]
     pub number: u64,
     /// The resolved Git commit. Absent for inline files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -174,6 +174,7 @@ pub struct PlatformStatus {
     pub phase: PlatformPhase,
     /// Counts the attempts, from 1; 0 while none has begun.
     #[serde(default)]
+    #[schemars(range(max = 100_000))]
     pub attempt: u32,
     /// The builder of this attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]

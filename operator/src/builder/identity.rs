@@ -159,6 +159,23 @@ impl BuilderId {
         labels
     }
 
+    /// Whether Kiln can have given this builder to a run of that ImageBuild: what a run's status says may be somebody else's
+    /// words. `namespace_uid`: none where the namespace is gone; `pool`: none where the run names none.
+    #[must_use]
+    pub fn is_for(
+        &self,
+        namespace: &str,
+        namespace_uid: Option<&str>,
+        image_build_uid: &str,
+        pool: Option<&str>,
+    ) -> bool {
+        let Self { pool: own_pool, domain, .. } = self;
+        domain.namespace == namespace
+            && namespace_uid.is_none_or(|uid| uid == domain.namespace_uid)
+            && domain.image_build_uid.as_deref().is_none_or(|uid| uid == image_build_uid)
+            && pool.is_none_or(|pool| pool == own_pool)
+    }
+
     /// Whose pod or volume this is, read back from its labels. `None`: not a builder's.
     #[must_use]
     pub fn of(metadata: &ObjectMeta) -> Option<Self> {
@@ -204,6 +221,25 @@ mod tests {
         assert_eq!(named(CacheScope::ImageBuild), id(CacheScope::ImageBuild).domain, "a name tells nothing apart");
         assert_eq!(named(CacheScope::Namespace).image_build, None, "others of the namespace use it too");
         assert_eq!(BuilderId::of(&ObjectMeta::default()), None);
+    }
+
+    #[test]
+    fn whose_runs_a_builder_is_for() {
+        // Whether the builder is the ImageBuild's alone, then who asks.
+        for (scope, namespace, namespace_uid, image_build_uid, pool, expected) in [
+            (CacheScope::Namespace, "team", Some("ns-uid"), "ib-uid", None, true),
+            (CacheScope::Namespace, "team", Some("ns-uid"), "other", Some("default"), true),
+            (CacheScope::Namespace, "team", None, "other", None, true),
+            (CacheScope::Namespace, "thief", Some("ns-uid"), "ib-uid", None, false),
+            (CacheScope::Namespace, "team", Some("made-again"), "ib-uid", None, false),
+            (CacheScope::Namespace, "team", Some("ns-uid"), "ib-uid", Some("other"), false),
+            (CacheScope::ImageBuild, "team", Some("ns-uid"), "ib-uid", None, true),
+            (CacheScope::ImageBuild, "team", Some("ns-uid"), "other", None, false),
+            (CacheScope::ImageBuild, "thief", Some("thief-uid"), "ib-uid", None, false),
+        ] {
+            let is_for = id(scope).is_for(namespace, namespace_uid, image_build_uid, pool);
+            assert_eq!(is_for, expected, "{namespace} {namespace_uid:?} {image_build_uid} {pool:?}");
+        }
     }
 
     #[test]

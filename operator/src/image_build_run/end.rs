@@ -156,10 +156,11 @@ pub(super) async fn cancel_jobs(
             let job = job_id(&uid, &platform.name, platform.attempt);
             // Nobody may send it after it was cancelled.
             context.jobs.release(&job);
-            if let Some(agent) = agent_of(platform, context)
+            if let Some(agent) = agent_of(run, platform, context)
                 && let Err(source) = context.jobs.cancel(&agent, &job).await
             {
-                let leaving = pod_of(platform, context).is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());
+                let leaving =
+                    pod_of(run, platform, context).is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());
                 let failures = context.cancelling.get(&job) + 1;
                 // The agent ends the job by itself at its timeout; a run must not wait for a lost node until then.
                 if !leaving && failures < CANCEL_TRIES {
@@ -177,6 +178,9 @@ pub(super) async fn cancel_jobs(
     }
     Ok(())
 }
+
+/// Of how many attempts of a platform an agent is told that nobody asks for them any more: those before have ended long ago.
+const MOST_TOLD: u32 = 32;
 
 /// Ends the run without an image.
 pub(super) async fn end(
@@ -207,11 +211,12 @@ pub(super) async fn conclude(
 ) -> Result<Action, Error> {
     let uid = run.uid().unwrap_or_default();
     for platform in &status.platforms {
-        for attempt in 1..=platform.attempt {
+        let agent = agent_of(run, platform, context)
+            .filter(|_| run.finalizers().iter().any(|finalizer| finalizer == FINALIZER));
+        for attempt in platform.attempt.saturating_sub(MOST_TOLD).max(1)..=platform.attempt {
             let job = job_id(&uid, &platform.name, attempt);
             context.jobs.release(&job);
-            if let Some(agent) = agent_of(platform, context).filter(|_| run.finalizers().iter().any(|f| f == FINALIZER))
-            {
+            if let Some(agent) = agent.clone() {
                 context.jobs.forget(agent, job);
             }
         }

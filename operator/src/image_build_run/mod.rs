@@ -36,7 +36,7 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::dereference::{Inputs, dereference};
 use self::end::{cancel_jobs, conclude, end, failure_of, finish, secret_versions};
@@ -136,7 +136,7 @@ fn observe(
     }
     for platform in &mut status.platforms {
         let (observed, progress) = context.jobs.seen(&job_id(&uid, &platform.name, platform.attempt)).unzip();
-        let alive = agent_of(platform, context).is_some();
+        let alive = agent_of(run, platform, context).is_some();
         if let Some(progress) = progress.filter(|_| platform.phase.is_assigned()) {
             *platform = progress.in_status(std::mem::take(platform));
         }
@@ -149,15 +149,24 @@ fn observe(
 }
 
 /// The agent that holds a platform's job. `None`: its pod is gone, or is another one by now.
-fn agent_of(platform: &PlatformStatus, context: &Context) -> Option<Agent> {
+fn agent_of(run: &ImageBuildRun, platform: &PlatformStatus, context: &Context) -> Option<Agent> {
     let builder = platform.builder.as_ref()?;
-    let pod = pod_of(platform, context)?;
+    let pod = pod_of(run, platform, context)?;
     let (agent, found) = observe::ready(&pod)?;
     (found.uid == builder.uid && !observe::is_stuck(&pod, Timestamp::now())).then_some(agent)
 }
 
-fn pod_of(platform: &PlatformStatus, context: &Context) -> Option<Arc<Pod>> {
-    observe::pod(context, &platform.builder.as_ref()?.pod)
+/// The pod of a platform's builder. `None`: it is gone, or the status names one that is not for this run.
+fn pod_of(run: &ImageBuildRun, platform: &PlatformStatus, context: &Context) -> Option<Arc<Pod>> {
+    let pod = observe::pod(context, &platform.builder.as_ref()?.pod)?;
+    let namespace = run.namespace()?;
+    let namespace_uid = context.stores.namespaces.get(&ObjectRef::new(&namespace)).and_then(|found| found.uid());
+    let (image_build, pool) = (&run.spec.image_build.uid, run.spec.build.pool.as_deref());
+    let is_for = BuilderId::of(&pod.metadata)?.is_for(&namespace, namespace_uid.as_deref(), image_build, pool);
+    if !is_for {
+        debug!(%namespace, run = run.name_any(), "a status names a builder that Kiln did not give to the run");
+    }
+    is_for.then_some(pod)
 }
 
 /// Removes builders whose agent cannot be reached though their pod seems alive: another attempt begins only when the pod,
@@ -167,7 +176,7 @@ async fn remove_unreachable(run: &ImageBuildRun, status: &ImageBuildRunStatus, c
     for platform in status.platforms.iter().filter(|platform| platform.phase.is_assigned()) {
         let job = job_id(&uid, &platform.name, platform.attempt);
         let Some(Observation::Unreachable(why)) = context.jobs.observation(&job) else { continue };
-        let Some(pod) = pod_of(platform, context).filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
+        let Some(pod) = pod_of(run, platform, context).filter(|pod| pod.metadata.deletion_timestamp.is_none()) else {
             continue;
         };
         let Some(id) = BuilderId::of(&pod.metadata) else { continue };
@@ -294,7 +303,7 @@ fn follow(
         if context.jobs.observation(&id).is_some() {
             continue;
         }
-        let Some(agent) = agent_of(platform, context) else { continue };
+        let Some(agent) = agent_of(run, platform, context) else { continue };
         let job = if platform.phase == PlatformPhase::Starting {
             let (Some(inputs), Some(spec)) = (inputs, specs.get(platform.name.as_str())) else { continue };
             // Only where a collector takes the spans that BuildKit would make.
@@ -368,6 +377,10 @@ pub fn is_newest(context: &Context, run: &ImageBuildRun) -> bool {
     context
         .stores
         .runs
-        .find(|other| other.spec.image_build.uid == run.spec.image_build.uid && other.spec.number > run.spec.number)
+        .find(|other| {
+            other.metadata.namespace == run.metadata.namespace
+                && other.spec.image_build.uid == run.spec.image_build.uid
+                && other.spec.number > run.spec.number
+        })
         .is_none()
 }

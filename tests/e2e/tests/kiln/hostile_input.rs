@@ -4,15 +4,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use kiln_crds::ImageBuild;
 use kiln_crds::image_build::ImageBuildSpec;
+use kiln_crds::image_build_run::{BuilderRef, PlatformPhase};
+use kiln_crds::{ImageBuild, ImageBuildRun};
 use kiln_e2e::build::{file, git};
 use kiln_e2e::git::{Commit, Tree};
 use kiln_e2e::registry::{Image, Registry};
 use kiln_e2e::tenant::{condition, image_of, run_of};
-use kiln_e2e::{Build, Repository, Tenant};
+use kiln_e2e::{Build, Repository, Tenant, wait};
 use kube::ResourceExt as _;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 
 kiln_e2e::tests![
@@ -20,6 +21,7 @@ kiln_e2e::tests![
     urls_of_other_kinds,
     links_out_of_the_source,
     a_tree_that_writes_through_its_own_link,
+    a_forged_run_reaches_nobody_else,
     odd_words_arrive_as_they_are,
     words_that_no_program_takes,
     as_much_as_an_object_holds,
@@ -112,7 +114,7 @@ async fn failed(tenant: &Tenant, build: &Build, reasons: &[&str]) -> ImageBuild 
     let build = tenant.create_build(build).await;
     let name = build.metadata.name.as_deref().unwrap();
     let failed = tenant
-        .wait_build(name, "failed", kiln_e2e::wait::BUILD, |build| {
+        .wait_build(name, "failed", wait::BUILD, |build| {
             let image = build.status.as_ref().is_some_and(|status| status.image.is_some());
             if image {
                 Err("it was built".to_owned())
@@ -202,6 +204,50 @@ async fn a_tree_that_writes_through_its_own_link() {
     .await;
 }
 
+/// What a run says may be a stranger's words: it stops no run of another namespace, and no builder there takes its job.
+async fn a_forged_run_reaches_nobody_else() {
+    let step = |seconds: u32| format!("FROM busybox\nRUN sleep {seconds}\n");
+    Tenant::fresh("victim", async |victim| {
+        victim.create_build(&Build::inline(victim, "app", &[("Dockerfile", &step(15))]).amd64()).await;
+        let own =
+            victim.wait_run("app-1", "its step runs", wait::BUILD, |run| Ok(phase(run) == PlatformPhase::Building));
+        let own = own.await;
+        Tenant::fresh("thief", async |thief| {
+            let mut newer = ImageBuildRun::new("app-1000", own.spec.clone());
+            newer.spec.number = 1000;
+            thief.runs().create(&PostParams::default(), &newer).await.unwrap();
+
+            thief.create_build(&Build::inline(thief, "own", &[("Dockerfile", &step(2))]).amd64()).await;
+            let given = thief.wait_run("own-1", "has a builder", wait::BUILD, |run| Ok(builder(run).is_some()));
+            given.await;
+            let forged = json!({"status": {"platforms": [{
+                "name": "linux/amd64", "phase": "Starting", "attempt": 2, "builder": builder(&own),
+            }]}});
+            thief.runs().patch_status("own-1", &PatchParams::default(), &Patch::Merge(forged)).await.unwrap();
+            let ended = thief.wait_run("own-1", "has ended", wait::BUILD, |run| {
+                Ok(run.status.as_ref().is_some_and(|status| status.phase.is_final()))
+            });
+            let ended = ended.await;
+            assert_eq!(phase(&ended), PlatformPhase::Succeeded, "{:#?}", ended.status);
+            assert_ne!(builder(&ended).unwrap().pod, builder(&own).unwrap().pod, "the victim's builder took the job");
+        })
+        .await;
+        let ended = victim.wait_run("app-1", "has ended", wait::BUILD, |run| {
+            Ok(run.status.as_ref().is_some_and(|status| status.phase.is_final()))
+        });
+        assert_eq!(phase(&ended.await), PlatformPhase::Succeeded, "a run of another namespace is no newer one");
+    })
+    .await;
+}
+
+fn phase(run: &ImageBuildRun) -> PlatformPhase {
+    run.status.iter().flat_map(|status| &status.platforms).next().map(|platform| platform.phase).unwrap_or_default()
+}
+
+fn builder(run: &ImageBuildRun) -> Option<&BuilderRef> {
+    run.status.as_ref()?.platforms.first()?.builder.as_ref()
+}
+
 async fn image(tenant: &Tenant, build: &ImageBuild) -> Image {
     let image = image_of(build);
     Registry::new(&tenant.cluster).image_for(&image.repository, &image.digest, "linux/amd64").await
@@ -261,7 +307,7 @@ async fn odd_words_arrive_as_they_are() {
         for target in ["x,filename=Dockerfile", "--no-cache", "a\nb", "\u{0}"] {
             tenant.edit("app", |build| build.spec.target = Some(target.to_owned())).await;
             let failed = tenant
-                .wait_build("app", "failed", kiln_e2e::wait::BUILD, |build| {
+                .wait_build("app", "failed", wait::BUILD, |build| {
                     Ok(kiln_e2e::tenant::is_current(build)
                         && condition(build, "Stalled").is_some_and(|stalled| stalled.status == "True"))
                 })
