@@ -80,6 +80,17 @@ about() {
 		if (seconds < 100) printf "about %.0f s", seconds + 0.5; else printf "about %.0f min", seconds / 60}'
 }
 
+# nearly_full DIR…: names those on whose disk there is hardly any space left, for a failure that may come of it: what failed
+# may have had no space to say so.
+nearly_full() {
+	local dir left
+	for dir in "$@"; do
+		while [[ ! -d $dir ]]; do dir=$(dirname "$dir"); done
+		left=$(df -m --output=avail "$dir" | tail -n 1)
+		((left >= 256)) || printf 'The disk of %s is nearly full: %d MiB are left.\n' "$dir" "$left"
+	done
+}
+
 # step TEXT LOG COMMAND...: one line for what is done, how long it took, and the end of its log when it fails.
 step() {
 	local text=$1 log=$2 begin=$SECONDS busy
@@ -99,6 +110,7 @@ step() {
 	if ((status != 0)); then
 		printf 'failed (%d)\n' "$status"
 		tail -n 30 "$log" | sed 's/^/    /' >&2
+		nearly_full "$CACHE" "${TMPDIR:-/tmp}" "$CHECKOUT" "$STATE" /var/cache/apt >&2
 		fail "The whole log: $log"
 	fi
 	account "$text" "$busy" "$begin"
