@@ -40,7 +40,10 @@ begin_costs() {
 	[[ -z ${KILN_COSTS:-} ]] || return 0
 	COSTS_OWNER=$1
 	COSTS_STATE=$(state "$1")
-	KILN_SPEED=$("$ROOT/tests/speed/measure")
+	KILN_SPEED=$("$ROOT/tests/speed/measure") || {
+		nearly_full "${TMPDIR:-/tmp}" >&2
+		fail 'This machine cannot compile a small Rust file (tests/speed/measure), so it can compile nothing else.'
+	}
 	KILN_COSTS=$2/costs
 	export KILN_SPEED KILN_COSTS
 	COSTS_BEGIN=$EPOCHREALTIME
