@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::Client;
-use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, ObjectList, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
 use serde::Serialize;
@@ -197,7 +197,41 @@ where
     let request = kube::core::Request::new(url);
     let request =
         request.patch_subresource("status", name, &params, &Patch::Apply(&patch)).map_err(kube::Error::BuildRequest)?;
-    client.request(request).await
+    let written = client.request(request).await;
+    if matches!(&written, Err(kube::Error::Api(status)) if status.code == INVALID) {
+        reset_status(client, object).await?;
+    }
+    written
+}
+
+/// The status code of what the schema refuses.
+const INVALID: u16 = 422;
+
+/// Removes a status that somebody else wrote into: his part stays when Kiln applies its own, and the two together may be
+/// nothing that the schema lets pass. The change wakes the reconcile, which finds out anew how things stand.
+async fn reset_status<K>(client: &Client, object: &K) -> Result<(), kube::Error>
+where
+    K: kube::Resource<DynamicType = ()>,
+{
+    let meta = object.meta();
+    let name = meta.name.as_deref().unwrap_or_default();
+    let url = K::url_path(&(), meta.namespace.as_deref());
+    let itself = ListParams::default().fields(&format!("metadata.name={name}"));
+    let request = kube::core::Request::new(&url).list_metadata(&itself).map_err(kube::Error::BuildRequest)?;
+    let found: ObjectList<PartialObjectMeta> = client.request(request).await?;
+    let managed = found.items.into_iter().flat_map(|object| object.metadata.managed_fields.unwrap_or_default());
+    let others = managed.filter(|fields| {
+        fields.subresource.as_deref() == Some("status") && fields.manager.as_deref() != Some(FIELD_MANAGER)
+    });
+    if others.count() == 0 {
+        return Ok(());
+    }
+    tracing::warn!(kind = %K::kind(&()), namespace = meta.namespace, name, "a status that somebody else wrote into is reset");
+    let patch = serde_json::json!({"metadata": {"resourceVersion": meta.resource_version}, "status": null});
+    let request = kube::core::Request::new(url);
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let request = request.patch_subresource("status", name, &params, &Patch::Merge(&patch));
+    client.request::<serde_json::Value>(request.map_err(kube::Error::BuildRequest)?).await.map(drop)
 }
 
 /// Whether a write failed because the object had changed: the newer one is on its way, and wakes the reconcile by itself.
