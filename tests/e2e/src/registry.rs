@@ -137,7 +137,15 @@ impl Registry {
 
     /// A manifest (`manifests/…`) or blob (`blobs/…`) of a repository.
     pub async fn bytes(&self, repository: &str, path: &str) -> Vec<u8> {
-        let response = self.request(reqwest::Method::GET, repository, path).await;
+        let mut response = self.request(reqwest::Method::GET, repository, path).await;
+        // What Debian's registry answers for a manifest that somebody is just pushing once more.
+        for _ in 0..20 {
+            if response.status() != reqwest::StatusCode::INTERNAL_SERVER_ERROR {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            response = self.request(reqwest::Method::GET, repository, path).await;
+        }
         let response = response.error_for_status().unwrap_or_else(|error| panic!("{repository} {path}: {error}"));
         response.bytes().await.expect("the registry's answer can be read").to_vec()
     }

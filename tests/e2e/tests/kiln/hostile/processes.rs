@@ -1,10 +1,10 @@
 //! A fork bomb: what the kubelet's limit of a pod's processes (podPidsLimit) makes of it.
 
 use k8s_openapi::api::core::v1::Node;
-use kiln_crds::SecurityProfile;
+use kiln_crds::{ImageBuild, SecurityProfile};
 use kiln_e2e::registry::Registry;
-use kiln_e2e::tenant::image_of;
-use kiln_e2e::{Build, Tenant};
+use kiln_e2e::tenant::{condition, image_of, is_current, run_of};
+use kiln_e2e::{Build, Tenant, wait};
 use kube::Api;
 use kube::api::ListParams;
 
@@ -30,7 +30,8 @@ async fn bomb(name: &str, profile: SecurityProfile) {
         let bomb = Build::inline(tenant, "app", &[("Dockerfile", &dockerfile), ("probe.pl", PROBE)]).amd64().pool(&pool);
         // Another build of the same namespace, at the same time: under UserNamespace on the same builder.
         let other = Build::inline(tenant, "other", &[("Dockerfile", "FROM busybox\nRUN sleep 3\n")]).amd64().pool(&pool);
-        let (built, _) = tokio::join!(tenant.build(&bomb), tenant.build(&other));
+        tenant.create_build(&bomb).await;
+        let (built, _) = tokio::join!(bombed(tenant), tenant.build(&other));
         let image = image_of(&built);
         let image = Registry::new(&tenant.cluster).image_for(&image.repository, &image.digest, "linux/amd64").await;
         let got = image.text("got/bomb");
@@ -39,7 +40,7 @@ async fn bomb(name: &str, profile: SecurityProfile) {
         let uids = |pods: Vec<k8s_openapi::api::core::v1::Pod>| pods.iter().filter_map(kube::ResourceExt::uid).collect::<Vec<_>>();
         let former = uids(tenant.builders().await);
         tenant.edit("app", |build| drop(build.spec.args.insert("AGAIN".to_owned(), "1".to_owned()))).await;
-        tenant.built_after("app", &kiln_e2e::tenant::run_of(&built)).await;
+        tenant.built_after("app", &run_of(&built)).await;
         let same = former == uids(tenant.builders().await);
         let nodes: Api<Node> = Api::all(tenant.cluster.client.clone());
         let nodes = nodes.list(&ListParams::default()).await.unwrap();
@@ -57,6 +58,26 @@ async fn bomb(name: &str, profile: SecurityProfile) {
         report.end();
     })
     .await;
+}
+
+/// Waits until the bomb is built. buildctl's threads count within the same limit: where it needs one more just then, it ends,
+/// and the build that bombs with it.
+async fn bombed(tenant: &Tenant) -> ImageBuild {
+    let mut former = String::new();
+    for again in 1.. {
+        let ended = tenant.wait_build("app", "ended", wait::BUILD, |build| {
+            let is = |type_| condition(build, type_).is_some_and(|condition| condition.status == "True");
+            Ok(is_current(build) && run_of(build) != former && (is("Ready") || is("Stalled")))
+        });
+        let ended = ended.await;
+        let Some(stalled) = condition(&ended, "Stalled").filter(|stalled| stalled.status == "True") else {
+            return ended;
+        };
+        assert!(again < 4 && stalled.message.contains("failed to create new OS thread"), "{}", stalled.message);
+        former = run_of(&ended);
+        tenant.edit("app", |build| drop(build.spec.args.insert("AGAIN".to_owned(), format!("after {again}")))).await;
+    }
+    unreachable!("the loop has no end of its own")
 }
 
 fn is_ready(node: &Node) -> bool {
