@@ -41,7 +41,7 @@ one_at_a_time() {
 	KILN_ALONE=1 exec flock --close $lock setpriv --pdeathsig TERM -- "$@"
 }
 
-# newer VERSION THAN: whether it is, or the same.
+# newer VERSION THAN: whether it is, or the same. No version is older than any.
 newer() {
 	[[ $(printf '%s\n' "$1" "$2" | sort -V | tail -1) == "$1" ]]
 }
@@ -57,10 +57,10 @@ need_machine() {
 	[[ $(uname -s) == Linux ]] || lacks+='  Linux: the cluster is made of its namespaces and cgroups'$'\n'
 	command -v apt-get >/dev/null || lacks+="  Debian's or Ubuntu's packages (apt-get): busybox, qemu, nginx and others come from there"$'\n'
 	[[ $(uname -m) == x86_64 ]] || lacks+="  an x86_64 machine: the arm64 node is emulated on it, not the other way round; this one is $(uname -m)"$'\n'
-	version=$(go env GOVERSION 2>/dev/null) || version=none
-	newer "${version#go}" $GO_MINIMUM || lacks+="  Go $GO_MINIMUM or later (https://go.dev/dl): Kubernetes and BuildKit are compiled from source; here: $version"$'\n'
-	version=$(cd "$ROOT" && rustc --version 2>/dev/null | cut -d' ' -f2) || version=none
-	newer "$version" $RUST_MINIMUM || lacks+="  Rust $RUST_MINIMUM or later (https://rustup.rs): Kiln itself is compiled; here: $version"$'\n'
+	version=$(go env GOVERSION 2>/dev/null) || version=
+	newer "${version#go}" $GO_MINIMUM || lacks+="  Go $GO_MINIMUM or later (https://go.dev/dl): Kubernetes and BuildKit are compiled from source; here: ${version:-none}"$'\n'
+	version=$(cd "$ROOT" && rustc --version 2>/dev/null | cut -d' ' -f2) || version=
+	newer "$version" $RUST_MINIMUM || lacks+="  Rust $RUST_MINIMUM or later (https://rustup.rs): Kiln itself is compiled; here: ${version:-none}"$'\n'
 	((EUID == 0)) ||
 		lacks+='  root: it installs packages, and makes network namespaces, mounts, cgroups and packet rules for two nodes'$'\n'
 	[[ -n $lacks ]] || return 0
