@@ -63,21 +63,27 @@ impl<'a> Operator<'a> {
         self.leader_but("").await
     }
 
-    /// Waits until another of its pods leads than the one of this name.
+    /// Waits until another of its pods leads than the one of this name. Which pods there are is looked up when the Lease
+    /// names one: the successor of a pod that was deleted may be faster than the one that stood by.
     pub async fn leader_but(&self, former: &str) -> Pod {
-        let pods = self.pods("running", |pods| !pods.is_empty()).await;
-        let names: Vec<_> = pods.iter().map(kube::ResourceExt::name_any).collect();
         let leases: Api<Lease> = Api::namespaced(self.tenant.cluster.client.clone(), &operator_namespace());
-        let mut leader = String::new();
-        let what = format!("one of {names:?} leads, and it is not {former:?}");
-        self.tenant
-            .wait(leases, wait::named("kiln-operator"), &what, wait::SOON, |leases| {
-                leader =
-                    leases.values().find_map(|lease| lease.spec.as_ref()?.holder_identity.clone()).unwrap_or_default();
-                Ok(leader != former && names.contains(&leader))
-            })
-            .await;
-        pods.into_iter().find(|pod| pod.name_any() == leader).expect("the wait is over when it is found")
+        let mut others = vec![former.to_owned(), String::new()];
+        loop {
+            let mut leader = String::new();
+            let what = format!("a pod leads that is none of {others:?}");
+            self.tenant
+                .wait(leases.clone(), wait::named("kiln-operator"), &what, wait::SOON, |leases| {
+                    let mut holders = leases.values().filter_map(|lease| lease.spec.as_ref()?.holder_identity.clone());
+                    leader = holders.next().unwrap_or_default();
+                    Ok(!others.contains(&leader))
+                })
+                .await;
+            if let Some(pod) = self.api().get_opt(&leader).await.expect("the operator's pods can be read") {
+                return pod;
+            }
+            // The Lease of a pod that has gone without giving it back.
+            others.push(leader);
+        }
     }
 
     /// The processes of its pods on this machine.
