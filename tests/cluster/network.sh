@@ -66,6 +66,11 @@ clean_rules() {
 	grep -vE 'KILN-|KUBE-|CNI-' <<<"$rules" | "$restore" -w -c
 }
 
+# Also without the cluster's directory, which somebody may have removed by hand.
+is_network_left() {
+	ip link show "$BRIDGE" >/dev/null 2>&1 || ip link show "$RECORDER" >/dev/null 2>&1
+}
+
 clean_network() {
 	local link file value
 	clean_rules iptables
