@@ -242,6 +242,19 @@ pub struct PoolAllow {
     /// Whether Git servers and registries may have private addresses. Omitted: yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_addresses: Option<bool>,
+    /// Whether sources are built on nodes whose kernel cannot keep what handles them in a sandbox of its own: Linux older than
+    /// 6.2, or without Landlock. Omitted: yes. With `false`, builds there fail with the reason `SourceSandboxMissing`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsandboxed_sources: Option<bool>,
+}
+
+/// How a builder keeps apart what handles other people's files.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, schemars::JsonSchema)]
+pub enum SourceSandbox {
+    /// By Landlock, a filter of system calls, and limits.
+    Landlock,
+    /// By no sandbox.
+    None,
 }
 
 /// What runs in a pool.
@@ -251,7 +264,7 @@ pub struct BuilderPoolStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: builds can use this pool.
+    /// `Ready`: builds can use this pool. `SourcesSandboxed`: its builders keep apart what handles other people's files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -315,6 +328,13 @@ pub struct BuilderStatus {
     pub security_profile: Option<SecurityProfile>,
     /// How many builds it runs.
     pub jobs: u32,
+    /// How it keeps apart what handles other people's files. Empty until it has answered for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SourceSandbox>,
+    /// Why it has no sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub sandbox_message: Option<String>,
     /// The version of its BuildKit, such as `v0.33.1`. Empty, like what follows, until it has answered for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

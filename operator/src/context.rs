@@ -17,6 +17,7 @@ use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::agent::{Connections, Described, Jobs};
@@ -26,6 +27,7 @@ use crate::condition::cut;
 use crate::config::Settings;
 use crate::leader::LeaderToken;
 use crate::metrics::Metrics;
+use crate::reason::Reason;
 use crate::trace::Traces;
 use crate::watches::{Synced, Wake};
 use kiln_registry::RegistryClients;
@@ -84,6 +86,8 @@ pub struct Context {
     pub api_drops_host_users: AtomicBool,
     /// What is remembered of each ImageBuild between reconciles, by UID.
     pub image_builds: Remembered<crate::image_build::Memory>,
+    /// Told when a run is cancelled or deleted: one that is being published stops then.
+    pub cancelled: Notify,
     /// How the publishing of a run went, by UID.
     pub publishing: Remembered<crate::image_build_run::Publishing>,
     /// How often an agent was asked in vain to cancel a job, by its id.
@@ -120,6 +124,7 @@ impl Context {
             placing: tokio::sync::Mutex::default(),
             api_drops_host_users: false.into(),
             image_builds: Remembered::default(),
+            cancelled: Notify::new(),
             publishing: Remembered::default(),
             cancelling: Remembered::default(),
             removed_pods: Remembered::default(),
@@ -179,7 +184,7 @@ fn is_terminating(status: &kube::core::Status) -> bool {
 }
 
 /// Writes a status, if the object is still the one that was read: what was decided on an older one is not written.
-pub async fn write_status<K, S>(client: &Client, object: &K, status: &S) -> Result<K, kube::Error>
+pub async fn write_status<K, S>(context: &Context, object: &K, status: &S) -> Result<K, kube::Error>
 where
     K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
     S: Serialize,
@@ -197,9 +202,9 @@ where
     let request = kube::core::Request::new(url);
     let request =
         request.patch_subresource("status", name, &params, &Patch::Apply(&patch)).map_err(kube::Error::BuildRequest)?;
-    let written = client.request(request).await;
+    let written = context.client.request(request).await;
     if matches!(&written, Err(kube::Error::Api(status)) if status.code == INVALID) {
-        reset_status(client, object).await?;
+        reset_status(context, object).await?;
     }
     written
 }
@@ -209,7 +214,7 @@ const INVALID: u16 = 422;
 
 /// Removes a status that somebody else wrote into: his part stays when Kiln applies its own, and the two together may be
 /// nothing that the schema lets pass. The change wakes the reconcile, which finds out anew how things stand.
-async fn reset_status<K>(client: &Client, object: &K) -> Result<(), kube::Error>
+async fn reset_status<K>(context: &Context, object: &K) -> Result<(), kube::Error>
 where
     K: kube::Resource<DynamicType = ()>,
 {
@@ -218,7 +223,7 @@ where
     let url = K::url_path(&(), meta.namespace.as_deref());
     let itself = ListParams::default().fields(&format!("metadata.name={name}"));
     let request = kube::core::Request::new(&url).list_metadata(&itself).map_err(kube::Error::BuildRequest)?;
-    let found: ObjectList<PartialObjectMeta> = client.request(request).await?;
+    let found: ObjectList<PartialObjectMeta> = context.client.request(request).await?;
     let managed = found.items.into_iter().flat_map(|object| object.metadata.managed_fields.unwrap_or_default());
     let others = managed.filter(|fields| {
         fields.subresource.as_deref() == Some("status") && fields.manager.as_deref() != Some(FIELD_MANAGER)
@@ -231,7 +236,11 @@ where
     let request = kube::core::Request::new(url);
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let request = request.patch_subresource("status", name, &params, &Patch::Merge(&patch));
-    client.request::<serde_json::Value>(request.map_err(kube::Error::BuildRequest)?).await.map(drop)
+    context.client.request::<serde_json::Value>(request.map_err(kube::Error::BuildRequest)?).await?;
+    let reason = Reason::StatusReset.as_str();
+    let message = "somebody else had written into the status what Kiln cannot have written; it was reset, and is found out anew; see who may write to the subresource \"status\"";
+    context.event(object, EventType::Warning, reason, message);
+    Ok(())
 }
 
 /// Whether a write failed because the object had changed: the newer one is on its way, and wakes the reconcile by itself.

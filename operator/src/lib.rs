@@ -23,4 +23,5 @@ pub mod server;
 pub mod shutdown;
 pub mod telemetry;
 pub mod trace;
+pub mod trim;
 pub mod watches;

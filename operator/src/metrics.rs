@@ -4,8 +4,9 @@
 //! Gauges are read from the copies of the cluster's objects at each scrape, so they are right after a restart, and gone
 //! with what they tell of; a replica that does not lead has none.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kiln_crds::image_build_run::ImageBuildRunStatus;
@@ -33,6 +34,30 @@ struct Ended {
     reason: String,
 }
 
+/// The reasons that agents have given: theirs to choose, if they were taken over, so not all of them become labels.
+#[derive(Clone, Default)]
+struct Reasons(Arc<Mutex<BTreeSet<String>>>);
+
+impl Reasons {
+    /// More than all agents have together.
+    const MOST: usize = 100;
+    /// The longest, in bytes.
+    const LONGEST: usize = 40;
+
+    /// The reason, or what stands for all that are none.
+    fn label(&self, reason: &str) -> String {
+        let is_reason = (1..=Self::LONGEST).contains(&reason.len())
+            && reason.starts_with(|first: char| first.is_ascii_uppercase())
+            && reason.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(reason) || is_reason && known.len() < Self::MOST && known.insert(reason.to_owned()) {
+            reason.to_owned()
+        } else {
+            "Other".to_owned()
+        }
+    }
+}
+
 /// How a run ended, without the reason.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct Outcome {
@@ -55,6 +80,7 @@ struct Controller {
 #[derive(Clone)]
 pub struct Metrics {
     ended: Family<Ended, Counter>,
+    reasons: Reasons,
     durations: Family<Outcome, Histogram>,
     phases: Family<Phase, Histogram>,
     reconciles: Family<Controller, Histogram>,
@@ -71,6 +97,7 @@ impl Metrics {
         let of_builds = || Histogram::new(exponential_buckets(0.05, 2.0, 18));
         let metrics = Self {
             ended: Family::default(),
+            reasons: Reasons::default(),
             durations: Family::new_with_constructor(of_builds),
             phases: Family::new_with_constructor(of_builds),
             reconciles: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 4.0, 8))),
@@ -101,7 +128,7 @@ impl Metrics {
 
     /// A run ended, as its status tells it.
     pub fn ended(&self, outcome: &'static str, reason: &str, status: &ImageBuildRunStatus) {
-        self.ended.get_or_create(&Ended { outcome, reason: reason.to_owned() }).inc();
+        self.ended.get_or_create(&Ended { outcome, reason: self.reasons.label(reason) }).inc();
         let seconds = |time: &Option<MicroTime>| time.as_ref().map(|time| time.0);
         if let (Some(begin), Some(end)) = (seconds(&status.queued_at), seconds(&status.finished_at)) {
             let taken = end.duration_since(begin).as_secs_f64().max(0.0);
@@ -171,6 +198,18 @@ mod tests {
     use super::*;
     use k8s_openapi::jiff::Timestamp;
     use kiln_crds::image_build_run::PlatformStatus;
+
+    #[test]
+    fn free_texts_are_no_labels() {
+        let reasons = Reasons::default();
+        for (reason, label) in [("StepFailed", "StepFailed"), ("a text", "Other"), ("", "Other"), ("lower", "Other")] {
+            assert_eq!(reasons.label(reason), label);
+        }
+        assert_eq!(reasons.label(&"A".repeat(41)), "Other");
+        let many: BTreeSet<_> = (0..1000).map(|number| reasons.label(&format!("Reason{number}"))).collect();
+        assert_eq!(many.len(), Reasons::MOST, "with StepFailed, and Other for the rest");
+        assert_eq!(reasons.label("StepFailed"), "StepFailed");
+    }
 
     #[test]
     fn names_and_labels_are_what_dashboards_use() {

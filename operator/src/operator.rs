@@ -27,7 +27,8 @@ use crate::leader::Elector;
 use crate::metrics::Metrics;
 use crate::server::{Health, serve};
 use crate::trace::Traces;
-use crate::watches::{Synced, Wake, drive, stream, tell, wakes, watch};
+use crate::trim;
+use crate::watches::{Changes, PAGE, Synced, Wake, drive, stream, tell, wakes, watch};
 use crate::{builder_pool, image_build, image_build_run};
 
 /// Why the operator stopped.
@@ -153,6 +154,62 @@ async fn kinds_there(client: &Client) {
     }
 }
 
+/// The copies of the cluster's objects, and what changes in them.
+struct Watched {
+    stores: Stores,
+    changes: AllChanges,
+}
+
+struct AllChanges {
+    image_builds: Changes<ImageBuild>,
+    runs: Changes<ImageBuildRun>,
+    pools: Changes<BuilderPool>,
+    pods: Changes<Pod>,
+    claims: Changes<PersistentVolumeClaim>,
+    nodes: Changes<Node>,
+    namespaces: Changes<Namespace>,
+}
+
+/// Watches every kind; of pods and volumes those of builders.
+fn watch_all(client: &Client, builders: &str) -> Watched {
+    let mut synced = Synced::default();
+    let all = watcher::Config::default();
+    let in_pages = all.clone().page_size(PAGE);
+    let of_builders = all.clone().labels(SELECTOR);
+    let image_builds = Api::<ImageBuild>::all(client.clone());
+    let image_builds = watch(image_builds, in_pages.clone(), trim::image_build, &mut synced);
+    let runs = watch(Api::<ImageBuildRun>::all(client.clone()), in_pages, trim::run, &mut synced);
+    let pools = Api::<BuilderPool>::all(client.clone());
+    let pools = watch(pools, all.clone(), trim::managed_fields, &mut synced);
+    let pods = Api::<Pod>::namespaced(client.clone(), builders);
+    let pods = watch(pods, of_builders.clone(), trim::managed_fields, &mut synced);
+    let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), builders);
+    let claims = watch(claims, of_builders, trim::managed_fields, &mut synced);
+    let nodes = watch(Api::<Node>::all(client.clone()), all.clone(), trim::managed_fields, &mut synced);
+    let namespaces = watch(Api::<Namespace>::all(client.clone()), all, trim::managed_fields, &mut synced);
+    Watched {
+        stores: Stores {
+            image_builds: image_builds.0,
+            runs: runs.0,
+            pools: pools.0,
+            pods: pods.0,
+            claims: claims.0,
+            nodes: nodes.0,
+            namespaces: namespaces.0,
+            synced,
+        },
+        changes: AllChanges {
+            image_builds: image_builds.1,
+            runs: runs.1,
+            pools: pools.1,
+            pods: pods.1,
+            claims: claims.1,
+            nodes: nodes.1,
+            namespaces: namespaces.1,
+        },
+    }
+}
+
 /// Watches and reconciles until `stop`; what is being reconciled then is finished.
 async fn control(
     client: Client,
@@ -163,22 +220,8 @@ async fn control(
     leader: crate::leader::LeaderToken,
     stop: CancellationToken,
 ) {
-    let mut synced = Synced::default();
-    let everything = watcher::Config::default();
-    let of_builders = watcher::Config::default().labels(SELECTOR);
-    let builders = settings.builders_namespace.clone();
-    let (image_builds, changed_image_builds) =
-        watch(Api::<ImageBuild>::all(client.clone()), everything.clone(), &mut synced);
-    let (runs, changed_runs) = watch(Api::<ImageBuildRun>::all(client.clone()), everything.clone(), &mut synced);
-    let (pools, changed_pools) = watch(Api::<BuilderPool>::all(client.clone()), everything.clone(), &mut synced);
-    let (pods, changed_pods) =
-        watch(Api::<Pod>::namespaced(client.clone(), &builders), of_builders.clone(), &mut synced);
-    let (claims, changed_claims) =
-        watch(Api::<PersistentVolumeClaim>::namespaced(client.clone(), &builders), of_builders, &mut synced);
-    let (nodes, changed_nodes) = watch(Api::<Node>::all(client.clone()), everything.clone(), &mut synced);
-    let (namespaces, changed_namespaces) = watch(Api::<Namespace>::all(client.clone()), everything, &mut synced);
+    let Watched { stores, changes } = watch_all(&client, &settings.builders_namespace);
     let (wake, woken) = wakes();
-    let stores = Stores { image_builds, runs, pools, pods, claims, nodes, namespaces, synced };
     let context = Context::new(client, settings, stores, authority, leader, metrics, &wake);
     let context = Arc::new(Context { traces, ..context });
     let stores = &context.stores;
@@ -186,7 +229,7 @@ async fn control(
     let mut known_nodes = Vec::new();
     let new_builder = Notify::new();
     let secondary = futures::future::join4(
-        drive(changed_pods, |pod: Pod| {
+        drive(changes.pods, |pod: Pod| {
             wake.pod_changed(&pod, &stores.runs);
             if !context.authority.knows(&pod.name_any()) {
                 new_builder.notify_one();
@@ -195,11 +238,11 @@ async fn control(
                 context.jobs.builder_gone(&pod.name_any());
             }
         }),
-        drive(changed_claims, |claim| wake.claim_changed(&claim, stores)),
-        drive(changed_nodes, |_: Node| {
+        drive(changes.claims, |claim| wake.claim_changed(&claim, stores)),
+        drive(changes.nodes, |_: Node| {
             wake.nodes_changed(&mut known_nodes, &context);
         }),
-        drive(changed_namespaces, |namespace: Namespace| {
+        drive(changes.namespaces, |namespace: Namespace| {
             if namespace.metadata.deletion_timestamp.is_some() {
                 wake.all_pools(&stores.pools);
             } else {
@@ -210,12 +253,17 @@ async fn control(
     );
     let changed_runs = {
         let (wake, context) = (wake.clone(), context.clone());
-        tell(changed_runs, move |run| wake.run_changed(run, &context.stores.runs, &context.stores.pools))
+        tell(changes.runs, move |run: &ImageBuildRun| {
+            wake.run_changed(run, &context.stores.runs, &context.stores.pools);
+            if image_build_run::is_unwanted(&context, run) {
+                context.cancelled.notify_waiters();
+            }
+        })
     };
     let changed_image_builds = {
         let (wake, context) = (wake.clone(), context.clone());
         let images = Remembered::default();
-        tell(changed_image_builds, move |build| {
+        tell(changes.image_builds, move |build| {
             wake.warm_pools(&context.stores.pools);
             wake.image_build_changed(build, &images, &context);
         })
@@ -223,7 +271,7 @@ async fn control(
     let changed_pools = {
         let (wake, context) = (wake.clone(), context.clone());
         let known = KnownPools::default();
-        tell(changed_pools, move |pool| pool_changed(pool, &known, &wake, &context))
+        tell(changes.pools, move |pool| pool_changed(pool, &known, &wake, &context))
     };
     let controllers = async {
         futures::future::join3(

@@ -126,6 +126,12 @@ reasons! {
     BuildTimeout,
     /// The cluster does not support the security profile that the pool asks for.
     SecurityProfileUnsupported,
+    /// Builders keep what handles other people's files in a sandbox.
+    SourcesSandboxed,
+    /// A builder's node cannot keep what handles other people's files in a sandbox.
+    SourceSandboxMissing,
+    /// A status that Kiln cannot have written was reset.
+    StatusReset,
 }
 
 impl fmt::Display for Reason {

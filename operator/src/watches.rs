@@ -42,8 +42,11 @@ impl Synced {
     }
 }
 
-/// Watches a kind, and keeps a copy of its objects.
-pub fn watch<K>(api: Api<K>, config: watcher::Config, synced: &mut Synced) -> (Store<K>, Changes<K>)
+/// How many objects the API server is asked for at once of kinds whose objects may have a megabyte: a page is read whole.
+pub const PAGE: u32 = 16;
+
+/// Watches a kind, and keeps a copy of its objects, as `trim` leaves them.
+pub fn watch<K>(api: Api<K>, config: watcher::Config, trim: fn(&mut K), synced: &mut Synced) -> (Store<K>, Changes<K>)
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Unpin,
@@ -53,8 +56,7 @@ where
     synced.kinds.push(whole.clone());
     let changes = watcher(api, config)
         .default_backoff()
-        // Megabytes over ten thousand objects, and nobody reads it.
-        .modify(|object| object.managed_fields_mut().clear())
+        .modify(trim)
         .reflect(writer)
         .inspect_ok(move |event| {
             if matches!(event, watcher::Event::InitDone) {

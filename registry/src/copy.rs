@@ -14,13 +14,14 @@ use super::client::{Client, Upload};
 use super::error::Error;
 use super::reference::{Identifier, Repository};
 use super::request::Request;
+use super::transfer;
 use super::upload::{BLOB_TIMEOUT, BlobStream, nowhere};
 
 /// An index of indexes of indexes is deeper than anybody's.
 const DEPTH: usize = 4;
 const BLOBS_AT_ONCE: usize = 4;
 /// How long the source may send nothing.
-const STALL: Duration = Duration::from_mins(1);
+const STALL: Duration = Duration::from_secs(30);
 
 /// What a manifest or index refers to.
 #[derive(Deserialize)]
@@ -91,6 +92,7 @@ async fn copy_blob(ends: Ends<'_>, blob: Descriptor) -> Result<(), Error> {
         return Ok(());
     }
     let attempt = target.attempt(to, &format!("copy the blob {digest} to"));
+    let _transfer = transfer::begin(&to.registry).await;
     let mount = (from.registry == to.registry).then_some((from, digest));
     let upload = match target.begin_upload(&attempt, to, mount).await? {
         Upload::Mounted => return Ok(()),

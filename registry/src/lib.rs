@@ -18,6 +18,7 @@ mod publish;
 mod reference;
 mod request;
 pub mod text;
+mod transfer;
 mod upload;
 #[cfg(test)]
 mod wire_tests;

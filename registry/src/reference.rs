@@ -19,6 +19,16 @@ pub struct Repository {
 }
 
 impl Repository {
+    /// The same at a mirror: `mirror.example/docker.io` has `docker.io/library/debian` as
+    /// `mirror.example/docker.io/library/debian`.
+    #[must_use]
+    pub fn at_mirror(&self, mirror: &str) -> Self {
+        let (host, prefix) = mirror.split_once('/').unwrap_or((mirror, ""));
+        let prefix = prefix.trim_matches('/');
+        let separator = if prefix.is_empty() { "" } else { "/" };
+        Self { registry: host.to_ascii_lowercase(), path: format!("{prefix}{separator}{}", self.path) }
+    }
+
     /// Parses `[registry/]path`. Without a registry it is Docker Hub's, and a path of one word is in its `library`.
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         let fail = |cause| ReferenceError { text: text.chars().take(300).collect(), cause };

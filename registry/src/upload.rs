@@ -16,16 +16,15 @@ use super::client::{Client, Scheme, Upload};
 use super::error::{Attempt, Error};
 use super::reference::Repository;
 use super::request::Request;
+use super::transfer;
 use crate::http_client::TransportFailure;
 
 /// How long one transfer of a blob may take.
 pub(super) const BLOB_TIMEOUT: Duration = Duration::from_hours(1);
-/// Bytes of one part. Registries ask for at least 5 MiB where their storage does.
-const PART: usize = 8 << 20;
-/// The largest part that a registry may ask for.
-const LARGEST_PART: usize = 64 << 20;
-/// The length that a registry wants parts to have at least.
-const LEAST_PART: &str = "oci-chunk-min-length";
+/// Bytes of one part, which is held in memory: whatever a registry asks for.
+const PART: usize = 4 << 20;
+/// Bytes that are handed to the connection at once.
+const SLICE: usize = 64 << 10;
 
 /// A blob's bytes, from its beginning.
 pub type BlobStream = BoxStream<'static, io::Result<Bytes>>;
@@ -40,6 +39,7 @@ impl Client {
             return Ok(());
         }
         let attempt = self.attempt(repository, &format!("push the blob {} to", blob.digest()));
+        let _transfer = transfer::begin(&repository.registry).await;
         match self.begin_upload(&attempt, repository, None).await? {
             Upload::Session(url) => self.upload(&attempt, repository, url, blob, open).await,
             Upload::Mounted => Ok(()),
@@ -56,12 +56,12 @@ impl Client {
         blob: &Descriptor,
         open: OpenBlob<'_>,
     ) -> Result<(), Error> {
-        let body = reqwest::Body::wrap_stream(open().await?);
+        let body = open().await?;
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(blob.size()));
         let mut url = session.clone();
         url.query_pairs_mut().append_pair("digest", blob.digest().as_ref());
-        let response = self.send_once(attempt, repository, Method::PUT, url, headers, body).await?;
+        let response = self.send_once(attempt, repository, Method::PUT, url, headers, body, blob.size()).await?;
         match response.status() {
             status if status.is_success() => Ok(()),
             StatusCode::PAYLOAD_TOO_LARGE | StatusCode::LENGTH_REQUIRED | StatusCode::NOT_IMPLEMENTED => {
@@ -84,25 +84,26 @@ impl Client {
         blob: &Descriptor,
         mut bytes: BlobStream,
     ) -> Result<(), Error> {
-        let (mut part, mut sent, mut size) = (BytesMut::new(), 0_u64, PART);
+        let (mut part, mut sent) = (BytesMut::new(), 0_u64);
         loop {
             let chunk = bytes.next().await.transpose().map_err(|error| attempt.protocol(error.to_string()))?;
             let ended = chunk.is_none();
             part.extend_from_slice(&chunk.unwrap_or_default());
-            while part.len() >= size || ended && !part.is_empty() {
-                let body = part.split_to(size.min(part.len())).freeze();
-                let last = sent + body.len() as u64 - 1;
+            while part.len() >= PART || ended && !part.is_empty() {
+                let body = part.split_to(PART.min(part.len())).freeze();
+                let (length, last) = (body.len() as u64, sent + body.len() as u64 - 1);
                 let mut headers = HeaderMap::new();
                 headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
                 let range = HeaderValue::from_str(&format!("{sent}-{last}"));
                 headers.insert(header::CONTENT_RANGE, range.map_err(|_| attempt.protocol("its range is not valid"))?);
-                let response =
-                    self.send_once(attempt, repository, Method::PATCH, url.clone(), headers, body.into()).await?;
+                let slices = (0..body.len()).step_by(SLICE);
+                let slices = slices.map(move |at| Ok(body.slice(at..body.len().min(at + SLICE))));
+                let body = futures::stream::iter(slices).boxed();
+                let sending = self.send_once(attempt, repository, Method::PATCH, url.clone(), headers, body, length);
+                let response = sending.await?;
                 if !response.status().is_success() {
                     return Err(self.refused(attempt, response).await);
                 }
-                let wanted = response.headers().get(LEAST_PART).and_then(|least| least.to_str().ok()?.parse().ok());
-                size = wanted.unwrap_or(PART).clamp(PART, LARGEST_PART);
                 url = self.location(attempt, &url, response.headers())?;
                 sent = last + 1;
             }
@@ -118,6 +119,7 @@ impl Client {
     }
 
     /// Sends what cannot be sent twice, so the authorisation has to be right at once; the session's start made it known.
+    #[allow(clippy::too_many_arguments, reason = "what a request is made of")]
     async fn send_once(
         &self,
         attempt: &Attempt,
@@ -125,8 +127,10 @@ impl Client {
         method: Method,
         url: Url,
         headers: HeaderMap,
-        body: reqwest::Body,
+        body: BlobStream,
+        length: u64,
     ) -> Result<reqwest::Response, Error> {
+        let (body, progress) = transfer::watched(body, length);
         let mut request = self
             .inner
             .http
@@ -135,7 +139,7 @@ impl Client {
             .timeout(BLOB_TIMEOUT)
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
             .headers(headers)
-            .body(body);
+            .body(reqwest::Body::wrap_stream(body));
         if self.url(attempt, repository, "")?.origin() == url.origin() {
             let asking = Asking {
                 http: &self.inner.http,
@@ -148,7 +152,10 @@ impl Client {
                 request = request.header(header::AUTHORIZATION, authorization);
             }
         }
-        request.send().await.map_err(|e| attempt.transport(&TransportFailure::from_reqwest(&e)))
+        match progress.until(request.send()).await {
+            Some(sent) => sent.map_err(|e| attempt.transport(&TransportFailure::from_reqwest(&e))),
+            None => Err(attempt.transport(&TransportFailure::Timeout)),
+        }
     }
 }
 

@@ -3,28 +3,23 @@
 use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
-use tokio::{net::UnixStream, process::Command, sync::Mutex, time::Instant};
+use tokio::{
+    net::UnixStream,
+    process::Command,
+    sync::{Mutex, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::process::{self, ProcessError};
+use crate::{
+    process::{self, ProcessError},
+    sandbox::{Confinement, Network, Sandbox},
+};
 
 /// How long buildkitd may be away: it starts within a second, and within a minute when the kubelet delays a restart.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// The pause between two looks at its socket.
 const PAUSE: Duration = Duration::from_millis(10);
-/// The environment that `buildctl` and `git` share with the agent: the way to the network.
-const PASSED_ON: [&str; 9] = [
-    "PATH",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "ALL_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "SSL_CERT_FILE",
-];
-
 /// The most that is kept of what `buildctl` writes to its standard error.
 const LONGEST_ERROR: usize = 16 << 10;
 /// Says which spans the SDK of OpenTelemetry keeps.
@@ -77,28 +72,59 @@ pub struct About {
 pub struct Buildkit {
     address: String,
     trust: PathBuf,
+    sandbox: Sandbox,
     usage: Mutex<Usage>,
+    builds: Builds,
 }
 
-/// A command with nothing of the agent's environment but the way to the network.
+/// The builds that run. While BuildKit adds up what its cache holds, it takes hold of each cache mount that has changed, and
+/// gives a step that wants it an empty one in its place.
+#[derive(Debug, Default)]
+struct Builds(watch::Sender<usize>);
+
+/// A build that runs, from before its first request.
 #[must_use]
-pub fn clean_command(program: &str) -> Command {
-    let mut command = Command::new(program);
-    command.env_clear().envs(PASSED_ON.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))));
-    command
+pub struct Building<'a>(&'a Builds);
+
+impl Drop for Building<'_> {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|running| *running -= 1);
+    }
+}
+
+impl Builds {
+    fn begin(&self) -> Building<'_> {
+        self.0.send_modify(|running| *running += 1);
+        Building(self)
+    }
+
+    /// The answer to `question`, if no build runs before it is there.
+    async fn between<T>(&self, question: impl Future<Output = T>) -> Option<T> {
+        let mut running = self.0.subscribe();
+        tokio::select! {
+            biased;
+            _ = running.wait_for(|running| *running > 0) => None,
+            answer = question => Some(answer),
+        }
+    }
 }
 
 impl Buildkit {
     /// The one that listens at `address` (`unix://PATH`); `trust` is a directory of further CAs.
     #[must_use]
-    pub fn new(address: &str, trust: PathBuf) -> Self {
-        Self { address: address.to_owned(), trust, usage: Mutex::default() }
+    pub fn new(address: &str, trust: PathBuf, sandbox: Sandbox) -> Self {
+        Self { address: address.to_owned(), trust, sandbox, usage: Mutex::default(), builds: Builds::default() }
     }
 
-    /// `buildctl`, to be given a command.
+    /// A build begins: what it waits for until it needs buildkitd is time for others to let go of the cache.
+    pub fn begin(&self) -> Building<'_> {
+        self.builds.begin()
+    }
+
+    /// `buildctl`, to be given a command; beside what its every use needs it reads and writes these files.
     #[must_use]
-    pub fn buildctl(&self) -> Command {
-        let mut command = clean_command("buildctl");
+    pub fn buildctl(&self, read: Vec<PathBuf>, write: Vec<PathBuf>) -> Command {
+        let mut command = self.sandbox.command("buildctl", &self.confinement(read, write));
         if self.trust.is_dir() {
             // Go reads this directory beside the system's bundle.
             command.env("SSL_CERT_DIR", &self.trust);
@@ -109,9 +135,26 @@ impl Buildkit {
         command
     }
 
+    /// What `buildctl` may do, with these files.
+    #[must_use]
+    pub fn confinement(&self, read: Vec<PathBuf>, write: Vec<PathBuf>) -> Confinement {
+        Confinement {
+            read: [read, vec![self.trust.clone()]].concat(),
+            write,
+            // It is the one that asks registries' token servers, wherever they are.
+            network: Network::Any,
+            unix_socket: self.socket().map(PathBuf::from),
+            ..Confinement::default()
+        }
+    }
+
+    fn socket(&self) -> Option<&str> {
+        self.address.strip_prefix("unix://")
+    }
+
     /// Waits until buildkitd accepts connections, for a bounded time.
     pub async fn wait(&self, stop: &CancellationToken) -> Result<(), BuildkitError> {
-        let Some(socket) = self.address.strip_prefix("unix://") else { return Ok(()) };
+        let Some(socket) = self.socket() else { return Ok(()) };
         let until = Instant::now() + PATIENCE;
         while UnixStream::connect(socket).await.is_err() {
             if Instant::now() > until {
@@ -136,16 +179,16 @@ impl Buildkit {
         self.ask(&["debug", "workers", "--format", "{{json .}}"]).await
     }
 
-    /// How many bytes the cache holds. None: it does not tell in time.
+    /// How many bytes the cache holds, or held before the builds that run. None: it does not tell in time.
     pub async fn cache_used(&self) -> Option<u64> {
         // Those who ask at the same time get the same answer.
         let mut usage = tokio::time::timeout(USAGE_PATIENCE, self.usage.lock()).await.ok()?;
         if let Some((_, used)) = usage.filter(|(asked, _)| asked.elapsed() < USAGE_HOLDS) {
             return Some(used);
         }
-        let sizes = self.ask(&["du", "--format", "{{range .}}{{.Size}} {{end}}"]);
-        // A large cache that is busy may take longer: what was true a while ago still says more than nothing.
-        let Ok(Ok(sizes)) = tokio::time::timeout(USAGE_PATIENCE, sizes).await else {
+        let sizes = self.builds.between(self.ask(&["du", "--format", "{{range .}}{{.Size}} {{end}}"]));
+        // A large cache may take longer: what was true a while ago still says more than nothing.
+        let Ok(Some(Ok(sizes))) = tokio::time::timeout(USAGE_PATIENCE, sizes).await else {
             return usage.map(|(_, used)| used);
         };
         let used = sum(&sizes);
@@ -165,7 +208,7 @@ impl Buildkit {
 
     async fn ask(&self, question: &[&str]) -> Result<Vec<u8>, BuildkitError> {
         let mut stderr = String::new();
-        let mut command = self.buildctl();
+        let mut command = self.buildctl(Vec::new(), Vec::new());
         command.args(question);
         let finished = process::run(&mut command, None, &CancellationToken::new(), |line| {
             if stderr.len() < LONGEST_ERROR {
@@ -241,8 +284,24 @@ mod tests {
 
     #[tokio::test]
     async fn no_usage_where_there_is_no_buildkitd() {
-        let buildkit = Buildkit::new("unix:///nowhere/buildkitd.sock", PathBuf::from("/nowhere"));
+        let buildkit =
+            Buildkit::new("unix:///nowhere/buildkitd.sock", PathBuf::from("/nowhere"), Sandbox::absent("a unit test"));
         assert_eq!(buildkit.cache_used().await, None);
+    }
+
+    #[tokio::test]
+    async fn the_cache_is_measured_between_builds() {
+        let builds = Builds::default();
+        assert_eq!(builds.between(async { 1 }).await, Some(1));
+        let (first, second) = (builds.begin(), builds.begin());
+        drop(first);
+        assert_eq!(builds.between(async { 1 }).await, None);
+        drop(second);
+        // One that begins has the question given up.
+        let (answer, building) = tokio::join!(builds.between(std::future::pending::<()>()), async { builds.begin() });
+        assert_eq!(answer, None);
+        drop(building);
+        assert_eq!(builds.between(async { 2 }).await, Some(2));
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub struct Config {
     /// The most bytes that the cache may hold. 0: what buildkitd's own configuration says.
     #[arg(long, env = "KILN_CACHE_SIZE", default_value_t = 0)]
     pub cache_size: u64,
+    /// The most bytes of memory that the agent's container may use. 0: no limit.
+    #[arg(long, env = "KILN_MEMORY_LIMIT", default_value_t = 0)]
+    pub memory_limit: u64,
     /// Directory for images as tarballs. Absent: builds cannot write or read any.
     #[arg(long, env = "KILN_ARCHIVES_DIR")]
     pub archives_dir: Option<PathBuf>,

@@ -21,6 +21,7 @@ use crate::{
     events::{Events, is_outcome},
     job::{self, Recorder, git::Repositories, registries::Registries},
     reasons::{JobFailure, Reason},
+    sandbox::Sandbox,
 };
 
 /// How long logs and unfetched outcomes stay on the volume.
@@ -126,6 +127,7 @@ pub struct Registry {
     buildkit: Buildkit,
     repositories: Repositories,
     registries: Registries,
+    sandbox: Sandbox,
     known: Mutex<Known>,
     /// How many jobs run.
     running: watch::Sender<usize>,
@@ -133,7 +135,7 @@ pub struct Registry {
 
 impl Registry {
     /// Prepares the directories, removes what interrupted jobs left, and reads the outcomes of ended ones.
-    pub fn open(config: &Config) -> Result<Arc<Self>, StateError> {
+    pub fn open(config: &Config, sandbox: Sandbox) -> Result<Arc<Self>, StateError> {
         let fail = |what, path: &Path| {
             let path = path.to_owned();
             move |source| StateError { what, path, source }
@@ -161,9 +163,10 @@ impl Registry {
         lay_ballast(&config.state_dir);
         let jobs = ended_jobs(&logs).map_err(fail("read", &logs))?;
         Ok(Arc::new(Self {
-            buildkit: Buildkit::new(&config.buildkit_addr, config.trust_dir.clone()),
+            buildkit: Buildkit::new(&config.buildkit_addr, config.trust_dir.clone(), sandbox.clone()),
             repositories: Repositories::new(config.state_dir.join("git")),
             registries: Registries::new(config.trust_dir.clone()),
+            sandbox,
             config: config.clone(),
             known: Mutex::new(Known { jobs, draining: false }),
             running: watch::Sender::new(0),
@@ -186,6 +189,12 @@ impl Registry {
     #[must_use]
     pub fn repositories(&self) -> &Repositories {
         &self.repositories
+    }
+
+    /// What keeps children apart.
+    #[must_use]
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
     }
 
     /// The agent's own way to registries.

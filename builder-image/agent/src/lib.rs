@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod paths;
 pub mod process;
 pub mod reasons;
+pub mod sandbox;
 pub mod service;
 pub mod tls;
 pub mod watchdog;
@@ -43,21 +44,32 @@ pub enum AgentError {
     /// No thread can be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// The agent cannot start itself as its own child, or hide its memory from them.
+    #[error("cannot make the sandbox of what handles other people's files")]
+    Sandbox(#[source] io::Error),
     /// The server failed.
     #[error("the server failed")]
     Serve(#[from] tonic::transport::Error),
 }
 
-/// The program: reads its configuration, then serves jobs until it is told to stop; its exit code.
+/// The program: the agent itself, or one of its children that handle what others sent; its exit code.
 ///
 /// It stands in the library, so that the whole is compiled once and the binary only calls it. Unit tests do without.
-///
-/// # Panics
-/// Where no thread can be started.
 #[cfg(not(test))]
 #[must_use]
+pub fn main() -> std::process::ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    match arguments.next().as_deref().and_then(std::ffi::OsStr::to_str) {
+        Some("sandbox") => sandbox::enforce::main(arguments),
+        Some("unpack") => job::unpacking::main(arguments),
+        _ => agent(),
+    }
+}
+
+/// Reads its configuration, then serves jobs until it is told to stop.
+#[cfg(not(test))]
 #[tokio::main]
-pub async fn main() -> std::process::ExitCode {
+async fn agent() -> std::process::ExitCode {
     use clap::Parser as _;
 
     let config = config::Config::parse();
@@ -80,7 +92,15 @@ pub async fn serve(config: config::Config) -> Result<(), AgentError> {
         (signal(SignalKind::terminate()).map_err(listen)?, signal(SignalKind::interrupt()).map_err(listen)?);
     let tls = Arc::new(tls::Tls::load(&config.tls_dir, &config.client_name)?);
     watchdog::guard().map_err(AgentError::Thread)?;
-    let registry = jobs::Registry::open(&config)?;
+    // No child that is taken over reads the agent's memory.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|error| AgentError::Sandbox(error.into()))?;
+    let sandbox = std::env::current_exe().and_then(|own| sandbox::Sandbox::detect(own, config.memory_limit));
+    let sandbox = sandbox.map_err(AgentError::Sandbox)?;
+    if let Some(problem) = sandbox.problem() {
+        tracing::warn!(problem, "what handles other people's files is not kept apart");
+    }
+    let registry = jobs::Registry::open(&config, sandbox)?;
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
     tracing::info!(builder = config.builder, listen = %config.listen, max_jobs = config.max_jobs, "the agent is ready");
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, kill_process_group, prlimit, waitpgid};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::Command,
@@ -19,9 +19,6 @@ const GRACE: Duration = Duration::from_secs(5);
 const LONGEST_LINE: usize = 8 << 20;
 /// The most that is taken of its standard output: the listing of half a million files.
 const MOST_OUTPUT: u64 = 64 << 20;
-/// The largest file that it may write: a Git server decides how much it sends.
-const LARGEST_FILE: u64 = 8 << 30;
-
 /// What a program left behind.
 #[derive(Debug)]
 pub struct Finished {
@@ -82,10 +79,6 @@ pub async fn run(
         .spawn()
         .map_err(|source| ProcessError::Start { program: program.clone(), source })?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    if group.is_some() {
-        // What it starts later inherits this. Failing means a limit below that one, which does as well.
-        let _ = prlimit(group, Resource::Fsize, Rlimit { current: Some(LARGEST_FILE), maximum: Some(LARGEST_FILE) });
-    }
     let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
 
     let feed = async {
@@ -126,9 +119,14 @@ pub async fn run(
         }
         Ok::<_, io::Error>(())
     };
-    let whole = async {
-        let ((), stdout, listened) = tokio::join!(feed, collect, listen);
+    let ended = async {
         let status = child.wait().await;
+        // What it leaves behind would go on with nobody to stop it, and hold its output open.
+        end(group);
+        status
+    };
+    let whole = async {
+        let ((), stdout, listened, status) = tokio::join!(feed, collect, listen, ended);
         listened.and_then(|()| Ok(Finished { stdout: stdout?, status: status? }))
     };
     let finished = tokio::select! {
@@ -145,11 +143,18 @@ pub async fn run(
         let _ = kill_process_group(group, Signal::TERM);
         let _ = tokio::time::timeout(GRACE, child.wait()).await;
         let _ = kill_process_group(group, Signal::KILL);
-        let _ = child.wait().await;
-        // The agent is its container's first process: what its children leave behind becomes its own child.
-        while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}
     }
+    let _ = child.wait().await;
+    end(group);
     Err(ProcessError::Stopped)
+}
+
+/// Ends all processes of a group at once.
+fn end(group: Option<Pid>) {
+    let Some(group) = group else { return };
+    let _ = kill_process_group(group, Signal::KILL);
+    // The agent is its container's first process: what its children leave behind becomes its own child.
+    while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}
 }
 
 #[cfg(test)]
@@ -194,22 +199,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_are_bounded() {
-        let root = tempfile::tempdir().unwrap();
-        let file = root.path().join("file");
-        // Sparse: it takes no room. The sleep stands for the time until a program writes.
-        let script = format!("sleep 0.2; dd if=/dev/zero of={} bs=1 count=1 seek={LARGEST_FILE}", file.display());
-        let finished = run(&mut shell(&script), None, &CancellationToken::new(), |_| {}).await.unwrap();
-        assert!(!finished.status.success());
-        assert_eq!(file.metadata().unwrap().len(), LARGEST_FILE, "not a byte beyond");
-    }
-
-    #[tokio::test]
     async fn stops_the_whole_group() {
         let (stop, begun) = (CancellationToken::new(), Instant::now());
         let stopping = stop.clone();
         let result = run(&mut shell("sleep 60 & echo started >&2; sleep 60"), None, &stop, |_| stopping.cancel()).await;
         assert!(matches!(result, Err(ProcessError::Stopped)));
         assert!(begun.elapsed() < GRACE);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_behind() {
+        let begun = Instant::now();
+        let finished = run(&mut shell("sleep 60 & echo $!"), None, &CancellationToken::new(), |_| {}).await.unwrap();
+        let left: i32 = String::from_utf8_lossy(&finished.stdout).trim().parse().unwrap();
+        let left = Pid::from_raw(left).unwrap();
+        while rustix::process::test_kill_process(left).is_ok() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it goes on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }

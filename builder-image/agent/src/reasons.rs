@@ -59,6 +59,8 @@ reasons! {
     GitRepositoryTooLarge: User,
     /// The repository holds what no Git writes and what could be written to elsewhere than its own directory.
     GitTreeRefused: User,
+    /// The pool wants sources to be handled in a sandbox, and the builder's node has none.
+    SourceSandboxMissing: User,
     /// The ssh server's key is not in `known_hosts`, or is another one than there.
     GitHostKeyUnknown: Credential,
     /// The server has no files of Git LFS, or not those that the commit names.

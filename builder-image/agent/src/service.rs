@@ -54,6 +54,7 @@ impl Agent for Service {
             running_jobs: self.registry.running(),
             draining: self.registry.draining(),
             cache_used_bytes: used.unwrap_or(0),
+            sandbox_problem: self.registry.sandbox().problem().unwrap_or_default().to_owned(),
             cache_size_bytes: if configured > 0 { configured } else { about.cache_size },
         }))
     }

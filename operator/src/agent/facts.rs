@@ -14,6 +14,8 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::debug;
 
+use kiln_registry::text::plain_text;
+
 use super::connection::{Agent, Connections};
 
 /// How long after the end of a job its builder is left alone: the push of index and tags comes first, and jobs that end
@@ -30,6 +32,9 @@ const AGAIN: [Duration; 5] = [
     Duration::from_mins(1),
 ];
 
+/// The longest account of a missing sandbox, in bytes.
+const LONGEST_PROBLEM: usize = 512;
+
 /// How long an answer is fresh: a little longer than buildkitd itself waits before it looks anew for its node's emulators.
 const FRESH: Duration = Duration::from_secs(21);
 
@@ -44,6 +49,8 @@ pub struct Facts {
     pub cache_used: u64,
     /// Bytes that its cache may hold; 0: unknown.
     pub cache_limit: u64,
+    /// Why it handles other people's files without a sandbox; empty where it has one.
+    pub sandbox_problem: String,
 }
 
 impl From<proto::DescribeResponse> for Facts {
@@ -53,6 +60,7 @@ impl From<proto::DescribeResponse> for Facts {
             platforms: answer.platforms,
             cache_used: answer.cache_used_bytes,
             cache_limit: answer.cache_size_bytes,
+            sandbox_problem: plain_text(&answer.sandbox_problem, LONGEST_PROBLEM),
         }
     }
 }

@@ -256,6 +256,8 @@ impl Template<'_> {
     fn agent(&self, id: &BuilderId) -> Container {
         let limit = self.pool.max_jobs_per_builder.unwrap_or(super::ensure::JOBS_PER_BUILDER);
         let mut env = vec![variable("KILN_BUILDER", &id.name()), variable("KILN_MAX_JOBS", &limit.to_string())];
+        let memory = bytes(&Quantity(AGENT.memory[1].to_owned())).unwrap_or_default();
+        env.push(variable("KILN_MEMORY_LIMIT", &memory.to_string()));
         let mut mounts = vec![
             mount("socket", "/run/buildkit"),
             VolumeMount { sub_path: Some("agent".to_owned()), ..mount("cache", "/var/lib/kiln/agent") },

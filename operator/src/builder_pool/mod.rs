@@ -15,19 +15,22 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::BuilderPool;
+use kiln_crds::builder_pool::BuilderPoolStatus;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
+use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 
 use self::activity::Activity;
 use self::plan::{Builder, Fate, Volume};
+use self::status::SANDBOXED;
 use self::warm::{Demand, Standing};
 use crate::builder::pick;
 use crate::builder::pod::LAST_USED;
 use crate::builder::profile::Profile;
 use crate::builder::{BuilderId, TrustDomain};
 use crate::builder::{ensure, observe};
-use crate::condition::seconds;
+use crate::condition::{self, seconds};
 use crate::context::{Context, is_conflict, until, write_status};
 
 /// Seconds that a builder without a job gets to end. Not its own, which are for builds that run: a signal that arrives
@@ -86,13 +89,28 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
         nodes.iter().map(|node| observe::profile(&context, &pool, &node.architecture, &nodes)).collect();
     let status = status::status(&pool, &builders, &nodes, &profiles, now);
     if pool.status.as_ref() != Some(&status) {
-        match write_status(&context.client, &*pool, &status).await {
+        match write_status(&context, &*pool, &status).await {
             Err(error) if is_conflict(&error) => {}
-            other => drop(other?),
+            other => {
+                other?;
+                tell(&context, &pool, &status);
+            }
         }
     }
     started?;
     Ok(decided.look_again.map_or_else(Action::await_change, |at| Action::requeue(until(at, now))))
+}
+
+/// Writes an Event where builders have turned out to have no sandbox.
+fn tell(context: &Context, pool: &BuilderPool, status: &BuilderPoolStatus) {
+    let is_missing = |status: &BuilderPoolStatus| {
+        condition::find(&status.conditions, SANDBOXED).filter(|told| told.status == "False").cloned()
+    };
+    if let Some(missing) = is_missing(status)
+        && pool.status.as_ref().and_then(is_missing).is_none()
+    {
+        context.event(pool, EventType::Warning, &missing.reason, &missing.message);
+    }
 }
 
 fn builders(

@@ -3,17 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::builder_pool::{BuilderPoolStatus, BuilderStatus, PoolSummary};
+use kiln_crds::builder_pool::{BuilderPoolStatus, BuilderStatus, PoolSummary, SourceSandbox};
 use kiln_crds::{BuilderPool, BuilderPoolSpec, Platform, SecurityProfile};
 
 use super::plan::Builder;
 use crate::agent::Facts;
 use crate::builder::node::NodeFacts;
 use crate::builder::profile::Profile;
-use crate::condition::{Wanted, date, seconds};
+use crate::condition::{self, Wanted, date, seconds};
+use crate::reason::Reason;
 
+/// The condition that tells whether what handles other people's files is kept apart.
+pub const SANDBOXED: &str = "SourcesSandboxed";
 const MEBIBYTE: u64 = 1 << 20;
 /// The most platforms of one builder that are shown.
 const PLATFORMS: usize = 64;
@@ -48,10 +51,11 @@ pub fn status(
     };
     let ready = Wanted { kind: "Ready", status: Some(true), reason: format!("{profile:?}"), message };
     let living: Vec<&Builder> = builders.iter().filter(|builder| !builder.terminating && !builder.ended).collect();
+    let wanted = [Some(ready), sandboxed(&living, &former)].into_iter().flatten().collect();
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     BuilderPoolStatus {
         observed_generation: pool.metadata.generation,
-        conditions: date(vec![ready], &former.conditions, pool.metadata.generation, now),
+        conditions: date(wanted, &former.conditions, pool.metadata.generation, now),
         security_profile: Some(profile),
         builder_count: count(living.len()),
         job_count: count(living.iter().map(|builder| builder.jobs).sum()),
@@ -75,7 +79,9 @@ fn of_builder(builder: &Builder) -> BuilderStatus {
         last_active_at: Some(Time(seconds(builder.last_active))),
         ..BuilderStatus::default()
     };
-    if let Some(Facts { buildkit, platforms, cache_used, cache_limit }) = &builder.facts {
+    if let Some(Facts { buildkit, platforms, cache_used, cache_limit, sandbox_problem }) = &builder.facts {
+        status.sandbox = Some(if sandbox_problem.is_empty() { SourceSandbox::Landlock } else { SourceSandbox::None });
+        status.sandbox_message = Some(sandbox_problem.clone()).filter(|problem| !problem.is_empty());
         let (native, emulated) = split(platforms, &builder.id.architecture);
         status.buildkit = Some(buildkit.chars().take(64).collect());
         status.platforms = native;
@@ -84,6 +90,35 @@ fn of_builder(builder: &Builder) -> BuilderStatus {
         status.cache_limit = (*cache_limit > 0).then(|| mebibytes(*cache_limit));
     }
     status
+}
+
+/// Whether builders keep apart what handles other people's files. Without any that has answered it stays as it was.
+fn sandboxed(builders: &[&Builder], former: &BuilderPoolStatus) -> Option<Wanted> {
+    let mut facts = builders.iter().filter_map(|builder| Some((builder, builder.facts.as_ref()?))).peekable();
+    if facts.peek().is_none() {
+        let Condition { status, reason, message, .. } = condition::find(&former.conditions, SANDBOXED)?.clone();
+        return Some(Wanted { kind: SANDBOXED, status: Some(status == "True"), reason, message });
+    }
+    let without = facts.find(|(_, facts)| !facts.sandbox_problem.is_empty());
+    Some(match without {
+        None => Wanted {
+            kind: SANDBOXED,
+            status: Some(true),
+            reason: Reason::SourcesSandboxed.to_string(),
+            message: "git, ssh, buildctl and unpacking run in a sandbox of their own".to_owned(),
+        },
+        Some((builder, facts)) => Wanted {
+            kind: SANDBOXED,
+            status: Some(false),
+            reason: Reason::SourceSandboxMissing.to_string(),
+            message: format!(
+                "builder {} on node {}: {}",
+                builder.id.name(),
+                builder.node.as_deref().unwrap_or("unknown"),
+                facts.sandbox_problem
+            ),
+        },
+    })
 }
 
 /// The platforms that a node of this architecture runs by itself, and those that it runs by emulation.
@@ -177,6 +212,7 @@ mod tests {
                 platforms: ["linux/amd64", "linux/amd64/v2", "linux/arm64", "linux/386"].map(str::to_owned).into(),
                 cache_used: 700 * MEBIBYTE + 1,
                 cache_limit: 20 << 30,
+                sandbox_problem: String::new(),
             }),
             jobs: 1,
             last_active: Timestamp::from_microsecond(5_500_000).unwrap(),
@@ -201,6 +237,30 @@ mod tests {
         let builders = [builder("amd64", 0), coming, leaving, builder("arm64", 0)];
         let status = status(&pool, &builders, &nodes, &[Profile::UserNamespace; 3], Timestamp::UNIX_EPOCH);
         insta::assert_yaml_snapshot!(status);
+    }
+
+    #[test]
+    fn a_builder_without_a_sandbox_is_told() {
+        let mut pool = BuilderPool::new("default", BuilderPoolSpec::default());
+        let at = |builders: &[Builder], pool: &BuilderPool| {
+            let status = status(pool, builders, &[], &[], Timestamp::UNIX_EPOCH);
+            let told = condition::find(&status.conditions, SANDBOXED);
+            (told.map(|told| (told.status.clone(), told.reason.clone(), told.message.clone())), status)
+        };
+        assert_eq!(at(&[], &pool).0, None);
+        let good = builder("amd64", 0);
+        let mut bad = builder("amd64", 1);
+        bad.facts.as_mut().unwrap().sandbox_problem = "no Landlock".into();
+        let coming = Builder { facts: None, ..builder("amd64", 2) };
+        let (told, status) = at(&[good.clone(), bad.clone(), coming.clone()], &pool);
+        insta::assert_compact_debug_snapshot!(told);
+        insta::assert_yaml_snapshot!(
+            status.builders.iter().map(|one| (one.sandbox, one.sandbox_message.as_deref())).collect::<Vec<_>>()
+        );
+        // With the builders gone, what was known of the pool stays.
+        pool.status = Some(status);
+        assert_eq!(at(&[coming], &pool).0, told);
+        assert_eq!(at(&[good], &pool).0.unwrap().0, "True");
     }
 
     #[test]

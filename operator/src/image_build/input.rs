@@ -116,7 +116,7 @@ fn git(git: &GitSource) -> Git<'_> {
 
 /// What is said of an image's content and, where `destination` is set, of where it goes. Neither commit nor digests are in it.
 #[must_use]
-fn spec_text(spec: &ImageBuildSpec, rebuild: Option<&str>, destination: bool) -> String {
+pub fn spec_text(spec: &ImageBuildSpec, rebuild: Option<&str>, destination: bool) -> String {
     // Every field is named, so that a new one is decided on here. What is left out says how to build, not what.
     let ImageBuildSpec {
         source,

@@ -21,13 +21,14 @@ use kube::runtime::events::EventType;
 use tracing::{info, warn};
 
 use self::dereference::{Found, check, look, with_image_builds};
-use self::input::{content_hash, input_hash, spec_hash};
+use self::input::input_hash;
 use crate::builder_pool::select::{archives, pool};
 use crate::condition::find;
-use crate::context::{Context, backoff, is_conflict, until, write_status};
+use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
 use crate::git;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
+use crate::trim;
 use kiln_registry::http_client::FailureClass;
 
 /// Why a reconcile failed; it is tried again.
@@ -163,7 +164,7 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     let observed = status::Observed { build, runs: &runs, fault: memory.fault.as_ref() };
     let status = status::status(&observed, now);
     if build.status.as_ref() != Some(&status) {
-        write_status(&context.client, &**build, &status).await?;
+        write_status(context, &**build, &status).await?;
         tell(build, &status, context);
     }
     tidy(build, &runs, context).await?;
@@ -187,7 +188,7 @@ fn is_active(run: &ImageBuildRun) -> bool {
 fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, now: Timestamp) -> Memory {
     let uid = build.uid().unwrap_or_default();
     let mut memory = context.image_builds.get(&uid);
-    let hash = spec_hash(&build.spec, rebuild(build));
+    let hash = trim::written(build);
     let written = resolve::written(&build.spec);
     if memory.spec_hash != hash {
         memory = Memory { spec_hash: hash, written: written.clone(), ..Memory::default() };
@@ -216,7 +217,23 @@ fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, no
     memory
 }
 
-fn rebuild(build: &ImageBuild) -> Option<&str> {
+/// The ImageBuild with its files, which the copy leaves out. None: it has changed since.
+async fn whole(build: &Arc<ImageBuild>, context: &Context) -> Result<Option<Arc<ImageBuild>>, Error> {
+    if build.spec.inline().is_none() {
+        return Ok(Some(build.clone()));
+    }
+    let builds = namespaced::<ImageBuild>(&context.client, &build.namespace().unwrap_or_default());
+    let found = builds.get_opt(&build.name_any()).await?.filter(|found| {
+        found.uid() == build.uid()
+            && found.metadata.generation == build.metadata.generation
+            && rebuild(found) == rebuild(build)
+    });
+    Ok(found.map(Arc::new))
+}
+
+/// The value of the annotation that asks for a rebuild.
+#[must_use]
+pub fn rebuild(build: &ImageBuild) -> Option<&str> {
     build.annotations().get(REBUILD_ANNOTATION).map(String::as_str)
 }
 
@@ -258,6 +275,7 @@ async fn advance(
     found.names = with_image_builds(context, build, &found.names, !active).map_err(references::Error::from)?;
     memory.found = Some(found.clone());
     let commit = found.source.as_ref().map(|source| source.commit.as_str());
+    let content_hash = input_hash(&trim::content(build), commit, &found.names);
     let input_hash = input_hash(&memory.spec_hash, commit, &found.names);
     // A number that is recorded and not there: its run was removed by hand, or is not in the copy yet.
     let recorded = build.status.as_ref().and_then(|status| status.run.as_deref());
@@ -283,11 +301,12 @@ async fn advance(
     }
     check(context, build, &pool, read).await?;
     let fresh = age::too_old(build, since.as_ref(), now);
-    let content_hash = content_hash(&build.spec, rebuild(build), commit, &found.names);
     let copy_of = plan::copy_of(build, own, &platforms, &content_hash, rebuild(build)).filter(|_| !fresh);
     let number = plan::next_number(&build.name_any(), recorded, named);
     let input = apply::Input { input_hash, content_hash, found, platforms, fresh, copy_of };
-    let run = apply::run(build, number, input, now);
+    // Another change is on its way, and wakes this again.
+    let Some(whole) = whole(build, context).await? else { return Ok(None) };
+    let run = apply::run(&whole, number, input, now);
     let run = apply::create(&context.client, &run).await?;
     memory.fresh_at = Some(now).filter(|_| fresh).or(memory.fresh_at);
     info!(run = run.name_any(), commit = run.spec.commit, "run made");

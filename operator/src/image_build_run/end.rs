@@ -44,12 +44,18 @@ pub(super) async fn finish(
     if former.phase != RunPhase::Publishing {
         status.publishing_at = Some(MicroTime(now));
         status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-        run = Arc::new(write_status(&context.client, &*run, &status).await?);
+        run = Arc::new(write_status(context, &*run, &status).await?);
         for platform in &status.platforms {
             context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
         }
     }
-    match try_publish(&run, &mut status, context).await {
+    let published = tokio::select! {
+        biased;
+        published = try_publish(&run, &mut status, context) => published,
+        // The change that says so wakes the next reconcile, which ends the run.
+        () = unwanted(context, &run) => return Ok(Action::await_change()),
+    };
+    match published {
         Ok(published @ (Published::Image(_) | Published::Nothing)) => {
             context.publishing.remove(&uid);
             if let Published::Image(image) = published {
@@ -58,7 +64,7 @@ pub(super) async fn finish(
             status.phase = RunPhase::Succeeded;
             let now = Timestamp::now();
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-            let written = Arc::new(write_status(&context.client, &*run, &status).await?);
+            let written = Arc::new(write_status(context, &*run, &status).await?);
             context.metrics.ended("Succeeded", Reason::Succeeded.as_str(), &status);
             for warning in status.warnings.iter().filter(|warning| warnings::is_growth(warning)) {
                 context.event(&*run, EventType::Warning, &warning.rule, &warning.message);
@@ -72,7 +78,7 @@ pub(super) async fn finish(
             status.platforms = taken::platforms(&run, &status, now);
             status.publishing_at = None;
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-            write_status(&context.client, &*run, &status).await?;
+            write_status(context, &*run, &status).await?;
             // The write wakes it.
             Ok(Action::await_change())
         }
@@ -101,7 +107,7 @@ pub(super) async fn finish(
             let waiting = Waiting { reason: fault.reason, message: fault.message };
             status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
             if status != former {
-                write_status(&context.client, &*run, &status).await?;
+                write_status(context, &*run, &status).await?;
             }
             Ok(Action::requeue(delay))
         }
@@ -112,6 +118,19 @@ pub(super) async fn finish(
             end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Ends once the run is cancelled or deleted.
+async fn unwanted(context: &Context, run: &ImageBuildRun) {
+    loop {
+        let mut told = std::pin::pin!(context.cancelled.notified());
+        // From now on nothing is missed.
+        told.as_mut().enable();
+        if super::is_unwanted(context, run) {
+            return;
+        }
+        told.await;
     }
 }
 
@@ -197,7 +216,7 @@ pub(super) async fn end(
     let reason = failure.reason.clone();
     status.failure = Some(failure);
     status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-    let written = write_status(&context.client, &**run, &status).await?;
+    let written = write_status(context, &**run, &status).await?;
     context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason, &status);
     tell(run, &former, &status, context);
     conclude(&Arc::new(written), &status, context).await

@@ -53,6 +53,7 @@ impl Inputs {
             timeout_seconds: seconds(super::plan::Bounds::of(build).timeout),
             allow_frontends: allow.and_then(|allow| allow.frontends).unwrap_or(false),
             allow_private_addresses: allow.and_then(|allow| allow.private_addresses).unwrap_or(true),
+            require_sandbox: !allow.and_then(|allow| allow.unsandboxed_sources).unwrap_or(true),
             traceparent,
             // One that a platform names is meant for it.
             dockerfile_inline: text(build.dockerfile_inline.as_ref().filter(|_| platform.dockerfile.is_none())),
@@ -79,6 +80,7 @@ impl Inputs {
             output: Some(output(run)),
             cache: Some(self.cache(run, &platform.name)),
             archive_path: archive.unwrap_or_default(),
+            registry_mirrors: mirrors(&self.registry.mirrors),
             plain_http_registries: self.registry.plain_http.clone(),
             registry_ca_pem: join(&self.pool_bundles, self.registry.ca.as_deref()),
         }
@@ -252,6 +254,13 @@ fn seconds(duration: std::time::Duration) -> u32 {
 
 fn into_map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
     map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn mirrors(mirrors: &BTreeMap<String, Vec<String>>) -> Vec<proto::RegistryMirrors> {
+    let of_each = mirrors
+        .iter()
+        .map(|(registry, mirrors)| proto::RegistryMirrors { registry: registry.clone(), mirrors: mirrors.clone() });
+    of_each.collect()
 }
 
 #[cfg(test)]

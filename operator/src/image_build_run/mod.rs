@@ -47,7 +47,7 @@ use crate::agent::{Agent, Observation};
 use crate::builder::{BuilderId, observe};
 use crate::builder_pool::select;
 use crate::condition::find;
-use crate::context::{Context, is_conflict, until, write_status};
+use crate::context::{Context, is_conflict, namespaced, until, write_status};
 use crate::references::{self, Fault};
 use crate::trace::traceparent;
 use kiln_registry::http_client::FailureClass;
@@ -254,7 +254,7 @@ async fn build(
     }
     status::complete(&mut status, &run.spec, placed.waiting.as_ref(), run.metadata.generation, now);
     if status != former {
-        if let Err(error) = write_status(&context.client, &**run, &status).await {
+        if let Err(error) = write_status(context, &**run, &status).await {
             for job in &placed.reserved {
                 context.jobs.release(job);
             }
@@ -266,7 +266,18 @@ async fn build(
         }
         tell(run, &former, &status, context);
     }
-    follow(run, &pool, &status, inputs.as_ref(), context);
+    let with_files;
+    let mut followed = run;
+    let is_starting = |platform: &PlatformStatus| platform.phase == PlatformPhase::Starting;
+    if run.spec.build.inline().is_some() && status.platforms.iter().any(is_starting) {
+        // The copy leaves the files out, which the jobs need now.
+        let runs = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
+        let found = runs.get_opt(&run.name_any()).await.map_err(Error::Write)?;
+        let Some(found) = found.filter(|found| found.uid() == run.uid()) else { return Ok(Action::await_change()) };
+        with_files = Arc::new(found);
+        followed = &with_files;
+    }
+    follow(followed, &pool, &status, inputs.as_ref(), context);
     Ok(requeue(&status, bounds, placed.look_again, now))
 }
 
@@ -282,7 +293,7 @@ async fn wait_for_mending(
     let waiting = Waiting { reason: fault.reason, message: fault.message.clone() };
     status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
     if status != former {
-        write_status(&context.client, &**run, &status).await?;
+        write_status(context, &**run, &status).await?;
     }
     Ok(Action::requeue(Duration::from_secs(15)))
 }
@@ -369,6 +380,13 @@ fn image_build(context: &Context, run: &ImageBuildRun) -> Option<Arc<ImageBuild>
     let owner = &run.spec.image_build;
     let key = ObjectRef::new(&owner.name).within(run.metadata.namespace.as_deref().unwrap_or_default());
     context.stores.image_builds.get(&key).filter(|build| build.metadata.uid.as_deref() == Some(&owner.uid))
+}
+
+/// Whether the run is cancelled or deleted, as far as is known now.
+#[must_use]
+pub fn is_unwanted(context: &Context, run: &ImageBuildRun) -> bool {
+    let known = context.stores.runs.get(&ObjectRef::from_obj(run));
+    known.is_none_or(|known| known.spec.cancel || known.metadata.deletion_timestamp.is_some())
 }
 
 /// Whether the run's ImageBuild has no newer one.

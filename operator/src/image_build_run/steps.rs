@@ -14,6 +14,8 @@ const SHOWN: usize = 128;
 const NAME: usize = 256;
 /// The most steps that are remembered of a job.
 const KNOWN: usize = 4096;
+/// The longest id of a step, in bytes.
+const LONGEST_ID: usize = 128;
 /// Work that is not the Dockerfile's is shown from this many microseconds on.
 const NOTABLE: i64 = 1_000_000;
 
@@ -76,6 +78,10 @@ impl Progress {
 
     fn step(&mut self, step: &proto::Step) -> bool {
         let Some(started) = step.started.as_ref().and_then(timestamp) else { return false };
+        // BuildKit's are digests; an agent that was taken over may send what it likes.
+        if step.id.len() > LONGEST_ID {
+            return false;
+        }
         let new = Step {
             name: step.name.chars().filter(|char| !is_hidden(*char)).take(NAME).collect(),
             started,

@@ -32,7 +32,7 @@ pub struct RegistryAccess {
     /// Hosts that are spoken to without TLS.
     pub plain_http: Vec<String>,
     /// Mirrors by the registry that they stand for.
-    mirrors: BTreeMap<String, Vec<String>>,
+    pub mirrors: BTreeMap<String, Vec<String>>,
     http: HttpClient,
     clients: kiln_registry::RegistryClients,
 }
@@ -59,18 +59,9 @@ impl RegistryAccess {
     #[must_use]
     pub fn readers(&self, repository: &Repository) -> Vec<(kiln_registry::Client, Repository)> {
         let mirrors = self.mirrors.get(&repository.registry).into_iter().flatten();
-        let places = mirrors.map(|mirror| mirrored(repository, mirror)).chain([repository.clone()]);
+        let places = mirrors.map(|mirror| repository.at_mirror(mirror)).chain([repository.clone()]);
         places.map(|place| (self.reader(&place), place)).collect()
     }
-}
-
-/// The repository at a mirror: `mirror.example/docker.io` has `docker.io/library/debian` as
-/// `mirror.example/docker.io/library/debian`.
-fn mirrored(repository: &Repository, mirror: &str) -> Repository {
-    let (host, prefix) = mirror.split_once('/').unwrap_or((mirror, ""));
-    let prefix = prefix.trim_matches('/');
-    let separator = if prefix.is_empty() { "" } else { "/" };
-    Repository { registry: host.to_ascii_lowercase(), path: format!("{prefix}{separator}{}", repository.path) }
 }
 
 fn scheme(plain_http: &[String], repository: &Repository) -> Scheme {
@@ -413,7 +404,7 @@ mod tests {
             ("Mirror.example/a/b/", "mirror.example/a/b/library/debian"),
             ("registry/hub", "registry/hub/library/debian"),
         ] {
-            assert_eq!(mirrored(&debian, mirror).to_string(), expected);
+            assert_eq!(debian.at_mirror(mirror).to_string(), expected);
         }
         for (host, expected) in [
             ("index.docker.io", "docker.io"),

@@ -18,13 +18,15 @@ use super::{
     inline::SECOND,
     mtime, process_failure,
     registries::Registries,
-    tarball::{LARGEST_DOWNLOAD, beside, context, context_path, unpack},
+    tarball::{LARGEST_DOWNLOAD, beside, context, context_path},
     unpack::Kind,
+    unpacking::Unpacking,
 };
 use crate::{
     files, paths,
     process::ProcessError,
     reasons::{JobFailure, Reason},
+    sandbox::Sandbox,
 };
 
 /// A layer's file name: <https://github.com/opencontainers/image-spec/blob/main/annotations.md>
@@ -50,6 +52,7 @@ pub async fn fetch(
     spec: &Spec,
     registries: &Registries,
     directory: &Path,
+    sandbox: &Sandbox,
     stop: &CancellationToken,
 ) -> Result<Source, JobFailure> {
     let name = format!("the image {}", source.reference);
@@ -84,7 +87,7 @@ pub async fn fetch(
     };
     if !archives.is_empty() {
         let kind = if is_image { Kind::Layer } else { Kind::Tarball };
-        unpack(archives, kind, directory, &name, stop).await?;
+        Unpacking { archives, kind, directory }.run(&name, sandbox, stop).await?;
     }
     context(directory, &path, &name, "source.image.path")
 }

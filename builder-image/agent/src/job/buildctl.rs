@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Recorder, Source, archive,
     arguments::{self, Arguments},
-    content,
+    content, credentials,
     dockerfile::{Dockerfile, Instruction},
     excerpt::{Excerpt, read_dockerfile},
     failure::{Circumstances, explain},
@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     buildkit::SAMPLER,
+    files,
     jobs::Registry,
     process,
     reasons::{JobFailure, Reason},
@@ -44,6 +45,9 @@ pub struct Build<'a> {
     pub memory: &'a Path,
 }
 
+/// The longest description of an image that is read.
+const LONGEST_METADATA: u64 = 16 << 20;
+
 /// The builder's own platform.
 pub const BUILDER: &str = match std::env::consts::ARCH.as_bytes() {
     b"x86_64" => "linux/amd64",
@@ -58,7 +62,7 @@ impl Build<'_> {
         let text = read_dockerfile(&self.source.dockerfile_dir, &self.source.dockerfile).unwrap_or_default();
         let dockerfile = Dockerfile::read(&text);
         let copied_only = self.only_copies(&dockerfile)?;
-        let metadata = self.memory.join("metadata.json");
+        let metadata = credentials::output(self.memory).join("metadata.json");
         let archives = self.registry.config().archives_dir.as_deref();
         let archive = archive::Target::of(spec, archives)?;
         let policy = pins::policy(spec, &self.registry.config().state_dir, self.memory);
@@ -73,7 +77,9 @@ impl Build<'_> {
         };
 
         let mut progress = Progress::new(recorder.masker());
-        let ended = self.buildctl(arguments.list()?, &mut progress, recorder, stop).await?;
+        let writes = archive.as_ref().map(|archive| archive.temporary().to_owned());
+        let command = self.command(arguments.list()?, writes);
+        let ended = self.buildctl(command, &mut progress, recorder, stop).await?;
         if !ended.success() {
             if policy.is_some() {
                 // A digest may be gone from its registry: the next attempt asks for the names again.
@@ -104,9 +110,9 @@ impl Build<'_> {
             let failure = self.failure_at(warning.line, &text, Reason::BaseImagePlatform, message);
             return Err(JobFailure { warnings: progress.warnings().to_vec(), ..failure });
         }
-        pins::record(&self.registry.config().state_dir, progress.base_images());
-        let metadata =
-            fs::read(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
+        pins::record(&self.registry.config().state_dir, spec, progress.base_images(), self.registry.registries()).await;
+        let metadata = files::read(&metadata, LONGEST_METADATA)
+            .map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
         let (mut result, config) =
             result(&metadata).map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
         if let Some(archive) = archive {
@@ -160,12 +166,11 @@ impl Build<'_> {
     /// Runs `buildctl`, and stops it where it tells nothing for too long.
     async fn buildctl(
         &self,
-        arguments: Vec<String>,
+        mut command: Command,
         progress: &mut Progress<'_>,
         recorder: &Recorder,
         stop: &CancellationToken,
     ) -> Result<std::process::ExitStatus, JobFailure> {
-        let mut command = self.command(arguments);
         if is_traceparent(&self.spec.traceparent) {
             // buildctl hands its spans to buildkitd, which sends them on with its own, all below this one.
             command.env_remove(SAMPLER).env("TRACEPARENT", &self.spec.traceparent);
@@ -263,7 +268,8 @@ impl Build<'_> {
         fs::create_dir_all(&dockerfile_dir)
             .and_then(|()| fs::write(dockerfile_dir.join("Dockerfile"), programs::dockerfile(path)))
             .map_err(|error| JobFailure::agent("write what takes a program out of the image", &error))?;
-        let mut command = self.command(arguments::extraction(image, &self.spec.platform, &dockerfile_dir, &files));
+        let arguments = arguments::extraction(image, &self.spec.platform, &dockerfile_dir, &files);
+        let mut command = self.command(arguments, Some(directory));
         // A failure means most often that there is no such file.
         process::run(&mut command, None, stop, |line| tracing::trace!(line = %String::from_utf8_lossy(line)))
             .await
@@ -271,9 +277,13 @@ impl Build<'_> {
         Ok(files.join("program"))
     }
 
-    /// `buildctl` with the job's credentials.
-    fn command(&self, arguments: Vec<String>) -> Command {
-        let mut command = self.registry.buildkit().buildctl();
+    /// `buildctl` with the job's credentials; `writes` is what it makes in place of a push.
+    fn command(&self, arguments: Vec<String>, writes: Option<PathBuf>) -> Command {
+        let own = |names: &[&str]| names.iter().map(|name| self.memory.join(name)).collect::<Vec<_>>();
+        let read = [vec![self.work.to_owned()], own(&["secrets", "ssh", pins::POLICY])].concat();
+        // It keeps the seed of its tokens beside the logins.
+        let write = [own(&["docker"]), vec![credentials::output(self.memory)], writes.into_iter().collect()].concat();
+        let mut command = self.registry.buildkit().buildctl(read, write);
         command
             .args(arguments)
             .env("DOCKER_CONFIG", self.memory.join("docker"))

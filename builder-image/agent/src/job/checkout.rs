@@ -13,11 +13,13 @@ use kiln_agent_proto::GitSource;
 
 use super::{
     Source,
-    git::{Commit, GitJob, History},
+    git::{Commit, GitJob, History, Reach},
+    git_problem::local_reason,
     mtime,
     remote::Remote,
 };
 use crate::{
+    files::Tree,
     paths,
     reasons::{JobFailure, Reason},
 };
@@ -141,7 +143,7 @@ impl GitJob<'_> {
         if let Some(below) = &below {
             list.extend(["--", below]);
         }
-        let listing = self.read(commit, &list, None, &[]).await?;
+        let listing = self.read(commit, &[], &list, None, &[]).await?;
         let mut entries = entries(&listing)
             .ok_or_else(|| JobFailure::new(Reason::GitFailed, "git ls-tree gave a listing that cannot be read"))?;
         let inside = context_first(&mut entries, path);
@@ -165,7 +167,7 @@ impl GitJob<'_> {
         let index = self.scratch.join("index");
         let environment =
             [("GIT_INDEX_FILE", index.display().to_string()), ("GIT_WORK_TREE", directory.display().to_string())];
-        self.read(commit, &["read-tree", &commit.id], None, &environment).await?;
+        self.read(commit, &[self.scratch], &["read-tree", &commit.id], None, &environment).await?;
         let names: Vec<u8> = entries
             .iter()
             .filter(|entry| !entry.submodule)
@@ -175,6 +177,7 @@ impl GitJob<'_> {
         let prefix = format!("--prefix={}/", directory.display());
         self.read(
             commit,
+            &[self.scratch, directory],
             &["checkout-index", "--quiet", "--force", "-z", "--stdin", &prefix],
             Some(&names),
             &environment,
@@ -187,8 +190,9 @@ impl GitJob<'_> {
 
         let submodules: Vec<&Entry> = entries[..inside].iter().filter(|entry| entry.submodule).collect();
         // As git does: an empty directory where the submodule is not wanted.
+        let tree = Tree::open(directory).map_err(|error| JobFailure::agent("open the source", &error))?;
         for entry in &submodules {
-            fs::create_dir_all(directory.join(&entry.path))
+            tree.make_directory(&entry.path)
                 .map_err(|error| JobFailure::agent("make a submodule's directory", &error))?;
         }
         let urls = if wanted.submodules && !submodules.is_empty() {
@@ -212,8 +216,8 @@ impl GitJob<'_> {
             })
             .collect::<Result<Vec<_>, JobFailure>>()?;
 
-        let (directory, second) = (directory.to_owned(), commit.second);
-        tokio::task::spawn_blocking(move || set_times(&directory, second, &entries))
+        let second = commit.second;
+        tokio::task::spawn_blocking(move || set_times(&tree, second, &entries))
             .await
             .map_err(|error| JobFailure::agent("set the times of the source's files", &error))?
             .map_err(|error| JobFailure::agent("set the times of the source's files", &error))?;
@@ -224,26 +228,33 @@ impl GitJob<'_> {
     async fn submodule_urls(&self, commit: &Commit) -> Result<BTreeMap<String, String>, JobFailure> {
         let blob = format!("{}:.gitmodules", commit.id);
         let output = self
-            .git(&commit.repository, &[], &["config", "--no-includes", "-z", "--list", "--blob", &blob], None, &[])
+            .git(
+                &commit.repository,
+                Reach::default(),
+                &["config", "--no-includes", "-z", "--list", "--blob", &blob],
+                None,
+                &[],
+            )
             .await?;
         // No such file: no URLs.
         Ok(if output.success { gitmodules(&String::from_utf8_lossy(&output.stdout)) } else { BTreeMap::new() })
     }
 
-    /// Runs `git` on the commit's repository, and gives what it writes.
+    /// Runs `git` on the commit's repository, with these directories to write to, and gives what it writes.
     pub(super) async fn read(
         &self,
         commit: &Commit,
+        writes: &[&Path],
         arguments: &[&str],
         stdin: Option<&[u8]>,
         environment: &[(&str, String)],
     ) -> Result<Vec<u8>, JobFailure> {
-        let output = self.git(&commit.repository, &[], arguments, stdin, environment).await?;
+        let output =
+            self.git(&commit.repository, Reach { remote: None, writes }, arguments, stdin, environment).await?;
         if output.success {
             return Ok(output.stdout);
         }
-        let reason =
-            if output.stderr.contains("No space left on device") { Reason::NoSpaceLeft } else { Reason::GitFailed };
+        let reason = local_reason(&output.stderr);
         Err(JobFailure::new(reason, format!("git {} failed: {}", arguments[0], output.stderr)))
     }
 }
@@ -332,19 +343,18 @@ fn gitmodules(list: &str) -> BTreeMap<String, String> {
 }
 
 /// Gives files and links the commit's second and nanoseconds of their content, directories the second alone.
-fn set_times(root: &Path, second: i64, entries: &[Entry]) -> io::Result<()> {
-    let mut directories = BTreeSet::from([root.to_owned()]);
+fn set_times(tree: &Tree, second: i64, entries: &[Entry]) -> io::Result<()> {
+    let mut directories = BTreeSet::from([Path::new("")]);
     for entry in entries {
-        let path = root.join(&entry.path);
-        directories.extend(path.ancestors().skip(1).take_while(|parent| parent.starts_with(root)).map(Path::to_owned));
+        directories.extend(entry.path.ancestors().skip(1));
         if entry.submodule {
-            directories.insert(path);
+            directories.insert(&entry.path);
         } else {
-            mtime::set(&path, mtime::of_content(second, &decode_hex(&entry.id)))?;
+            tree.set_time(&entry.path, mtime::of_content(second, &decode_hex(&entry.id)))?;
         }
     }
     for directory in directories.iter().rev() {
-        mtime::set(directory, mtime::of_directory(second))?;
+        tree.set_time(directory, mtime::of_directory(second))?;
     }
     Ok(())
 }
@@ -368,6 +378,7 @@ mod tests {
         },
         *,
     };
+    use crate::sandbox::Sandbox;
 
     /// Runs `git` in `directory`, all at one second, and gives its output.
     fn git(directory: &Path, arguments: &[&str]) -> String {
@@ -419,7 +430,7 @@ mod tests {
         let second = git(&tree, &["rev-parse", "HEAD"]);
 
         let (memory, scratch) = (root.path().join("memory"), root.path().join("scratch"));
-        fs::create_dir_all(&memory).unwrap();
+        fs::create_dir_all(memory.join("home")).unwrap();
         let repositories = Repositories::new(root.path().join("git"));
         let url = parse_url("https://git.invalid/x").unwrap();
         let remote = Remote::new(url, Credential::None, None, AddressPolicy::new(true));
@@ -432,6 +443,7 @@ mod tests {
             memory: &memory,
             scratch: &scratch,
             addresses: AddressPolicy::new(true),
+            sandbox: &Sandbox::absent("a unit test"),
         };
         let check_out_extent = async |id: &str, path: &str, outside: bool| {
             let commit = job.commit(remote.clone(), id, "", History::Commit).await.unwrap();

@@ -15,15 +15,28 @@ use serde::Serialize;
 /// The system's CA bundle, on Alpine and Debian.
 const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+/// Where `git` finds its credential, its CAs and the keys of servers.
+#[must_use]
+pub fn git_credentials(memory: &Path) -> PathBuf {
+    memory.join("git")
+}
+
+/// Where `buildctl` describes the image that it has made.
+#[must_use]
+pub fn output(memory: &Path) -> PathBuf {
+    memory.join("output")
+}
+
 /// Writes what `buildctl` reads: `docker/config.json`, `secrets/` and `ssh/`.
 pub fn write(memory: &Path, spec: &Spec) -> io::Result<()> {
     let mut private = fs::DirBuilder::new();
     private.mode(0o700);
-    for directory in
-        [memory, &memory.join("docker"), &memory.join("secrets"), &memory.join("ssh"), &memory.join("home")]
-    {
+    private.create(memory)?;
+    for directory in ["docker", "secrets", "ssh", "home"].map(|name| memory.join(name)) {
         private.create(directory)?;
     }
+    private.create(git_credentials(memory))?;
+    private.create(output(memory))?;
     write_private(&memory.join("docker/config.json"), docker_config(&spec.logins).as_bytes())?;
     for (number, (_, value)) in secrets(spec).into_iter().enumerate() {
         write_private(&secret_file(memory, number), value)?;
@@ -63,7 +76,7 @@ pub fn write_bundle(memory: &Path, pem: &str) -> io::Result<PathBuf> {
     let mut bundle = fs::read(system).unwrap_or_default();
     bundle.push(b'\n');
     bundle.extend_from_slice(pem.as_bytes());
-    let path = memory.join("git-ca.crt");
+    let path = git_credentials(memory).join("ca.crt");
     write_private(&path, &bundle)?;
     Ok(path)
 }

@@ -18,14 +18,16 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Source,
     checkout::Extent,
+    credentials::git_credentials,
     git_problem::{Problem, failure, problem, redirect_target},
     process_failure,
     remote::{Credential, Remote, authorities, parse_url},
 };
 use crate::{
-    buildkit::clean_command,
+    files::{self, Tree},
     paths, process,
     reasons::{JobFailure, Reason},
+    sandbox::{Confinement, Network, Sandbox},
 };
 
 /// A repository that nobody fetched from for so long goes when an agent starts.
@@ -52,6 +54,10 @@ const FORGIVEN: [&str; 12] = [
     "zeroPaddedDate",
     "zeroPaddedFilemode",
 ];
+/// Far more processor time than the largest fetch takes, in seconds.
+const PROCESSOR_TIME: u64 = 3600;
+/// The longest trace of a server's answers that is read.
+const LONGEST_TRACE: u64 = 1 << 20;
 /// More history than any repository has: Git's own figure for "all of it".
 const WHOLE_HISTORY: &str = "--depth=2147483647";
 
@@ -130,9 +136,11 @@ impl Repositories {
     }
 }
 
-/// Its time tells when the repository was last used.
+/// The file whose time tells when a repository was last used.
+const USED: &str = "kiln-used";
+
 fn used_file(directory: &Path) -> PathBuf {
-    directory.join("kiln-used")
+    directory.join(USED)
 }
 
 fn hash(text: &str) -> String {
@@ -180,6 +188,17 @@ pub struct GitJob<'a> {
     pub scratch: &'a Path,
     /// Which addresses servers may have.
     pub addresses: AddressPolicy,
+    /// What keeps `git` apart from everything else.
+    pub sandbox: &'a Sandbox,
+}
+
+/// What a run of `git` reaches beside the repository, which it reads.
+#[derive(Clone, Copy, Default)]
+pub struct Reach<'a> {
+    /// The server that it asks.
+    pub remote: Option<&'a Remote>,
+    /// The directories that it writes to.
+    pub writes: &'a [&'a Path],
 }
 
 /// What a run of `git` came to.
@@ -260,14 +279,30 @@ impl GitJob<'_> {
         if repository.join("HEAD").is_file() {
             clear_leftovers(repository).map_err(|error| JobFailure::agent("clear an interrupted fetch", &error))?;
             if count_packs(repository) > MOST_PACKS {
-                self.git(repository, &[], &["gc", "--quiet", "--prune=now"], None, &[]).await?;
+                self.git(
+                    repository,
+                    Reach { remote: None, writes: &[repository] },
+                    &["gc", "--quiet", "--prune=now"],
+                    None,
+                    &[],
+                )
+                .await?;
             }
             return Ok(false);
         }
         let _ = fs::remove_dir_all(repository);
+        // Made here: `git` may write to it, but not beside it.
+        fs::create_dir_all(repository).map_err(|error| JobFailure::agent("make a repository", &error))?;
         let format = if id.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
-        let output =
-            self.git(repository, &[], &["init", "--quiet", "--bare", "--template=", format], None, &[]).await?;
+        let output = self
+            .git(
+                repository,
+                Reach { remote: None, writes: &[repository] },
+                &["init", "--quiet", "--bare", "--template=", format],
+                None,
+                &[],
+            )
+            .await?;
         if output.success {
             self.renew(repository, id)?;
             Ok(true)
@@ -346,7 +381,8 @@ impl GitJob<'_> {
             }
             command.extend(["--", remote.url.as_str()]);
             command.extend(refspecs.iter().map(String::as_str));
-            let output = self.git(repository, &remote.config(), &command, None, &[]).await?;
+            let reach = Reach { remote: Some(remote), writes: &[repository] };
+            let output = self.git(repository, reach, &command, None, &[]).await?;
             if output.success {
                 if let Some(second) = self.commit_second(repository, id).await? {
                     return Ok(Ok(second));
@@ -366,17 +402,17 @@ impl GitJob<'_> {
 
     /// Where the remote redirects to. `git` itself must not follow: it would take the credential along.
     async fn redirect(&self, repository: &Path, remote: &Remote) -> Result<Option<url::Url>, JobFailure> {
-        let trace = self.memory.join("redirect.trace");
+        let trace = self.memory.join("home/redirect.trace");
         let environment = [("GIT_TRACE_CURL", trace.display().to_string()), ("GIT_TRACE_CURL_NO_DATA", "1".to_owned())];
         self.git(
             repository,
-            &remote.config(),
+            Reach { remote: Some(remote), writes: &[] },
             &["ls-remote", "--quiet", "--", remote.url.as_str(), "HEAD"],
             None,
             &environment,
         )
         .await?;
-        let text = fs::read(&trace).unwrap_or_default();
+        let text = files::read(&trace, LONGEST_TRACE).unwrap_or_default();
         let _ = fs::remove_file(&trace);
         Ok(remote.url.https().and_then(|url| redirect_target(url, &String::from_utf8_lossy(&text))))
     }
@@ -386,15 +422,32 @@ impl GitJob<'_> {
         if !repository.join("HEAD").is_file() {
             return Ok(None);
         }
-        let output = self.git(repository, &[], &["cat-file", "commit", id], None, &[]).await?;
+        let output = self.git(repository, Reach::default(), &["cat-file", "commit", id], None, &[]).await?;
         Ok(if output.success { committer_second(&output.stdout) } else { None })
+    }
+
+    /// What `git` may do, and with it `ssh`, which it starts.
+    #[must_use]
+    pub fn confinement(&self, repository: &Path, reach: Reach<'_>) -> Confinement {
+        let mut confinement = Confinement {
+            read: vec![repository.to_owned()],
+            write: vec![self.memory.join("home")],
+            cpu_seconds: Some(PROCESSOR_TIME),
+            ..Confinement::default()
+        };
+        confinement.write.extend(reach.writes.iter().map(|path| (*path).to_owned()));
+        if let Some(remote) = reach.remote {
+            confinement.read.push(git_credentials(self.memory));
+            confinement.network = Network::to(remote.url.port());
+        }
+        confinement
     }
 
     /// Runs `git` on the bare repository with nothing of the system's or a user's configuration.
     pub async fn git(
         &self,
         repository: &Path,
-        config: &[(String, String)],
+        reach: Reach<'_>,
         arguments: &[&str],
         stdin: Option<&[u8]>,
         environment: &[(&str, String)],
@@ -420,12 +473,14 @@ impl GitJob<'_> {
             ("fetch.fsckObjects", "true"),
         ];
         let forgiven = FORGIVEN.map(|fault| (format!("fetch.fsck.{fault}"), "warn"));
-        let mut command = clean_command("git");
+        let config = reach.remote.map(Remote::config).unwrap_or_default();
+        let home = self.memory.join("home");
+        let mut command = self.sandbox.command("git", &self.confinement(repository, reach));
         command
             .args(arguments)
-            .current_dir(self.memory)
+            .current_dir(&home)
             .env("GIT_DIR", repository)
-            .env("HOME", self.memory.join("home"))
+            .env("HOME", &home)
             .env("LC_ALL", "C")
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
@@ -454,15 +509,15 @@ impl GitJob<'_> {
 }
 
 fn touch(repository: &Path) {
-    let now = fs::FileTimes::new().set_modified(SystemTime::now());
-    let _ = fs::File::create(used_file(repository)).and_then(|file| file.set_times(now));
+    let name = Path::new(USED);
+    let _ = Tree::open(repository).and_then(|tree| tree.write(name, b""));
 }
 
 /// What a bare repository may hold, and whether that is a directory.
 const PARTS: [(&str, bool); 7] = [
     ("HEAD", false),
     ("config", false),
-    ("kiln-used", false),
+    (USED, false),
     ("objects", true),
     ("packed-refs", false),
     ("refs", true),
@@ -494,13 +549,14 @@ fn renew(repository: &Path, scratch: &Path, sha256: bool) -> io::Result<()> {
             gone(if kind.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) })?;
         }
     }
+    let tree = Tree::open(repository)?;
     for elsewhere in ["alternates", "http-alternates"] {
-        gone(fs::remove_file(repository.join("objects/info").join(elsewhere)))?;
+        tree.remove(&Path::new("objects/info").join(elsewhere))?;
     }
     let (version, format) = if sha256 { (1, "[extensions]\n\tobjectformat = sha256\n") } else { (0, "") };
     let config = format!("[core]\n\trepositoryformatversion = {version}\n\tfilemode = true\n\tbare = true\n{format}");
     let file = repository.join("config");
-    if fs::read(&file).is_ok_and(|found| found == config.as_bytes()) {
+    if tree.read(Path::new("config"), LONGEST_TRACE).is_ok_and(|found| found == config.as_bytes()) {
         return Ok(());
     }
     fs::create_dir_all(scratch)?;
@@ -512,13 +568,12 @@ fn renew(repository: &Path, scratch: &Path, sha256: bool) -> io::Result<()> {
 
 /// Removes locks and half-written packs. Only under the write lock, when nobody else can hold them.
 fn clear_leftovers(repository: &Path) -> io::Result<()> {
-    for directory in [repository.to_owned(), repository.join("refs/kiln"), repository.join("objects/pack")] {
-        for entry in fs::read_dir(directory).into_iter().flatten() {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
+    let tree = Tree::open(repository)?;
+    for directory in ["", "refs/kiln", "objects/pack"] {
+        for path in tree.names(Path::new(directory)) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.ends_with(".lock") || name.starts_with("tmp_") {
-                fs::remove_file(entry.path())?;
+                tree.remove(&path)?;
             }
         }
     }

@@ -2,17 +2,21 @@
 //! from the repository on the volume, so that it holds no credential, no configuration of the builder's, and nothing
 //! that differs from one builder to the next unless the history does.
 
-use std::{collections::BTreeSet, fs, io, path::Path};
+use std::{fs, io, path::Path};
 
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    git::{Commit, GitJob, History},
+    git::{Commit, GitJob, History, Reach},
+    git_problem::local_reason,
     mtime,
     remote::Remote,
 };
-use crate::files;
-use crate::reasons::{JobFailure, Reason};
+use crate::files::Tree;
+use crate::reasons::JobFailure;
+
+/// The longest configuration that `git init` writes.
+const LONGEST_CONFIG: u64 = 64 << 10;
 
 impl GitJob<'_> {
     /// Makes `context/.git`, with HEAD at the commit and an index that fits it.
@@ -25,24 +29,28 @@ impl GitJob<'_> {
         let directory = context.join(".git");
         let failed = |what: &'static str| move |error: io::Error| JobFailure::agent(what, &error);
         let format = if commit.id.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
+        // Made here: `git` may write to it, but not beside it.
+        fs::create_dir_all(&directory).map_err(failed("make .git"))?;
         let init = ["init", "--quiet", "--template=", "--initial-branch=main", format];
         self.git_dir(&directory, &init).await?;
 
         let pack = format!("{}", directory.join("objects/pack/pack").display());
+        // A pack is written among the objects that it is made of, and then moved.
+        let packing = [commit.repository.as_path(), &directory];
         let mut refs = String::new();
         if commit.history == History::All {
             let list = ["for-each-ref", "--format=%(objectname) %(refname)", "refs/kiln/all"];
-            let listed = self.read(commit, &list, None, &[]).await?;
+            let listed = self.read(commit, &[], &list, None, &[]).await?;
             refs = refs_of_a_clone(&String::from_utf8_lossy(&listed));
             let revisions: String = refs
                 .lines()
                 .filter_map(|line| line.split_once(' '))
                 .fold(format!("{}\n", commit.id), |revisions, (id, _)| revisions + id + "\n");
             let command = ["pack-objects", "--quiet", "--revs", &pack];
-            self.read(commit, &command, Some(revisions.as_bytes()), &[]).await?;
+            self.read(commit, &packing, &command, Some(revisions.as_bytes()), &[]).await?;
         } else {
             let list = ["rev-list", "--objects", "--no-walk", &commit.id];
-            let objects = self.read(commit, &list, None, &[]).await?;
+            let objects = self.read(commit, &[], &list, None, &[]).await?;
             // Without deltas and what the server compressed: the same objects are always the same pack.
             let command = [
                 "pack-objects",
@@ -53,21 +61,24 @@ impl GitJob<'_> {
                 "--no-reuse-object",
                 &pack,
             ];
-            self.read(commit, &command, Some(&objects), &[]).await?;
-            let content = self.read(commit, &["cat-file", "commit", &commit.id], None, &[]).await?;
+            self.read(commit, &packing, &command, Some(&objects), &[]).await?;
+            let content = self.read(commit, &[], &["cat-file", "commit", &commit.id], None, &[]).await?;
             let header = content.split(|byte| *byte == b'\n').take_while(|line| !line.is_empty());
             if header.into_iter().any(|line| line.starts_with(b"parent ")) {
-                fs::write(directory.join("shallow"), format!("{}\n", commit.id))
+                let shallow = format!("{}\n", commit.id);
+                Tree::open(&directory)
+                    .and_then(|tree| tree.write(Path::new("shallow"), shallow.as_bytes()))
                     .map_err(failed("write .git/shallow"))?;
             }
         }
         let origin =
             format!("[remote \"origin\"]\n\turl = \"{}\"\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n", remote.url);
         let write = || {
-            fs::write(directory.join("packed-refs"), refs)?;
-            fs::write(directory.join("HEAD"), format!("{}\n", commit.id))?;
-            let config = fs::read_to_string(directory.join("config"))?;
-            fs::write(directory.join("config"), config + &origin)
+            let tree = Tree::open(&directory)?;
+            tree.write(Path::new("packed-refs"), refs.as_bytes())?;
+            tree.write(Path::new("HEAD"), format!("{}\n", commit.id).as_bytes())?;
+            let config = tree.read(Path::new("config"), LONGEST_CONFIG)?;
+            tree.write(Path::new("config"), &[config, origin.into_bytes()].concat())
         };
         write().map_err(failed("write .git"))?;
         // Without the files' times, which are compared by content then: they are others once they are in the image.
@@ -75,7 +86,7 @@ impl GitJob<'_> {
 
         let (context, second) = (context.to_owned(), commit.second);
         let times = move || {
-            set_times(&context.join(".git"), second)?;
+            set_times(&Tree::open(&context.join(".git"))?, Path::new(""), second)?;
             mtime::set(&context, mtime::of_directory(second))
         };
         tokio::task::spawn_blocking(times)
@@ -85,12 +96,12 @@ impl GitJob<'_> {
     }
 
     async fn git_dir(&self, directory: &Path, arguments: &[&str]) -> Result<(), JobFailure> {
-        let output = self.git(directory, &[], arguments, None, &[]).await?;
+        let reach = Reach { remote: None, writes: &[directory] };
+        let output = self.git(directory, reach, arguments, None, &[]).await?;
         if output.success {
             return Ok(());
         }
-        let reason =
-            if output.stderr.contains("No space left on device") { Reason::NoSpaceLeft } else { Reason::GitFailed };
+        let reason = local_reason(&output.stderr);
         Err(JobFailure::new(reason, format!("git {} of the context's .git failed: {}", arguments[0], output.stderr)))
     }
 }
@@ -109,21 +120,17 @@ fn refs_of_a_clone(list: &str) -> String {
 }
 
 /// Gives files the commit's second and nanoseconds of their content, directories the second alone.
-fn set_times(directory: &Path, second: i64) -> io::Result<()> {
-    let mut entries = BTreeSet::new();
-    for entry in fs::read_dir(directory)? {
-        entries.insert(entry?.path());
-    }
-    for path in entries {
-        if path.is_dir() {
-            set_times(&path, second)?;
+fn set_times(tree: &Tree, directory: &Path, second: i64) -> io::Result<()> {
+    for path in tree.names(directory) {
+        if tree.is_directory(&path) {
+            set_times(tree, &path, second)?;
         } else {
             let mut hash = Sha256::new();
-            io::copy(&mut files::open(&path)?, &mut hash)?;
-            mtime::set(&path, mtime::of_content(second, &hash.finalize()))?;
+            io::copy(&mut tree.file(&path)?, &mut hash)?;
+            tree.set_time(&path, mtime::of_content(second, &hash.finalize()))?;
         }
     }
-    mtime::set(directory, mtime::of_directory(second))
+    tree.set_time(directory, mtime::of_directory(second))
 }
 
 #[cfg(test)]

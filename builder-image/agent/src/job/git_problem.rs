@@ -26,7 +26,7 @@ pub enum Problem {
     Unavailable,
     /// The volume is full.
     NoSpace,
-    /// It sends more than a file may hold.
+    /// It sends more than a file may hold, or than there is memory and processor time for.
     TooLarge,
     /// It sends objects that Git itself does not take.
     Refused,
@@ -34,105 +34,127 @@ pub enum Problem {
     Other,
 }
 
+/// What each problem is told by; the first that fits counts.
+const SIGNS: [(Problem, &[&str]); 11] = [
+    (Problem::Refused, &["fatal: fsck error in "]),
+    (Problem::HostKey, &["Host key verification failed", "HOST IDENTIFICATION HAS CHANGED"]),
+    (
+        Problem::TooLarge,
+        &[
+            "died of signal 25",
+            "died of signal 24",
+            "File too large",
+            "File size limit exceeded",
+            "fatal: Out of memory, ",
+            "inflate: out of memory",
+        ],
+    ),
+    (Problem::NoSpace, &["No space left on device", "Disk quota exceeded"]),
+    (
+        Problem::Untrusted,
+        &[
+            "SSL certificate problem",
+            "certificate verification failed",
+            "no alternative certificate subject name",
+            "unable to get local issuer",
+            "does not match target host name",
+        ],
+    ),
+    (
+        Problem::Redirected,
+        &[
+            "returned error: 301",
+            "returned error: 302",
+            "returned error: 303",
+            "returned error: 307",
+            "returned error: 308",
+        ],
+    ),
+    (
+        Problem::Unauthorized,
+        &[
+            "Authentication failed",
+            "could not read Username",
+            "could not read Password",
+            "returned error: 401",
+            "returned error: 403",
+            "Access denied",
+            "Permission denied (",
+            "Too many authentication failures",
+            "Load key ",
+        ],
+    ),
+    (Problem::Dumb, &["dumb http transport does not support shallow"]),
+    (
+        Problem::NoCommit,
+        &[
+            "not our ref",
+            "couldn't find remote ref",
+            "unadvertised object",
+            "no such remote ref",
+            "bad object",
+            "Could not read from remote repository: ref",
+        ],
+    ),
+    (
+        Problem::Unavailable,
+        &[
+            "Could not resolve",
+            "Couldn't resolve",
+            "Failed to connect",
+            "Couldn't connect",
+            "Connection refused",
+            "Connection reset",
+            "Connection timed out",
+            "Connection closed by",
+            "Network is unreachable",
+            "No route to host",
+            "timed out",
+            "Operation too slow",
+            "returned error: 429",
+            "returned error: 5",
+            "early EOF",
+            "unexpected disconnect",
+            "hung up unexpectedly",
+            "RPC failed",
+            "SSL_ERROR_SYSCALL",
+            "Empty reply from server",
+            "Recv failure",
+            "gnutls_handshake",
+            "GnuTLS recv error",
+            "TLS connection was non-properly terminated",
+            "SSL_read",
+        ],
+    ),
+    (
+        Problem::NoRepository,
+        &[
+            "returned error: 404",
+            "not found",
+            "returned error: 410",
+            "not valid: is this a git repository",
+            "does not appear to be a git",
+        ],
+    ),
+];
+
 /// Reads what `git fetch` wrote to its standard error, in the C locale.
 #[must_use]
 pub fn problem(stderr: &str) -> Problem {
-    const SIGNS: [(Problem, &[&str]); 11] = [
-        (Problem::Refused, &["fatal: fsck error in "]),
-        (Problem::HostKey, &["Host key verification failed", "HOST IDENTIFICATION HAS CHANGED"]),
-        (Problem::TooLarge, &["died of signal 25", "File too large", "File size limit exceeded"]),
-        (Problem::NoSpace, &["No space left on device", "Disk quota exceeded"]),
-        (
-            Problem::Untrusted,
-            &[
-                "SSL certificate problem",
-                "certificate verification failed",
-                "no alternative certificate subject name",
-                "unable to get local issuer",
-                "does not match target host name",
-            ],
-        ),
-        (
-            Problem::Redirected,
-            &[
-                "returned error: 301",
-                "returned error: 302",
-                "returned error: 303",
-                "returned error: 307",
-                "returned error: 308",
-            ],
-        ),
-        (
-            Problem::Unauthorized,
-            &[
-                "Authentication failed",
-                "could not read Username",
-                "could not read Password",
-                "returned error: 401",
-                "returned error: 403",
-                "Access denied",
-                "Permission denied (",
-                "Too many authentication failures",
-                "Load key ",
-            ],
-        ),
-        (Problem::Dumb, &["dumb http transport does not support shallow"]),
-        (
-            Problem::NoCommit,
-            &[
-                "not our ref",
-                "couldn't find remote ref",
-                "unadvertised object",
-                "no such remote ref",
-                "bad object",
-                "Could not read from remote repository: ref",
-            ],
-        ),
-        (
-            Problem::Unavailable,
-            &[
-                "Could not resolve",
-                "Couldn't resolve",
-                "Failed to connect",
-                "Couldn't connect",
-                "Connection refused",
-                "Connection reset",
-                "Connection timed out",
-                "Connection closed by",
-                "Network is unreachable",
-                "No route to host",
-                "timed out",
-                "Operation too slow",
-                "returned error: 429",
-                "returned error: 5",
-                "early EOF",
-                "unexpected disconnect",
-                "hung up unexpectedly",
-                "RPC failed",
-                "SSL_ERROR_SYSCALL",
-                "Empty reply from server",
-                "Recv failure",
-                "gnutls_handshake",
-                "GnuTLS recv error",
-                "TLS connection was non-properly terminated",
-                "SSL_read",
-            ],
-        ),
-        (
-            Problem::NoRepository,
-            &[
-                "returned error: 404",
-                "not found",
-                "returned error: 410",
-                "not valid: is this a git repository",
-                "does not appear to be a git",
-            ],
-        ),
-    ];
     SIGNS
         .iter()
         .find(|(_, signs)| signs.iter().any(|sign| stderr.contains(sign)))
         .map_or(Problem::Other, |(problem, _)| *problem)
+}
+
+/// Why `git` could not read or write what it had fetched.
+#[must_use]
+pub fn local_reason(stderr: &str) -> Reason {
+    match problem(stderr) {
+        Problem::NoSpace => Reason::NoSpaceLeft,
+        Problem::TooLarge => Reason::GitRepositoryTooLarge,
+        _ => Reason::GitFailed,
+    }
 }
 
 /// The URL that a server redirects to, from the trace that `git` wrote (`GIT_TRACE_CURL`).

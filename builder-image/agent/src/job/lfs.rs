@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
@@ -20,14 +19,14 @@ use url::Url;
 use super::{
     checkout::{Entry, LARGEST_TREE},
     download::{self, DownloadError},
-    git::{Commit, GitJob},
+    git::{Commit, GitJob, Reach},
     git_problem::{failure, problem},
     process_failure,
     remote::Remote,
 };
 use crate::{
-    buildkit::clean_command,
-    files, process,
+    files::Tree,
+    process,
     reasons::{JobFailure, Reason},
 };
 
@@ -101,12 +100,11 @@ impl GitJob<'_> {
         environment: &[(&str, String)],
         entries: &mut [Entry],
     ) -> Result<(), JobFailure> {
+        let tree = Tree::open(directory).map_err(|error| JobFailure::agent("open the source", &error))?;
         let mut pointers: BTreeMap<PathBuf, Pointer> = BTreeMap::new();
         for entry in entries.iter().filter(|entry| !entry.submodule && entry.size < LONGEST_POINTER) {
-            let path = directory.join(&entry.path);
-            if path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
-                let content = files::read(&path, LONGEST_POINTER)
-                    .map_err(|error| JobFailure::agent("read a file of the source", &error))?;
+            // A link is no pointer.
+            if let Ok(content) = tree.read(&entry.path, LONGEST_POINTER) {
                 pointers.extend(pointer(&content).map(|pointer| (entry.path.clone(), pointer)));
             }
         }
@@ -116,7 +114,13 @@ impl GitJob<'_> {
         let names: Vec<u8> =
             pointers.keys().flat_map(|path| path.as_os_str().as_bytes().iter().chain(&[0])).copied().collect();
         let filters = self
-            .read(commit, &["check-attr", "--cached", "-z", "--stdin", "filter"], Some(&names), environment)
+            .read(
+                commit,
+                &[self.scratch],
+                &["check-attr", "--cached", "-z", "--stdin", "filter"],
+                Some(&names),
+                environment,
+            )
             .await?;
         let filtered = filtered_by_lfs(&filters);
         pointers.retain(|path, _| filtered.contains(&path.as_os_str().as_bytes()));
@@ -138,7 +142,7 @@ impl GitJob<'_> {
         let lfs = Lfs { client, endpoint: self.lfs_endpoint(&remote).await?, remote: &remote, stop: self.stop };
         let wanted: Vec<(&PathBuf, &Pointer)> = pointers.iter().collect();
         for batch in wanted.chunks(BATCH) {
-            lfs.fetch(directory, &self.scratch.join("lfs-part"), batch).await?;
+            lfs.fetch(&tree, &self.scratch.join("lfs-part"), batch).await?;
         }
         for entry in entries {
             if let Some(pointer) = pointers.get(&entry.path) {
@@ -156,11 +160,12 @@ impl GitJob<'_> {
             let header = remote.authorization().map(|value| ("Authorization".to_owned(), value));
             return Ok(Endpoint { href: format!("{url}{dot_git}/info/lfs"), header: header.into_iter().collect() });
         };
-        let mut command = clean_command("ssh");
+        let reach = Reach { remote: Some(remote), writes: &[] };
+        let mut command = self.sandbox.command("ssh", &self.confinement(self.scratch, reach));
         command.args(remote.ssh_options(ssh)).arg("-p").arg(ssh.port.to_string());
         command.arg("--").arg(format!("{}@{}", ssh.user, ssh.host));
         command.arg(format!("git-lfs-authenticate {} download", ssh.path));
-        command.current_dir(self.memory).env("HOME", self.memory.join("home")).env("LC_ALL", "C");
+        command.current_dir(self.memory.join("home")).env("HOME", self.memory.join("home")).env("LC_ALL", "C");
         let mut stderr = String::new();
         let finished = process::run(&mut command, None, self.stop, |line| {
             if stderr.len() < 4096 {
@@ -193,13 +198,12 @@ struct Lfs<'a> {
 
 impl Lfs<'_> {
     /// Puts the objects in the pointers' place; `part` is where one lies until it is known to be the right one.
-    async fn fetch(&self, directory: &Path, part: &Path, files: &[(&PathBuf, &Pointer)]) -> Result<(), JobFailure> {
+    async fn fetch(&self, tree: &Tree, part: &Path, files: &[(&PathBuf, &Pointer)]) -> Result<(), JobFailure> {
         let mut answered = self.batch(files).await?;
         for (path, pointer) in files {
             let object = answered.remove(&pointer.oid);
             let object = object.ok_or_else(|| self.missing(path, "the server says nothing of it"))?;
-            let target = directory.join(path);
-            self.download(path, pointer, &object, part, &target).await?;
+            self.download(path, pointer, &object, part, tree).await?;
             // The same content under another name needs no second download, but its own file.
             answered.insert(pointer.oid.clone(), object);
         }
@@ -233,7 +237,7 @@ impl Lfs<'_> {
         pointer: &Pointer,
         object: &AnsweredObject,
         part: &Path,
-        target: &Path,
+        tree: &Tree,
     ) -> Result<(), JobFailure> {
         if let Some(ObjectError { code, message }) = &object.error {
             return Err(self.missing(path, &format!("{code} {}", plain_text(message, 200))));
@@ -256,11 +260,7 @@ impl Lfs<'_> {
         if hash != pointer.oid || length != pointer.size {
             return Err(self.missing(path, "the server gives other content than its pointer names"));
         }
-        let replace = || {
-            fs::set_permissions(part, fs::symlink_metadata(target)?.permissions())?;
-            fs::rename(part, target)
-        };
-        replace().map_err(|error| JobFailure::agent("put a file of Git LFS in place", &error))
+        tree.replace(part, path).map_err(|error| JobFailure::agent("put a file of Git LFS in place", &error))
     }
 
     fn missing(&self, path: &Path, why: &str) -> JobFailure {

@@ -121,6 +121,31 @@ fn escaped(value: &[u8]) -> impl Iterator<Item = String> {
     [percent(true), percent(false), form, json.replace('/', "\\/"), json, ascii].into_iter()
 }
 
+/// Where a builder keeps what is its own.
+const OWN: [&str; 4] = ["/var/lib/kiln/", "/run/kiln/", "/etc/kiln/", "/run/buildkit/"];
+
+/// `text` with the builder's own paths cut to the names of their files: the rest says nothing to whoever reads it.
+#[must_use]
+pub fn without_own_paths(text: &str) -> Cow<'_, str> {
+    let first = |text: &str| OWN.iter().filter_map(|own| text.find(own)).min();
+    let Some(mut at) = first(text) else { return Cow::Borrowed(text) };
+    let (mut out, mut rest) = (String::new(), text);
+    loop {
+        let (before, path) = rest.split_at(at);
+        out.push_str(before);
+        let end = path.find(|char: char| char.is_whitespace() || "\"'`:;,()<>".contains(char)).unwrap_or(path.len());
+        let (path, after) = path.split_at(end);
+        out.push_str(path.trim_end_matches('/').rsplit('/').next().unwrap_or_default());
+        rest = after;
+        match first(rest) {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
 /// `text` cut to `longest` bytes, with an ellipsis where something is missing.
 #[must_use]
 pub fn shorten(mut text: String, longest: usize) -> String {
@@ -271,6 +296,18 @@ mod tests {
             assert_eq!(masker.line(line), expected, "{line:?}");
         }
         assert_eq!(masker.line(&"ä".repeat(LONGEST_LINE)).len(), LONGEST_LINE - 1);
+    }
+
+    #[test]
+    fn the_builders_own_paths_are_nobodys_business() {
+        for (text, expected) in [
+            ("open /var/lib/kiln/agent/work/1/source/Dockerfile: no such file", "open Dockerfile: no such file"),
+            ("'/run/kiln/jobs/1/docker/config.json' and /etc/kiln/tls/", "'config.json' and tls"),
+            ("unix:///run/buildkit/buildkitd.sock", "unix://buildkitd.sock"),
+            ("/var/lib/other and /var/lib/kiln", "/var/lib/other and /var/lib/kiln"),
+        ] {
+            assert_eq!(without_own_paths(text), expected);
+        }
     }
 
     proptest! {

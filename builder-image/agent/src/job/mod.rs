@@ -19,7 +19,7 @@ use crate::{
     process::ProcessError,
     reasons::{JobFailure, Reason},
 };
-use mask::{Masker, shorten};
+use mask::{Masker, shorten, without_own_paths};
 pub use source::Source;
 
 pub mod archive;
@@ -49,6 +49,7 @@ pub mod source;
 pub mod stages;
 pub mod tarball;
 pub mod unpack;
+pub mod unpacking;
 
 /// The most that is written to a job's log on the volume, in bytes.
 const LONGEST_LOG: u64 = 16 << 20;
@@ -171,7 +172,7 @@ impl Recorder {
     fn failure(&self, failure: JobFailure) -> Failure {
         let JobFailure { reason, message, step, dockerfile, line, exit_code, log_tail, excerpt, warnings } = failure;
         // One line, whatever an error brought along.
-        let message = self.masker.text(&message).split_whitespace().collect::<Vec<_>>().join(" ");
+        let message = self.masker.text(&without_own_paths(&message)).split_whitespace().collect::<Vec<_>>().join(" ");
         Failure {
             class: reason.class().into(),
             reason: reason.name().to_owned(),
@@ -210,6 +211,12 @@ pub async fn run(
     work: &Path,
     memory: &Path,
 ) -> Result<JobResult, JobFailure> {
+    if let (true, Some(problem)) = (spec.require_sandbox, registry.sandbox().problem()) {
+        let message = format!(
+            "the pool wants what a source holds to be handled in a sandbox (allow.unsandboxedSources is false), and this builder's node has none: {problem}; let its owner choose nodes with Linux 6.2 or newer and Landlock switched on"
+        );
+        return Err(JobFailure::new(Reason::SourceSandboxMissing, message));
+    }
     credentials::write(memory, spec).map_err(|error| JobFailure::agent("write the job's credentials", &error))?;
 
     recorder.phase(Phase::Fetching);
@@ -218,8 +225,10 @@ pub async fn run(
         return archive::push(source, spec, archives, registry.registries(), || recorder.phase(Phase::Pushing), stop)
             .await;
     }
+    let _building = registry.buildkit().begin();
     let (repositories, registries) = (registry.repositories(), registry.registries());
-    let source = source::Fetch { repositories, registries, spec, stop, work, memory }.fetch().await?;
+    let sandbox = registry.sandbox();
+    let source = source::Fetch { repositories, registries, sandbox, spec, stop, work, memory }.fetch().await?;
 
     registry.buildkit().wait(stop).await.map_err(buildkit_failure)?;
     recorder.phase(Phase::Building);

@@ -8,10 +8,20 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use futures::StreamExt as _;
 use kiln_agent_proto::{Job as Spec, PullPolicy};
+use kiln_registry::Reference;
 
+use super::registries::Registries;
+
+/// The source policy's file in the job's memory.
+pub const POLICY: &str = "policy.json";
+/// How long a registry may take to say what a name stands for, and how many are asked at once.
+const PATIENCE: Duration = Duration::from_secs(10);
+const AT_ONCE: usize = 8;
 /// The most names that are kept.
 const MOST: usize = 1000;
 
@@ -25,13 +35,50 @@ pub fn policy(spec: &Spec, state: &Path, memory: &Path) -> Option<PathBuf> {
     if pins.is_empty() {
         return None;
     }
-    let path = memory.join("policy.json");
+    let path = memory.join(POLICY);
     fs::write(&path, rules(&pins)).ok()?;
     Some(path)
 }
 
-/// Keeps what names stood for in a build. A file that cannot be written costs a look at the next build.
-pub fn record(state: &Path, images: impl Iterator<Item = (String, String)>) {
+/// Keeps what names stood for in a build, where the job wants it. What the build says of that is a hint, which its Dockerfile
+/// could have made up: the registry has to say the same.
+pub async fn record(state: &Path, spec: &Spec, hints: &BTreeMap<String, String>, registries: &Registries) {
+    if spec.pull() != PullPolicy::PullIfNotPresent {
+        return;
+    }
+    let known = read(state);
+    let mut asked = Vec::new();
+    for (name, digest) in hints {
+        if known.get(name) != Some(digest) {
+            asked.push(confirm(name.clone(), digest.clone(), spec, registries));
+        }
+    }
+    let found: Vec<_> = futures::stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
+    keep(state, found.into_iter().flatten().collect());
+}
+
+/// The pair, if that is so.
+async fn confirm(name: String, digest: String, spec: &Spec, registries: &Registries) -> Option<(String, String)> {
+    let found = tokio::time::timeout(PATIENCE, digest_of(&name, spec, registries)).await.ok().flatten();
+    (found.as_deref() == Some(&digest)).then_some((name, digest))
+}
+
+/// The digest that a name stands for now: at the first of its registry's mirrors that has it, or there itself.
+async fn digest_of(name: &str, spec: &Spec, registries: &Registries) -> Option<String> {
+    let Reference { repository, identifier } = name.parse().ok()?;
+    let mirrors = spec.registry_mirrors.iter().filter(|mirrored| mirrored.registry == repository.registry);
+    let mirrors = mirrors.flat_map(|mirrored| &mirrored.mirrors).map(|mirror| repository.at_mirror(mirror));
+    for place in mirrors.chain([repository.clone()]) {
+        let Ok(client) = registries.client(spec, &place) else { continue };
+        if let Ok(Some(found)) = client.head_manifest(&place, &identifier).await {
+            return Some(found.digest().to_string());
+        }
+    }
+    None
+}
+
+/// A file that cannot be written costs a look at the next build.
+fn keep(state: &Path, images: Vec<(String, String)>) {
     let known = read(state);
     let mut pins = known.clone();
     pins.extend(images);
@@ -85,9 +132,9 @@ mod tests {
         let (state, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let spec = Spec { pull: PullPolicy::PullIfNotPresent.into(), ..Spec::default() };
         assert_eq!(policy(&spec, state.path(), memory.path()), None);
-        record(state.path(), [("docker.io/library/a:1".to_owned(), "sha256:1".to_owned())].into_iter());
-        record(state.path(), [("docker.io/library/b:1".to_owned(), "sha256:2".to_owned())].into_iter());
-        record(state.path(), [("docker.io/library/a:1".to_owned(), "sha256:3".to_owned())].into_iter());
+        for (name, digest) in [("a:1", "sha256:1"), ("b:1", "sha256:2"), ("a:1", "sha256:3")] {
+            keep(state.path(), vec![(format!("docker.io/library/{name}"), digest.to_owned())]);
+        }
         insta::assert_snapshot!(fs::read_to_string(policy(&spec, state.path(), memory.path()).unwrap()).unwrap());
         assert_eq!(policy(&Spec::default(), state.path(), memory.path()), None);
         forget(state.path());

@@ -12,7 +12,7 @@ use kiln_crds::{GitUrl, SshUrl};
 use kiln_registry::http_client::{AddressForbidden, AddressPolicy, BundleError, Clients, HttpClient};
 use url::Host;
 
-use super::credentials::{basic, write_bundle, write_private};
+use super::credentials::{basic, git_credentials, write_bundle, write_private};
 use crate::reasons::{JobFailure, Reason};
 
 /// A repository's URL and what it takes to fetch from it.
@@ -54,7 +54,8 @@ impl Credential {
     /// The one in `source`; an ssh key goes to files in `memory`.
     pub fn write(source: &GitSource, memory: &Path) -> io::Result<Self> {
         if !source.ssh_private_key.is_empty() {
-            let (key, known_hosts) = (memory.join("ssh-key"), memory.join("known-hosts"));
+            let directory = git_credentials(memory);
+            let (key, known_hosts) = (directory.join("ssh-key"), directory.join("known-hosts"));
             // ssh takes no key whose last line has no end, and none with the line ends of DOS.
             let text = String::from_utf8_lossy(&source.ssh_private_key);
             let lines: Vec<&str> = text.trim().lines().map(str::trim_end).collect();

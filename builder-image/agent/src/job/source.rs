@@ -19,6 +19,7 @@ use super::{
 use crate::{
     paths,
     reasons::{JobFailure, Reason},
+    sandbox::Sandbox,
 };
 
 /// A directory with the build's context, where its Dockerfile is, and the source's name for messages.
@@ -92,6 +93,8 @@ pub struct Fetch<'a> {
     pub repositories: &'a Repositories,
     /// The way to registries.
     pub registries: &'a Registries,
+    /// What keeps those apart that handle what others sent.
+    pub sandbox: &'a Sandbox,
     /// The job.
     pub spec: &'a Spec,
     /// Ends everything.
@@ -109,13 +112,13 @@ impl Fetch<'_> {
         let addresses = AddressPolicy::new(self.spec.allow_private_addresses);
         let scratch = self.work.join("scratch");
         let (repositories, stop, memory) = (self.repositories, self.stop, self.memory);
-        let git = GitJob { repositories, stop, memory, scratch: &scratch, addresses };
+        let git = GitJob { repositories, stop, memory, scratch: &scratch, addresses, sandbox: self.sandbox };
         let mut source = match self.spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
             Some(Kind::Git(source)) => git.fetch(source, &directory, self.is_dockerfile_outside()).await?,
             Some(Kind::Inline(inline)) => inline::write(inline, &directory)?,
-            Some(Kind::Http(http)) => tarball::fetch(http, addresses, &directory, self.stop).await?,
+            Some(Kind::Http(http)) => tarball::fetch(http, addresses, &directory, self.sandbox, self.stop).await?,
             Some(Kind::Image(image)) => {
-                artifact::fetch(image, self.spec, self.registries, &directory, self.stop).await?
+                artifact::fetch(image, self.spec, self.registries, &directory, self.sandbox, self.stop).await?
             }
             Some(Kind::Archive(_)) => {
                 return Err(JobFailure::new(Reason::InvalidJob, "an archive is pushed, not built"));

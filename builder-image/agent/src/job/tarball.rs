@@ -1,7 +1,7 @@
 //! A source that is a tarball on a web server: downloaded, compared with its checksum, and only then unpacked.
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -16,12 +16,14 @@ use super::{
     credentials::basic,
     download::{self, DownloadError},
     process_failure,
-    unpack::{Kind, UnpackError, Unpacker, resolve},
+    unpack::{Kind, resolve},
+    unpacking::Unpacking,
 };
 use crate::{
     paths,
     process::ProcessError,
     reasons::{JobFailure, Reason},
+    sandbox::Sandbox,
 };
 
 /// The most bytes of a tarball or layer, as it comes.
@@ -32,6 +34,7 @@ pub async fn fetch(
     source: &HttpSource,
     addresses: AddressPolicy,
     directory: &Path,
+    sandbox: &Sandbox,
     stop: &CancellationToken,
 ) -> Result<Source, JobFailure> {
     let url = parse_url(&source.url)?;
@@ -62,7 +65,8 @@ pub async fn fetch(
         );
         return Err(JobFailure::new(Reason::ChecksumMismatch, message));
     }
-    unpack(vec![archive], Kind::Tarball, directory, &format!("the tarball {url}"), stop).await?;
+    let unpacking = Unpacking { archives: vec![archive], kind: Kind::Tarball, directory };
+    unpacking.run(&format!("the tarball {url}"), sandbox, stop).await?;
     context(directory, &path, &format!("the tarball {url}"), "source.http.path")
 }
 
@@ -72,36 +76,6 @@ pub fn beside(directory: &Path, end: &str) -> PathBuf {
     let mut path = directory.as_os_str().to_owned();
     path.push(end);
     path.into()
-}
-
-/// Unpacks the archives in these files one over the other, and removes the files.
-pub async fn unpack(
-    archives: Vec<PathBuf>,
-    kind: Kind,
-    directory: &Path,
-    name: &str,
-    stop: &CancellationToken,
-) -> Result<(), JobFailure> {
-    let (directory, stop) = (directory.to_owned(), stop.clone());
-    let write = |source| UnpackError::Write { path: String::new(), source };
-    let unpacked = tokio::task::spawn_blocking(move || {
-        let mut unpacker = Unpacker::new(directory, kind, stop).map_err(write)?;
-        for archive in archives {
-            unpacker.unpack(File::open(&archive).map_err(write)?)?;
-            let _ = fs::remove_file(archive);
-        }
-        unpacker.finish()
-    });
-    let unpacked = unpacked.await.map_err(|error| JobFailure::agent("unpack the source", &error))?;
-    unpacked.map_err(|error| {
-        let reason = match &error {
-            UnpackError::Stopped => return process_failure(ProcessError::Stopped),
-            UnpackError::Write { .. } => return JobFailure::agent(format_args!("unpack {name}"), &error),
-            UnpackError::TooLarge => Reason::SourceTooLarge,
-            UnpackError::Read(_) | UnpackError::Unsafe { .. } => Reason::SourceInvalid,
-        };
-        JobFailure::new(reason, format!("{name} cannot be unpacked: {}", crate::chain(&error)))
-    })
 }
 
 /// The directory in the source that is the context.

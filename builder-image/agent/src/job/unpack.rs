@@ -13,9 +13,9 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tar::{Archive, Entry, EntryType, PaxExtensions};
-use tokio_util::sync::CancellationToken;
 
 use super::{checkout::LARGEST_TREE, inline::SECOND, mtime};
 
@@ -58,13 +58,10 @@ pub enum UnpackError {
         /// The system's error.
         source: io::Error,
     },
-    /// The job was stopped.
-    #[error("stopped")]
-    Stopped,
 }
 
 /// What is unpacked, for rules that differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A tarball: devices are refused.
     Tarball,
@@ -76,7 +73,6 @@ pub enum Kind {
 pub struct Unpacker {
     root: PathBuf,
     kind: Kind,
-    stop: CancellationToken,
     bytes_left: u64,
     entries_left: u64,
     /// Mode and time of directories, set at the end: writing into one changes its time, and needs the right to.
@@ -94,10 +90,10 @@ struct Meta {
 
 impl Unpacker {
     /// Unpacks into `root`, which is made.
-    pub fn new(root: PathBuf, kind: Kind, stop: CancellationToken) -> io::Result<Self> {
+    pub fn new(root: PathBuf, kind: Kind) -> io::Result<Self> {
         fs::create_dir_all(&root)?;
         let directories = BTreeMap::from([(root.clone(), (0o755, SECOND))]);
-        Ok(Self { root, kind, stop, bytes_left: LARGEST_TREE, entries_left: MOST_ENTRIES, directories })
+        Ok(Self { root, kind, bytes_left: LARGEST_TREE, entries_left: MOST_ENTRIES, directories })
     }
 
     /// Unpacks the archive in `file`, whatever it is compressed with.
@@ -109,9 +105,6 @@ impl Unpacker {
         // Raw: the crate itself would read extended headers of any length into memory.
         for entry in archive.entries().map_err(UnpackError::Read)?.raw(true) {
             let mut entry = entry.map_err(UnpackError::Read)?;
-            if self.stop.is_cancelled() {
-                return Err(UnpackError::Stopped);
-            }
             self.entries_left = self.entries_left.checked_sub(1).ok_or(UnpackError::TooLarge)?;
             match entry.header().entry_type() {
                 EntryType::GNULongName => long_path = Some(name(&mut entry)?),
@@ -214,9 +207,6 @@ impl Unpacker {
                 return Ok(hash.finalize().into());
             }
             self.bytes_left = self.bytes_left.checked_sub(read as u64).ok_or(UnpackError::TooLarge)?;
-            if self.stop.is_cancelled() {
-                return Err(UnpackError::Stopped);
-            }
             hash.update(&buffer[..read]);
             file.write_all(&buffer[..read]).map_err(write)?;
         }

@@ -17,7 +17,7 @@ fn registry(root: &Path) -> Arc<Registry> {
         "--buildkit-addr",
         &format!("unix://{}", path("none.sock")),
     ]);
-    Registry::open(&config).unwrap()
+    Registry::open(&config, Sandbox::absent("a unit test")).unwrap()
 }
 
 /// A job that waits for a buildkitd that is not there.

@@ -30,6 +30,7 @@ mod network;
 mod own_cluster;
 mod pipeline;
 mod platforms;
+mod policies;
 mod pools;
 mod private;
 mod publishing;
@@ -51,7 +52,7 @@ mod whole_cluster;
 kiln_e2e::tests![in
     api_rules, build_options, builders, cache, contexts, diagnosis, dockerfile_failures, emulation, examples, failed_runs,
     failures, hostile, hostile_git, hostile_input, hostile_registry, lifecycle, limits, max_age, multi_arch, namespaces,
-    network, own_cluster, pipeline, platforms, pools, private, publishing, quickstart, rbac, recovery, registries, samples, secrets, security, source, sources,
+    network, own_cluster, pipeline, platforms, policies, pools, private, publishing, quickstart, rbac, recovery, registries, samples, secrets, security, source, sources,
     status_words, traces, trust, volume, whole_cluster,
 ];
 

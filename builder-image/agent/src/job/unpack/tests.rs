@@ -33,7 +33,7 @@ fn archive(entries: &[(EntryType, &str, &str)]) -> Vec<u8> {
 }
 
 fn unpack(root: &Path, kind: Kind, archives: &[&[u8]]) -> Result<(), UnpackError> {
-    let mut unpacker = Unpacker::new(root.to_owned(), kind, CancellationToken::new()).unwrap();
+    let mut unpacker = Unpacker::new(root.to_owned(), kind).unwrap();
     for bytes in archives {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
@@ -165,7 +165,7 @@ fn damaged_and_endless_ones() {
     header.set_size(1 << 40);
     header.set_cksum();
     assert!(matches!(failed(header.as_bytes()), UnpackError::TooLarge));
-    let mut unpacker = Unpacker::new(root.path().join("small"), Kind::Tarball, CancellationToken::new()).unwrap();
+    let mut unpacker = Unpacker::new(root.path().join("small"), Kind::Tarball).unwrap();
     unpacker.bytes_left = 10;
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&whole).unwrap();

@@ -95,6 +95,7 @@ const ROUNDS: &[(Provocation, &[Right])] = &[
     (Broken, &[(Everywhere, "secrets", "get")]),
     (Built, &[(Everywhere, "configmaps", "get")]),
     (Built, &[(Everywhere, "serviceaccounts", "get")]),
+    (Built, &[(Everywhere, "imagebuilds", "get")]),
     (Built, &[(Everywhere, "imagebuildruns", "create")]),
     (Taken, &[(Everywhere, "imagebuildruns", "get")]),
     (Built, &[(Everywhere, "imagebuildruns/status", "patch")]),

@@ -5,6 +5,7 @@ mod builders;
 mod host;
 mod late;
 mod leader;
+mod memory;
 mod operator;
 mod points;
 mod proxy;
@@ -12,4 +13,4 @@ mod rotation;
 mod stage;
 mod upgrade;
 
-kiln_e2e::tests![in builders, late, leader, points, rotation, upgrade];
+kiln_e2e::tests![in builders, late, leader, memory, points, rotation, upgrade];

@@ -1,0 +1,128 @@
+//! What runs in the child itself, between its start and the program that handles what others sent.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{Command, ExitCode},
+};
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort, Ruleset, RulesetAttr as _,
+    RulesetCreatedAttr as _, RulesetError, Scope, make_bitflags, path_beneath_rules,
+};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::{Confinement, Enforcement, Level, NOT_SET_UP, Network, SYSTEM, syscalls};
+
+/// The oldest Landlock that is worth its name: one that covers truncation. Linux 6.2.
+const OLDEST: ABI = ABI::V3;
+/// The largest file that is written: a server decides how much it sends.
+pub(super) const LARGEST_FILE: u64 = 8 << 30;
+/// Open files.
+const MOST_FILES: u64 = 4096;
+
+/// Why the sandbox is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum EnforceError {
+    /// It was not told what to do.
+    #[error("it was not told what the program may do")]
+    Request,
+    /// A limit on a resource.
+    #[error("a limit on what it may use cannot be set: {0}")]
+    Limit(#[from] rustix::io::Errno),
+    /// Landlock.
+    #[error("the node's kernel has no Landlock of ABI 3 (Linux 6.2), or it is switched off: {0}")]
+    Landlock(#[from] RulesetError),
+    /// The filter of system calls cannot be made.
+    #[error("the filter of system calls cannot be made: {0}")]
+    Filter(#[from] seccompiler::BackendError),
+    /// The filter of system calls is refused.
+    #[error("the node's kernel takes no filter of system calls: {0}")]
+    Seccomp(#[from] seccompiler::Error),
+}
+
+/// `kiln-agent sandbox ENFORCEMENT [PROGRAM [ARGUMENT…]]`: confines itself and becomes the program. Without one it says
+/// whether it could.
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let told = arguments.next().and_then(|text| serde_json::from_slice(text.as_encoded_bytes()).ok());
+    if let Err(error) = told.ok_or(EnforceError::Request).and_then(|told| enforce(&told)) {
+        eprintln!("{error}");
+        return NOT_SET_UP.into();
+    }
+    let Some(program) = arguments.next() else { return ExitCode::SUCCESS };
+    let error = Command::new(&program).args(arguments).exec();
+    eprintln!("cannot start {}: {error}", program.to_string_lossy());
+    // As a shell has it.
+    if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }.into()
+}
+
+/// Confines this process, and all that it starts, for good.
+pub fn enforce(Enforcement { confinement, memory, level }: &Enforcement) -> Result<(), EnforceError> {
+    // Where the kernel has to choose, it is this one that goes, not the agent.
+    let _ = fs::write("/proc/self/oom_score_adj", "1000");
+    let limits = [
+        (Resource::Core, Some(0)),
+        (Resource::Fsize, Some(LARGEST_FILE)),
+        (Resource::Nofile, Some(MOST_FILES)),
+        (Resource::Data, *memory),
+        (Resource::Cpu, confinement.cpu_seconds),
+    ];
+    for (resource, limit) in limits {
+        if let Some(limit) = limit {
+            // One that is lower already does as well.
+            let maximum = rustix::process::getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
+            setrlimit(resource, Rlimit { current: Some(maximum), maximum: Some(maximum) })?;
+        }
+    }
+    if *level >= Level::Landlock {
+        landlock(confinement)?;
+    }
+    if *level < Level::Seccomp {
+        return Ok(());
+    }
+    for filter in syscalls::filters(&confinement.network, confinement.unix_socket.is_some())? {
+        seccompiler::apply_filter(&filter)?;
+    }
+    Ok(())
+}
+
+fn landlock(confinement: &Confinement) -> Result<(), RulesetError> {
+    let execute = AccessFs::from_read(OLDEST);
+    let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+    // No devices, pipes, sockets or programs.
+    let write = read
+        | make_bitflags!(AccessFs::{
+            WriteFile | Truncate | RemoveDir | RemoveFile | MakeDir | MakeReg | MakeSym | Refer
+        });
+    let ports: &[u16] = if let Network::Ports(ports) = &confinement.network { ports } else { &[] };
+    let any_port = confinement.network == Network::Any;
+
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(OLDEST))?
+        // What follows came later: it holds where the kernel knows it.
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(make_bitflags!(AccessFs::{IoctlDev | ResolveUnix}))?
+        .handle_access(AccessNet::BindTcp)?
+        .scope(make_bitflags!(Scope::{AbstractUnixSocket | Signal}))?;
+    if !any_port {
+        ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
+    }
+    let null = make_bitflags!(AccessFs::{ReadFile | WriteFile});
+    let paths = |paths: &[_], access: BitFlags<AccessFs>| path_beneath_rules(paths.to_vec(), access);
+    let socket: Vec<&Path> = confinement.unix_socket.iter().map(|path| &**path).collect();
+    let mut ruleset = ruleset
+        .create()?
+        .add_rules(path_beneath_rules(SYSTEM, execute))?
+        .add_rules(path_beneath_rules(["/dev/null"], null))?
+        .add_rules(paths(&confinement.read, read))?
+        .add_rules(paths(&confinement.write, write))?
+        .add_rules(path_beneath_rules(socket, AccessFs::ResolveUnix))?;
+    for port in ports {
+        ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+    }
+    ruleset.restrict_self()?;
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! What transfers of blobs may take together, in memory and in time: a registry that asks for much, or that stops reading,
+//! costs its own transfer alone.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::stream::StreamExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+
+use super::upload::BlobStream;
+
+/// How many blobs this process sends at once. Each holds one part of at most 4 MiB.
+const AT_ONCE: usize = 4;
+/// How many of them to one registry: another one's are not held up by one that is slow.
+const TO_ONE: usize = 2;
+/// How often progress is looked at.
+const WINDOW: Duration = Duration::from_secs(30);
+/// What a registry has to take within that time, in bytes, until it has all.
+const LEAST: u64 = 256 << 10;
+/// How long it may take to answer once it has all: some put a large blob together only then.
+const ANSWER: Duration = Duration::from_mins(5);
+
+static ALL: Semaphore = Semaphore::const_new(AT_ONCE);
+static OF_REGISTRY: Mutex<Option<HashMap<String, Weak<Semaphore>>>> = Mutex::new(None);
+
+/// Room for one transfer, as long as it is held.
+pub struct Transfer {
+    _of_registry: Option<OwnedSemaphorePermit>,
+    _of_all: Option<SemaphorePermit<'static>>,
+}
+
+/// Waits until there is room for another transfer to `registry`.
+pub async fn begin(registry: &str) -> Transfer {
+    let own = {
+        let mut known = OF_REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get_or_insert_default();
+        known.retain(|_, semaphore| semaphore.strong_count() > 0);
+        known.get(registry).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let semaphore = Arc::new(Semaphore::new(TO_ONE));
+            known.insert(registry.to_owned(), Arc::downgrade(&semaphore));
+            semaphore
+        })
+    };
+    // Its own first: who waits for that holds up nobody else. Neither is ever closed, which alone would give none.
+    Transfer { _of_registry: own.acquire_owned().await.ok(), _of_all: ALL.acquire().await.ok() }
+}
+
+/// How much of a body has been handed to the connection.
+pub struct Progress {
+    sent: Arc<AtomicU64>,
+    length: u64,
+}
+
+/// The body of so many bytes, and how far it is.
+pub fn watched(body: BlobStream, length: u64) -> (BlobStream, Progress) {
+    let sent = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&sent);
+    let body = body.inspect(move |chunk| {
+        if let Ok(chunk) = chunk {
+            counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        }
+    });
+    (body.boxed(), Progress { sent, length })
+}
+
+impl Progress {
+    /// The outcome of `sending`. None: the registry has stopped reading, or does not answer.
+    pub async fn until<T>(&self, sending: impl Future<Output = T>) -> Option<T> {
+        self.until_stalled(sending, WINDOW, ANSWER).await
+    }
+
+    async fn until_stalled<T>(
+        &self,
+        sending: impl Future<Output = T>,
+        window: Duration,
+        answer: Duration,
+    ) -> Option<T> {
+        let mut sending = pin!(sending);
+        let (mut before, mut waited) = (0, Duration::ZERO);
+        loop {
+            if let Ok(outcome) = tokio::time::timeout(window, &mut sending).await {
+                return Some(outcome);
+            }
+            let now = self.sent.load(Ordering::Relaxed);
+            if now >= self.length {
+                waited += window;
+                if waited >= answer {
+                    return None;
+                }
+            } else if now - before < LEAST {
+                return None;
+            }
+            before = now;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_registry_has_not_all() {
+        let slow = [begin("slow.example").await, begin("slow.example").await];
+        let third = tokio::time::timeout(Duration::from_millis(20), begin("slow.example")).await;
+        assert!(third.is_err(), "it waits");
+        let _other = begin("other.example").await;
+        drop(slow);
+        let _again = begin("slow.example").await;
+    }
+
+    fn body(chunks: usize, size: usize) -> BlobStream {
+        futures::stream::iter((0..chunks).map(move |_| Ok(Bytes::from(vec![0; size])))).boxed()
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_stops_reading_is_given_up() {
+        let window = Duration::from_millis(50);
+        let stalled = async |taken: usize, answers: Option<Duration>| {
+            let (mut body, progress) = watched(body(10, 1 << 20), 10 << 20);
+            let reading = async {
+                for _ in 0..taken {
+                    body.next().await;
+                }
+                match answers {
+                    Some(after) => tokio::time::sleep(after).await,
+                    None => std::future::pending().await,
+                }
+            };
+            progress.until_stalled(reading, window, window * 10).await.is_none()
+        };
+        assert!(stalled(0, None).await, "it reads nothing");
+        assert!(stalled(5, None).await, "it stops");
+        assert!(stalled(10, None).await, "it does not answer");
+        assert!(!stalled(10, Some(window * 3)).await, "it takes its time at the end");
+        assert!(!stalled(10, Some(Duration::ZERO)).await);
+    }
+}
