@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kiln_crds::builder_pool::SourceSandbox;
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformStatus, StepStatus};
 use kiln_crds::{BuilderPool, ImageBuildRun};
 use kiln_e2e::audit::{Audit, is_write};
@@ -199,6 +200,7 @@ async fn a_pool_tells_what_its_builders_are_and_do() {
         assert!(builder.platforms.iter().all(|name| !name.contains("arm")), "{builder:#?}");
         assert!(builder.emulated_platforms.iter().all(|name| !name.contains("amd64")), "{builder:#?}");
         assert!(builder.cache_limit.is_some() && builder.security_profile.is_some(), "{builder:#?}");
+        assert_eq!(builder.sandbox, Some(SourceSandbox::Landlock), "{builder:#?}");
         assert!(builder.last_active_at > pod.creation_timestamp(), "{builder:#?}");
         let summary = status.summary.unwrap();
         assert!(summary.platforms.unwrap().contains("linux/amd64"));

@@ -7,20 +7,23 @@ use std::time::Duration;
 
 use axum::response::Response;
 use k8s_openapi::api::core::v1::Pod;
-use kiln_crds::{CaRef, CaRefKind, SecretRef};
+use kiln_crds::image_build_run::RunPhase;
+use kiln_crds::{CaRef, CaRefKind, ImageBuildRun, SecretRef};
 use kiln_e2e::build::repository;
 use kiln_e2e::cluster::operator_namespace;
 use kiln_e2e::hostile_server::{Asked, HostileServer, ca, endless, reply, trickle};
 use kiln_e2e::tenant::{REGISTRY_SECRET, condition, run_of};
 use kiln_e2e::{Build, Tenant};
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
+use serde_json::json;
 
 kiln_e2e::tests![
     nonsense_and_endless_answers,
     an_upload_sent_elsewhere_takes_no_credential_along,
     silent_once_the_operator_is_content,
-    a_registry_that_stores_nothing
+    a_registry_that_stores_nothing,
+    a_cancel_ends_publishing
 ];
 
 /// The password that no server but the one it is for may see.
@@ -226,6 +229,47 @@ async fn a_registry_that_stores_nothing() {
             })
             .await;
         tenant.built_after("app", &run_of(&told)).await;
+    })
+    .await;
+}
+
+/// A registry that takes the image and then says nothing more holds up nobody who cancels.
+async fn a_cancel_ends_publishing() {
+    Tenant::run("silent-publishing", async |tenant| {
+        let server = HostileServer::start(&tenant.cluster, |asked| {
+            let here = format!("https://{}/upload", asked.header("host"));
+            if asked.by_operator() && asked.uri.path().contains("/manifests/") {
+                return None;
+            }
+            Some(match asked.method.as_str() {
+                "POST" => reply(202, &[("location", &here)], ""),
+                "PUT" | "PATCH" => reply(201, &[("location", &here)], ""),
+                "HEAD" => reply(404, &[], ""),
+                _ => reply(200, &[JSON], "{}"),
+            })
+        })
+        .await;
+        tenant.create_build(&build(tenant, "app", &format!("{}/app", server.host)).await).await;
+        let phase = |run: &ImageBuildRun| run.status.as_ref().map(|status| status.phase);
+        tenant
+            .wait_run("app-1", "it is published", kiln_e2e::wait::BUILD, |run| {
+                Ok(phase(run) == Some(RunPhase::Publishing))
+            })
+            .await;
+        let asked = |server: &HostileServer| {
+            server.asked().iter().any(|asked| asked.by_operator() && asked.uri.path().contains("/manifests/"))
+        };
+        while !asked(&server) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
+        tenant.runs().patch("app-1", &PatchParams::default(), &cancel).await.expect("a run can be cancelled");
+        // A request that is not answered would end after 30 s.
+        tenant
+            .wait_run("app-1", "it is cancelled", Duration::from_secs(10), |run| {
+                Ok(phase(run) == Some(RunPhase::Cancelled))
+            })
+            .await;
     })
     .await;
 }
