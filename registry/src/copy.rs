@@ -92,13 +92,13 @@ async fn copy_blob(ends: Ends<'_>, blob: Descriptor) -> Result<(), Error> {
         return Ok(());
     }
     let attempt = target.attempt(to, &format!("copy the blob {digest} to"));
-    let _transfer = transfer::begin(&to.registry).await;
     let mount = (from.registry == to.registry).then_some((from, digest));
     let upload = match target.begin_upload(&attempt, to, mount).await? {
         Upload::Mounted => return Ok(()),
         Upload::Session(url) => url,
         Upload::Nowhere => return Err(nowhere(&attempt)),
     };
+    let _transfer = transfer::begin().await;
     let open = || -> BoxFuture<'_, Result<BlobStream, Error>> { Box::pin(fetch_blob(source, from, digest)) };
     target.upload(&attempt, to, upload, &blob, &open).await
 }

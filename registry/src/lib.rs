@@ -18,7 +18,7 @@ mod publish;
 mod reference;
 mod request;
 pub mod text;
-mod transfer;
+pub mod transfer;
 mod upload;
 #[cfg(test)]
 mod wire_tests;

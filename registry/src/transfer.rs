@@ -1,5 +1,5 @@
 //! What transfers of blobs may take together, in memory and in time: a registry that asks for much, or that stops reading,
-//! costs its own transfer alone.
+//! holds up its own tenant's alone.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,38 +15,51 @@ use super::upload::BlobStream;
 
 /// How many blobs this process sends at once. Each holds one part of at most 4 MiB.
 const AT_ONCE: usize = 4;
-/// How many of them to one registry: another one's are not held up by one that is slow.
-const TO_ONE: usize = 2;
+/// How many of them for one tenant: another one's are not held up by a registry of his that is slow.
+const OF_ONE: usize = 2;
 /// How often progress is looked at.
 const WINDOW: Duration = Duration::from_secs(30);
 /// What a registry has to take within that time, in bytes, until it has all.
-const LEAST: u64 = 256 << 10;
+const LEAST: u64 = 2 << 20;
+/// How long one blob may take, all its parts together.
+pub(super) const LONGEST: Duration = Duration::from_hours(1);
 /// How long it may take to answer once it has all: some put a large blob together only then.
 const ANSWER: Duration = Duration::from_mins(5);
 
 static ALL: Semaphore = Semaphore::const_new(AT_ONCE);
-static OF_REGISTRY: Mutex<Option<HashMap<String, Weak<Semaphore>>>> = Mutex::new(None);
+static OF_TENANT: Mutex<Option<HashMap<String, Weak<Semaphore>>>> = Mutex::new(None);
+
+tokio::task_local! {
+    /// For whom blobs are sent.
+    static TENANT: String;
+}
+
+/// Does `work`, whose transfers are for this tenant; those outside of any such are for one that has no name.
+pub async fn of_tenant<T>(tenant: &str, work: impl Future<Output = T>) -> T {
+    TENANT.scope(tenant.to_owned(), work).await
+}
 
 /// Room for one transfer, as long as it is held.
 pub struct Transfer {
-    _of_registry: Option<OwnedSemaphorePermit>,
+    _of_tenant: Option<OwnedSemaphorePermit>,
     _of_all: Option<SemaphorePermit<'static>>,
 }
 
-/// Waits until there is room for another transfer to `registry`.
-pub async fn begin(registry: &str) -> Transfer {
+/// Waits until there is room for another transfer.
+pub async fn begin() -> Transfer {
+    let tenant = TENANT.try_with(Clone::clone).unwrap_or_default();
     let own = {
-        let mut known = OF_REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = OF_TENANT.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.get_or_insert_default();
         known.retain(|_, semaphore| semaphore.strong_count() > 0);
-        known.get(registry).and_then(Weak::upgrade).unwrap_or_else(|| {
-            let semaphore = Arc::new(Semaphore::new(TO_ONE));
-            known.insert(registry.to_owned(), Arc::downgrade(&semaphore));
+        known.get(&tenant).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let semaphore = Arc::new(Semaphore::new(OF_ONE));
+            known.insert(tenant, Arc::downgrade(&semaphore));
             semaphore
         })
     };
     // Its own first: who waits for that holds up nobody else. Neither is ever closed, which alone would give none.
-    Transfer { _of_registry: own.acquire_owned().await.ok(), _of_all: ALL.acquire().await.ok() }
+    Transfer { _of_tenant: own.acquire_owned().await.ok(), _of_all: ALL.acquire().await.ok() }
 }
 
 /// How much of a body has been handed to the connection.
@@ -56,6 +69,7 @@ pub struct Progress {
 }
 
 /// The body of so many bytes, and how far it is.
+#[must_use]
 pub fn watched(body: BlobStream, length: u64) -> (BlobStream, Progress) {
     let sent = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&sent);
@@ -106,13 +120,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_registry_has_not_all() {
-        let slow = [begin("slow.example").await, begin("slow.example").await];
-        let third = tokio::time::timeout(Duration::from_millis(20), begin("slow.example")).await;
+    async fn one_tenant_has_not_all() {
+        let slow = of_tenant("slow", async { [begin().await, begin().await] }).await;
+        let third = of_tenant("slow", tokio::time::timeout(Duration::from_millis(20), begin())).await;
         assert!(third.is_err(), "it waits");
-        let _other = begin("other.example").await;
+        let _other = of_tenant("other", begin()).await;
         drop(slow);
-        let _again = begin("slow.example").await;
+        let _again = of_tenant("slow", begin()).await;
     }
 
     fn body(chunks: usize, size: usize) -> BlobStream {

@@ -20,7 +20,7 @@ use super::transfer;
 use crate::http_client::TransportFailure;
 
 /// How long one transfer of a blob may take.
-pub(super) const BLOB_TIMEOUT: Duration = Duration::from_hours(1);
+pub(super) const BLOB_TIMEOUT: Duration = transfer::LONGEST;
 /// Bytes of one part, which is held in memory: whatever a registry asks for.
 const PART: usize = 4 << 20;
 /// Bytes that are handed to the connection at once.
@@ -39,7 +39,7 @@ impl Client {
             return Ok(());
         }
         let attempt = self.attempt(repository, &format!("push the blob {} to", blob.digest()));
-        let _transfer = transfer::begin(&repository.registry).await;
+        let _transfer = transfer::begin().await;
         match self.begin_upload(&attempt, repository, None).await? {
             Upload::Session(url) => self.upload(&attempt, repository, url, blob, open).await,
             Upload::Mounted => Ok(()),
@@ -49,6 +49,21 @@ impl Client {
 
     /// Sends a blob to an upload session: whole, and where that is refused as too large, in parts to a new session.
     pub(super) async fn upload(
+        &self,
+        attempt: &Attempt,
+        repository: &Repository,
+        session: Url,
+        blob: &Descriptor,
+        open: OpenBlob<'_>,
+    ) -> Result<(), Error> {
+        let sending = self.upload_somehow(attempt, repository, session, blob, open);
+        match tokio::time::timeout(transfer::LONGEST, sending).await {
+            Ok(sent) => sent,
+            Err(_) => Err(attempt.transport(&TransportFailure::Timeout)),
+        }
+    }
+
+    async fn upload_somehow(
         &self,
         attempt: &Attempt,
         repository: &Repository,

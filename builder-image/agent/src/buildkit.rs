@@ -123,8 +123,9 @@ impl Buildkit {
 
     /// `buildctl`, to be given a command; beside what its every use needs it reads and writes these files.
     #[must_use]
-    pub fn buildctl(&self, read: Vec<PathBuf>, write: Vec<PathBuf>) -> Command {
-        let mut command = self.sandbox.command("buildctl", &self.confinement(read, write));
+    pub fn buildctl(&self, read: Vec<PathBuf>, write: Vec<PathBuf>, file_bytes: Option<u64>) -> Command {
+        let confinement = Confinement { file_bytes, ..self.confinement(read, write) };
+        let mut command = self.sandbox.command("buildctl", &confinement);
         if self.trust.is_dir() {
             // Go reads this directory beside the system's bundle.
             command.env("SSL_CERT_DIR", &self.trust);
@@ -208,7 +209,7 @@ impl Buildkit {
 
     async fn ask(&self, question: &[&str]) -> Result<Vec<u8>, BuildkitError> {
         let mut stderr = String::new();
-        let mut command = self.buildctl(Vec::new(), Vec::new());
+        let mut command = self.buildctl(Vec::new(), Vec::new(), Some(0));
         command.args(question);
         let finished = process::run(&mut command, None, &CancellationToken::new(), |line| {
             if stderr.len() < LONGEST_ERROR {

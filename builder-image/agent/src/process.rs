@@ -3,6 +3,7 @@
 use std::{
     io,
     process::{ExitStatus, Stdio},
+    sync::atomic::{AtomicI32, Ordering},
     time::Duration,
 };
 
@@ -79,6 +80,8 @@ pub async fn run(
         .spawn()
         .map_err(|source| ProcessError::Start { program: program.clone(), source })?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    // Ends also where whoever waits for it gives up.
+    let leftovers = Group(AtomicI32::new(group.map_or(0, |group| group.as_raw_nonzero().get())));
     let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
 
     let feed = async {
@@ -122,7 +125,7 @@ pub async fn run(
     let ended = async {
         let status = child.wait().await;
         // What it leaves behind would go on with nobody to stop it, and hold its output open.
-        end(group);
+        leftovers.end();
         status
     };
     let whole = async {
@@ -145,16 +148,29 @@ pub async fn run(
         let _ = kill_process_group(group, Signal::KILL);
     }
     let _ = child.wait().await;
-    end(group);
     Err(ProcessError::Stopped)
 }
 
-/// Ends all processes of a group at once.
-fn end(group: Option<Pid>) {
-    let Some(group) = group else { return };
-    let _ = kill_process_group(group, Signal::KILL);
-    // The agent is its container's first process: what its children leave behind becomes its own child.
-    while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}
+/// A process group that ends with this; 0 once it has.
+struct Group(AtomicI32);
+
+impl Group {
+    /// Ends all its processes at once.
+    fn end(&self) {
+        let Some(group) = Pid::from_raw(self.0.swap(0, Ordering::Relaxed)) else { return };
+        if kill_process_group(group, Signal::KILL).is_err() {
+            return;
+        }
+        // The agent is its container's first process: what its children leave behind becomes its own child, and takes a
+        // moment to end.
+        tokio::task::spawn_blocking(move || while let Ok(Some(_)) = waitpgid(group, WaitOptions::empty()) {});
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 #[cfg(test)]

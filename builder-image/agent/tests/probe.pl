@@ -1,8 +1,9 @@
 #!/usr/bin/perl
 # What a program that was taken over tries in the sandbox, one attempt for each argument KIND=WHAT; prints "KIND=WHAT GOT".
 use strict; use warnings;
+use Config;
 use Socket;
-my %call = $^V && `/bin/uname -m` =~ /x86_64/
+my %call = $Config{archname} =~ /x86_64/
 	? (io_uring => 425, add_key => 248, setsid => 112, ptrace => 101, unshare => 272, prlimit => 302, mknod => 133, memory => 310)
 	: (io_uring => 425, add_key => 217, setsid => 157, ptrace => 117, unshare => 97, prlimit => 261, mknod => 33, memory => 270);
 
@@ -22,6 +23,8 @@ my %attempts = (
 	mptcp => sub { socket(my $socket, PF_INET, SOCK_STREAM, 262) or return got(0); got(connect $socket, pack_sockaddr_in($_[0], INADDR_LOOPBACK)) },
 	fastopen => sub { socket(my $socket, PF_INET, SOCK_STREAM, 6) or return got(0); got(send $socket, 'x', 0x20000000, pack_sockaddr_in($_[0], INADDR_LOOPBACK)) },
 	listen => sub { socket(my $socket, PF_INET, SOCK_STREAM, 6) or return got(0); got(bind $socket, pack_sockaddr_in($_[0], INADDR_LOOPBACK)) },
+	pair => sub { got(socketpair(my $one, my $other, PF_UNIX, SOCK_DGRAM, 0)) },
+	sequence => sub { got(socket(my $socket, PF_INET, SOCK_SEQPACKET, 0)) },
 	netlink => sub { got(socket(my $socket, 16, SOCK_RAW, 0)) },
 	fork => sub { my $child = fork // return got(0); exit 0 unless $child; waitpid $child, 0; 'done' },
 	grow => sub { my $child = fork // return got(0); if ($child) { waitpid $child, 0; return $? ? 'refused' : 'done' } my $bytes = 'x' x $_[0]; exit 0 },

@@ -20,7 +20,7 @@ use kiln_agent::{
         remote::{Credential, Remote, parse_url},
     },
     process,
-    sandbox::{Confinement, Sandbox},
+    sandbox::{Confinement, LARGEST_FILE, Sandbox},
 };
 use kiln_registry::http_client::AddressPolicy;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +53,7 @@ impl Builder {
             ("jobs/own/docker/config.json", "own login"),
             ("jobs/own/secrets/0", "own secret"),
             ("jobs/own/home/.keep", ""),
-            ("jobs/own/output/.keep", ""),
+            ("work/own/output/.keep", ""),
             ("jobs/other/docker/config.json", "neighbour's login"),
             ("work/own/source/Dockerfile", "FROM scratch"),
             ("work/own/scratch/.keep", ""),
@@ -125,7 +125,7 @@ const ATTEMPTS: &[(&str, &str, [&str; 3])] = &[
     ("(control) to write to the source", "write={root}/work/own/source/new", ["done", "refused", "done"]),
     ("(control) its credential for git", "read={root}/jobs/own/git/ssh-key", ["read own", "refused", "refused"]),
     ("(control) its server's port", "tcp={port}", ["done", "done", "refused"]),
-    ("(control) to start a process", "fork=", ["done", "done", "done"]),
+    ("(control) to start a process", "fork=", ["done", "done", "refused"]),
     ("(control) the system's files", "read=/etc/passwd", ["read root", "read root", "read root"]),
     ("buildkitd's socket", "unix={root}/buildkitd.sock", ["refused", "done", "refused"]),
     ("its job's login for registries", "read={root}/jobs/own/docker/config.json", ["refused", "read own", "refused"]),
@@ -159,6 +159,8 @@ const ATTEMPTS: &[(&str, &str, [&str; 3])] = &[
     ("the agent's port by fast open", "fastopen={other-port}", ["refused", "refused", "refused"]),
     ("a port of its own", "listen=0", ["refused", "refused", "refused"]),
     ("an abstract socket", "abstract={root}", ["refused", "refused", "refused"]),
+    ("a pair of datagram sockets", "pair=", ["refused", "refused", "refused"]),
+    ("SCTP", "sequence=", ["refused", "refused", "refused"]),
     ("the kernel's netlink", "netlink=", ["refused", "refused", "refused"]),
     ("io_uring", "io_uring=", ["refused", "refused", "refused"]),
     ("a key of the kernel's", "add_key=", ["refused", "refused", "refused"]),
@@ -186,19 +188,23 @@ async fn a_program_that_was_taken_over_gets_its_own_job_alone() {
         sandbox: &sandbox,
     };
     let port = builder.port.local_addr().unwrap().port();
-    let remote =
-        Remote::new(parse_url(&format!("https://git.invalid:{port}/x")).unwrap(), Credential::None, None, addresses);
+    let key = Credential::Key(builder.path("jobs/own/git/ssh-key"), builder.path("jobs/own/git/known-hosts"));
+    let remote = Remote::new(parse_url(&format!("ssh://git@git.invalid:{port}/x")).unwrap(), key, None, addresses);
     let (repository, source) = (builder.path("git/own.git"), builder.path("work/own/source"));
     let writes = [repository.as_path(), &source, &scratch];
     let git = job.confinement(&repository, Reach { remote: Some(&remote), writes: &writes });
 
     let address = format!("unix://{}", builder.path("buildkitd.sock").display());
     let buildkit = Buildkit::new(&address, builder.path("trust"), sandbox.clone());
-    let read = ["work/own", "jobs/own/secrets"].map(|path| builder.path(path)).to_vec();
-    let write = ["jobs/own/docker", "jobs/own/output"].map(|path| builder.path(path)).to_vec();
+    let read = ["work/own", "jobs/own/docker", "jobs/own/secrets"].map(|path| builder.path(path)).to_vec();
+    let write = vec![builder.path("work/own/output")];
     let buildctl = buildkit.confinement(read, write);
-    let unpacking =
-        Confinement { read: vec![builder.path("work/own/archive.tar")], write: vec![source], ..Confinement::default() };
+    let unpacking = Confinement {
+        read: vec![builder.path("work/own/archive.tar")],
+        write: vec![source],
+        alone: true,
+        ..Confinement::default()
+    };
 
     let attempts: Vec<String> = ATTEMPTS.iter().map(|(_, attempt, _)| builder.fill(attempt)).collect();
     let mut got = Vec::new();
@@ -225,7 +231,8 @@ async fn a_program_that_was_taken_over_gets_its_own_job_alone() {
 #[tokio::test]
 async fn files_are_bounded() {
     let (root, sandbox) = (tempfile::tempdir().unwrap(), sandbox(0));
-    let confinement = Confinement { write: vec![root.path().to_owned()], ..Confinement::default() };
+    let confinement =
+        Confinement { write: vec![root.path().to_owned()], file_bytes: Some(LARGEST_FILE), ..Confinement::default() };
     let mut command = sandbox.command("dd", &confinement);
     // Sparse: it takes no room.
     let file = root.path().join("file");
@@ -239,6 +246,21 @@ async fn files_are_bounded() {
     let finished = process::run(&mut command, None, &CancellationToken::new(), |_| {}).await.unwrap();
     assert!(!finished.status.success());
     assert_eq!(file.metadata().unwrap().len(), 8 << 30, "not a byte beyond");
+}
+
+/// A child that was taken over may leave a link for the next one.
+#[tokio::test]
+async fn a_link_is_nothing_to_work_on() {
+    let (root, sandbox) = (tempfile::tempdir().unwrap(), sandbox(0));
+    let (own, link) = (root.path().join("own"), root.path().join("link"));
+    fs::create_dir(&own).unwrap();
+    std::os::unix::fs::symlink("/etc", &link).unwrap();
+    for (path, expected) in [(&own, Some(0)), (&link, Some(125)), (&root.path().join("nothing"), Some(125))] {
+        let confinement = Confinement { write: vec![path.clone()], ..Confinement::default() };
+        let mut command = sandbox.command("true", &confinement);
+        let finished = process::run(&mut command, None, &CancellationToken::new(), |_| {}).await.unwrap();
+        assert_eq!(finished.status.code(), expected, "{path:?}");
+    }
 }
 
 #[tokio::test]

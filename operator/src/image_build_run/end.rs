@@ -1,6 +1,7 @@
 //! How a run ends: published, failed or cancelled; then its places are given back, and it is let go of.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -22,6 +23,7 @@ use crate::context::{Context, backoff, namespaced, until, write_status};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use kiln_registry::http_client::FailureClass;
+use kiln_registry::transfer;
 
 /// How often an agent that seems alive is asked to cancel a job.
 const CANCEL_TRIES: u32 = 6;
@@ -49,11 +51,22 @@ pub(super) async fn finish(
             context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
         }
     }
-    let published = tokio::select! {
-        biased;
-        published = try_publish(&run, &mut status, context) => published,
-        // The change that says so wakes the next reconcile, which ends the run.
-        () = unwanted(context, &run) => return Ok(Action::await_change()),
+    let tagging = AtomicBool::new(false);
+    let published = {
+        let namespace = run.namespace().unwrap_or_default();
+        let publishing = transfer::of_tenant(&namespace, try_publish(&run, &mut status, context, &tagging));
+        let mut publishing = Box::pin(publishing);
+        tokio::select! {
+            biased;
+            published = &mut publishing => published,
+            // The change that says so wakes the next reconcile, which ends the run. Tags that move already do so to their end.
+            () = unwanted(context, &run) => {
+                if !tagging.load(Ordering::Relaxed) {
+                    return Ok(Action::await_change());
+                }
+                publishing.await
+            }
+        }
     };
     match published {
         Ok(published @ (Published::Image(_) | Published::Nothing)) => {
@@ -139,13 +152,14 @@ async fn try_publish(
     run: &ImageBuildRun,
     status: &mut ImageBuildRunStatus,
     context: &Context,
+    tagging: &AtomicBool,
 ) -> Result<Published, references::Error> {
     let pool = super::pool(context, run)?;
     let mut inputs = dereference(context, run, &pool).await?;
-    let mut result = publish(context, run, status, &inputs).await;
+    let mut result = publish(context, run, status, &inputs, tagging).await;
     if result.as_ref().is_err_and(|fault| fault.class == FailureClass::Credential) {
         inputs = dereference(context, run, &pool).await?;
-        result = publish(context, run, status, &inputs).await;
+        result = publish(context, run, status, &inputs, tagging).await;
     }
     let percent = run.spec.build.image.as_ref().and_then(|image| image.growth_warning_percent);
     if let (Ok(Published::Image(_)), Some(percent), Some(last_good)) = (&result, percent, &inputs.last_good) {

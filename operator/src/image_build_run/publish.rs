@@ -1,5 +1,7 @@
 //! Pushes a run's index to every repository, and moves its tags there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuiltImage, MediaTypes, PlatformImage, PushedCopy};
@@ -32,12 +34,13 @@ pub enum Published {
     CopyFailed(String),
 }
 
-/// Pushes index and tags.
+/// Pushes index and tags, and says in `tagging` when the first tag is about to move.
 pub async fn publish(
     context: &Context,
     run: &ImageBuildRun,
     status: &ImageBuildRunStatus,
     inputs: &Inputs,
+    tagging: &AtomicBool,
 ) -> Result<Published, Fault> {
     let Some((main, others)) = inputs.registry.targets.split_first() else {
         let archived = run.spec.build.archive.as_ref().map(|archive| archived(run, status, &archive.path));
@@ -62,7 +65,10 @@ pub async fn publish(
     };
     // All that the tags will need first: those of one repository do not move before another is known to take the image.
     futures::future::try_join_all(others.iter().map(|other| distribute(main, other, &content))).await?;
-    let still_newest = || async { context.leader.is_leader() && super::is_newest(context, run) };
+    let still_newest = || async {
+        tagging.store(true, Ordering::Relaxed);
+        context.leader.is_leader() && super::is_newest(context, run)
+    };
     for (target, tags) in &tagged {
         let outcome = kiln_registry::publish(&target.client, &target.repository, &index, tags, still_newest).await?;
         if outcome == PublishOutcome::Superseded {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Recorder, Source, archive,
     arguments::{self, Arguments},
-    content, credentials,
+    content,
     dockerfile::{Dockerfile, Instruction},
     excerpt::{Excerpt, read_dockerfile},
     failure::{Circumstances, explain},
@@ -29,6 +29,7 @@ use crate::{
     jobs::Registry,
     process,
     reasons::{JobFailure, Reason},
+    sandbox::LARGEST_FILE,
 };
 
 /// What a build needs.
@@ -62,7 +63,10 @@ impl Build<'_> {
         let text = read_dockerfile(&self.source.dockerfile_dir, &self.source.dockerfile).unwrap_or_default();
         let dockerfile = Dockerfile::read(&text);
         let copied_only = self.only_copies(&dockerfile)?;
-        let metadata = credentials::output(self.memory).join("metadata.json");
+        // On the volume: what is in memory is for all jobs.
+        let output = self.work.join("output");
+        fs::create_dir_all(&output).map_err(|error| JobFailure::agent("make the output's directory", &error))?;
+        let metadata = output.join("metadata.json");
         let archives = self.registry.config().archives_dir.as_deref();
         let archive = archive::Target::of(spec, archives)?;
         let policy = pins::policy(spec, &self.registry.config().state_dir, self.memory);
@@ -78,7 +82,10 @@ impl Build<'_> {
 
         let mut progress = Progress::new(recorder.masker());
         let writes = archive.as_ref().map(|archive| archive.temporary().to_owned());
-        let command = self.command(arguments.list()?, writes);
+        // An image may be as large as the volume for archives lets it be.
+        let file_bytes = if writes.is_some() { None } else { Some(LARGEST_FILE) };
+        let writes = [output].into_iter().chain(writes).collect();
+        let command = self.command(arguments.list()?, writes, file_bytes);
         let ended = self.buildctl(command, &mut progress, recorder, stop).await?;
         if !ended.success() {
             if policy.is_some() {
@@ -110,7 +117,8 @@ impl Build<'_> {
             let failure = self.failure_at(warning.line, &text, Reason::BaseImagePlatform, message);
             return Err(JobFailure { warnings: progress.warnings().to_vec(), ..failure });
         }
-        pins::record(&self.registry.config().state_dir, spec, progress.base_images(), self.registry.registries()).await;
+        pins::record(&self.registry.config().state_dir, spec, progress.base_images(), self.registry.registries(), stop)
+            .await;
         let metadata = files::read(&metadata, LONGEST_METADATA)
             .map_err(|error| JobFailure::agent("read what buildctl says of the image", &error))?;
         let (mut result, config) =
@@ -269,7 +277,7 @@ impl Build<'_> {
             .and_then(|()| fs::write(dockerfile_dir.join("Dockerfile"), programs::dockerfile(path)))
             .map_err(|error| JobFailure::agent("write what takes a program out of the image", &error))?;
         let arguments = arguments::extraction(image, &self.spec.platform, &dockerfile_dir, &files);
-        let mut command = self.command(arguments, Some(directory));
+        let mut command = self.command(arguments, vec![directory], Some(LARGEST_FILE));
         // A failure means most often that there is no such file.
         process::run(&mut command, None, stop, |line| tracing::trace!(line = %String::from_utf8_lossy(line)))
             .await
@@ -277,13 +285,11 @@ impl Build<'_> {
         Ok(files.join("program"))
     }
 
-    /// `buildctl` with the job's credentials; `writes` is what it makes in place of a push.
-    fn command(&self, arguments: Vec<String>, writes: Option<PathBuf>) -> Command {
+    /// `buildctl` with the job's credentials, and what it writes to.
+    fn command(&self, arguments: Vec<String>, write: Vec<PathBuf>, file_bytes: Option<u64>) -> Command {
         let own = |names: &[&str]| names.iter().map(|name| self.memory.join(name)).collect::<Vec<_>>();
-        let read = [vec![self.work.to_owned()], own(&["secrets", "ssh", pins::POLICY])].concat();
-        // It keeps the seed of its tokens beside the logins.
-        let write = [own(&["docker"]), vec![credentials::output(self.memory)], writes.into_iter().collect()].concat();
-        let mut command = self.registry.buildkit().buildctl(read, write);
+        let read = [vec![self.work.to_owned()], own(&["docker", "secrets", "ssh", pins::POLICY])].concat();
+        let mut command = self.registry.buildkit().buildctl(read, write, file_bytes);
         command
             .args(arguments)
             .env("DOCKER_CONFIG", self.memory.join("docker"))

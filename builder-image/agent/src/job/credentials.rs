@@ -21,12 +21,6 @@ pub fn git_credentials(memory: &Path) -> PathBuf {
     memory.join("git")
 }
 
-/// Where `buildctl` describes the image that it has made.
-#[must_use]
-pub fn output(memory: &Path) -> PathBuf {
-    memory.join("output")
-}
-
 /// Writes what `buildctl` reads: `docker/config.json`, `secrets/` and `ssh/`.
 pub fn write(memory: &Path, spec: &Spec) -> io::Result<()> {
     let mut private = fs::DirBuilder::new();
@@ -36,7 +30,6 @@ pub fn write(memory: &Path, spec: &Spec) -> io::Result<()> {
         private.create(directory)?;
     }
     private.create(git_credentials(memory))?;
-    private.create(output(memory))?;
     write_private(&memory.join("docker/config.json"), docker_config(&spec.logins).as_bytes())?;
     for (number, (_, value)) in secrets(spec).into_iter().enumerate() {
         write_private(&secret_file(memory, number), value)?;

@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Source,
     checkout::Extent,
-    credentials::git_credentials,
     git_problem::{Problem, failure, problem, redirect_target},
     process_failure,
     remote::{Credential, Remote, authorities, parse_url},
@@ -27,7 +26,7 @@ use crate::{
     files::{self, Tree},
     paths, process,
     reasons::{JobFailure, Reason},
-    sandbox::{Confinement, Network, Sandbox},
+    sandbox::{Confinement, LARGEST_FILE, Network, Sandbox},
 };
 
 /// A repository that nobody fetched from for so long goes when an agent starts.
@@ -75,7 +74,9 @@ impl Repositories {
     pub fn new(root: PathBuf) -> Self {
         for entry in fs::read_dir(&root).into_iter().flatten().flatten() {
             let used = fs::metadata(used_file(&entry.path())).and_then(|file| file.modified());
-            if used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > RETENTION)) {
+            if entry.path().extension().is_none_or(|end| end != "git") {
+                let _ = remove_all(&entry.path());
+            } else if used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > RETENTION)) {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
@@ -110,7 +111,7 @@ impl Repositories {
             }
             let lock = self.lock(&directory);
             let Ok(_writing) = lock.try_write() else { continue };
-            match fs::remove_dir_all(&directory) {
+            match discard(&directory) {
                 Ok(()) => bytes -= size,
                 Err(error) => tracing::warn!(%error, "cannot remove a repository that is no longer used"),
             }
@@ -119,6 +120,7 @@ impl Repositories {
 
     fn lock(&self, directory: &Path) -> Arc<RwLock<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         Arc::clone(locks.entry(directory.to_owned()).or_default())
     }
 
@@ -243,9 +245,9 @@ impl GitJob<'_> {
             reading = Arc::clone(&lock).read_owned() => reading,
             () = self.stop.cancelled() => return Err(process_failure(process::ProcessError::Stopped)),
         };
-        self.renew(&repository, id)?;
         // With all history, tags may be new although the commit is there.
-        if history == History::Commit
+        if self.renew(&repository, id).is_ok()
+            && history == History::Commit
             && let Some(second) = self.commit_second(&repository, id).await?
         {
             touch(&repository);
@@ -261,8 +263,7 @@ impl GitJob<'_> {
             // A repository that a crash damaged must not fail every build from now on.
             Err(failure) if failure.reason == Reason::GitFailed && !fresh => {
                 tracing::warn!(why = failure.message, "fetching into a new repository");
-                fs::remove_dir_all(&repository)
-                    .map_err(|error| JobFailure::agent("remove a damaged repository", &error))?;
+                discard(&repository).map_err(|error| JobFailure::agent("remove a damaged repository", &error))?;
                 self.prepare(&repository, id).await?;
                 self.fetch_redirected(&repository, remote, id, name, history).await?
             }
@@ -276,7 +277,8 @@ impl GitJob<'_> {
 
     /// Makes the bare repository unless it is there, and clears what an interrupted fetch left; true where it is new.
     async fn prepare(&self, repository: &Path, id: &str) -> Result<bool, JobFailure> {
-        if repository.join("HEAD").is_file() {
+        // Somebody may have written to it until just now.
+        if self.renew(repository, id).is_ok() && repository.join("HEAD").is_file() {
             clear_leftovers(repository).map_err(|error| JobFailure::agent("clear an interrupted fetch", &error))?;
             if count_packs(repository) > MOST_PACKS {
                 self.git(
@@ -290,7 +292,7 @@ impl GitJob<'_> {
             }
             return Ok(false);
         }
-        let _ = fs::remove_dir_all(repository);
+        discard(repository).map_err(|error| JobFailure::agent("remove a damaged repository", &error))?;
         // Made here: `git` may write to it, but not beside it.
         fs::create_dir_all(repository).map_err(|error| JobFailure::agent("make a repository", &error))?;
         let format = if id.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
@@ -381,6 +383,8 @@ impl GitJob<'_> {
             }
             command.extend(["--", remote.url.as_str()]);
             command.extend(refspecs.iter().map(String::as_str));
+            // What `git` did before may have left something there that the next one would obey.
+            self.renew(repository, id)?;
             let reach = Reach { remote: Some(remote), writes: &[repository] };
             let output = self.git(repository, reach, &command, None, &[]).await?;
             if output.success {
@@ -402,7 +406,7 @@ impl GitJob<'_> {
 
     /// Where the remote redirects to. `git` itself must not follow: it would take the credential along.
     async fn redirect(&self, repository: &Path, remote: &Remote) -> Result<Option<url::Url>, JobFailure> {
-        let trace = self.memory.join("home/redirect.trace");
+        let trace = self.scratch.join("redirect.trace");
         let environment = [("GIT_TRACE_CURL", trace.display().to_string()), ("GIT_TRACE_CURL_NO_DATA", "1".to_owned())];
         self.git(
             repository,
@@ -431,13 +435,14 @@ impl GitJob<'_> {
     pub fn confinement(&self, repository: &Path, reach: Reach<'_>) -> Confinement {
         let mut confinement = Confinement {
             read: vec![repository.to_owned()],
-            write: vec![self.memory.join("home")],
+            write: vec![self.scratch.to_owned()],
             cpu_seconds: Some(PROCESSOR_TIME),
+            file_bytes: Some(LARGEST_FILE),
             ..Confinement::default()
         };
         confinement.write.extend(reach.writes.iter().map(|path| (*path).to_owned()));
         if let Some(remote) = reach.remote {
-            confinement.read.push(git_credentials(self.memory));
+            confinement.read.extend(remote.files());
             confinement.network = Network::to(remote.url.port());
         }
         confinement
@@ -474,13 +479,13 @@ impl GitJob<'_> {
         ];
         let forgiven = FORGIVEN.map(|fault| (format!("fetch.fsck.{fault}"), "warn"));
         let config = reach.remote.map(Remote::config).unwrap_or_default();
-        let home = self.memory.join("home");
+        fs::create_dir_all(self.scratch).map_err(|error| JobFailure::agent("make a scratch directory", &error))?;
         let mut command = self.sandbox.command("git", &self.confinement(repository, reach));
         command
             .args(arguments)
-            .current_dir(&home)
+            .current_dir(self.scratch)
             .env("GIT_DIR", repository)
-            .env("HOME", &home)
+            .env("HOME", self.scratch)
             .env("LC_ALL", "C")
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
@@ -564,6 +569,32 @@ fn renew(repository: &Path, scratch: &Path, sha256: bool) -> io::Result<()> {
     gone(fs::remove_file(&fresh))?;
     fs::File::create_new(&fresh)?.write_all(config.as_bytes())?;
     fs::rename(fresh, file)
+}
+
+/// Removes a repository, whatever rights somebody left on it: what cannot be removed at least gives its name back.
+fn discard(repository: &Path) -> io::Result<()> {
+    let metadata = match fs::symlink_metadata(repository) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let gone = repository.with_extension(format!("gone-{}", now.as_nanos()));
+    fs::rename(repository, &gone)?;
+    let removed = if metadata.is_dir() { remove_all(&gone) } else { fs::remove_file(&gone) };
+    if let Err(error) = removed {
+        tracing::warn!(%error, "cannot remove all of a damaged repository");
+    }
+    Ok(())
+}
+
+/// Like [`fs::remove_dir_all`], also of directories that their owner may not read.
+fn remove_all(directory: &Path) -> io::Result<()> {
+    fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { remove_all(&entry.path())? } else { fs::remove_file(entry.path())? }
+    }
+    fs::remove_dir(directory)
 }
 
 /// Removes locks and half-written packs. Only under the write lock, when nobody else can hold them.

@@ -29,14 +29,19 @@ impl GitJob<'_> {
         let directory = context.join(".git");
         let failed = |what: &'static str| move |error: io::Error| JobFailure::agent(what, &error);
         let format = if commit.id.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
-        // Made here: `git` may write to it, but not beside it.
-        fs::create_dir_all(&directory).map_err(failed("make .git"))?;
+        // Made here, and new: no commit has one, and nobody may have left a link there. `git` may write to it, but not beside it.
+        fs::create_dir(&directory).map_err(failed("make .git"))?;
         let init = ["init", "--quiet", "--template=", "--initial-branch=main", format];
         self.git_dir(&directory, &init).await?;
 
         let pack = format!("{}", directory.join("objects/pack/pack").display());
-        // A pack is written among the objects that it is made of, and then moved.
-        let packing = [commit.repository.as_path(), &directory];
+        // Packs are written to the new one's objects alone.
+        let packing = [directory.as_path()];
+        let objects_of = |repository: &Path| repository.join("objects").display().to_string();
+        let elsewhere = [
+            ("GIT_OBJECT_DIRECTORY", objects_of(&directory)),
+            ("GIT_ALTERNATE_OBJECT_DIRECTORIES", objects_of(&commit.repository)),
+        ];
         let mut refs = String::new();
         if commit.history == History::All {
             let list = ["for-each-ref", "--format=%(objectname) %(refname)", "refs/kiln/all"];
@@ -47,7 +52,7 @@ impl GitJob<'_> {
                 .filter_map(|line| line.split_once(' '))
                 .fold(format!("{}\n", commit.id), |revisions, (id, _)| revisions + id + "\n");
             let command = ["pack-objects", "--quiet", "--revs", &pack];
-            self.read(commit, &packing, &command, Some(revisions.as_bytes()), &[]).await?;
+            self.read(commit, &packing, &command, Some(revisions.as_bytes()), &elsewhere).await?;
         } else {
             let list = ["rev-list", "--objects", "--no-walk", &commit.id];
             let objects = self.read(commit, &[], &list, None, &[]).await?;
@@ -61,7 +66,7 @@ impl GitJob<'_> {
                 "--no-reuse-object",
                 &pack,
             ];
-            self.read(commit, &packing, &command, Some(&objects), &[]).await?;
+            self.read(commit, &packing, &command, Some(&objects), &elsewhere).await?;
             let content = self.read(commit, &[], &["cat-file", "commit", &commit.id], None, &[]).await?;
             let header = content.split(|byte| *byte == b'\n').take_while(|line| !line.is_empty());
             if header.into_iter().any(|line| line.starts_with(b"parent ")) {

@@ -165,7 +165,7 @@ impl GitJob<'_> {
         command.args(remote.ssh_options(ssh)).arg("-p").arg(ssh.port.to_string());
         command.arg("--").arg(format!("{}@{}", ssh.user, ssh.host));
         command.arg(format!("git-lfs-authenticate {} download", ssh.path));
-        command.current_dir(self.memory.join("home")).env("HOME", self.memory.join("home")).env("LC_ALL", "C");
+        command.current_dir(self.scratch).env("HOME", self.scratch).env("LC_ALL", "C");
         let mut stderr = String::new();
         let finished = process::run(&mut command, None, self.stop, |line| {
             if stderr.len() < 4096 {

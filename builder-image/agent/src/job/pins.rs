@@ -14,12 +14,13 @@ use std::{
 use futures::StreamExt as _;
 use kiln_agent_proto::{Job as Spec, PullPolicy};
 use kiln_registry::Reference;
+use tokio_util::sync::CancellationToken;
 
 use super::registries::Registries;
 
 /// The source policy's file in the job's memory.
 pub const POLICY: &str = "policy.json";
-/// How long a registry may take to say what a name stands for, and how many are asked at once.
+/// How long registries may take to say what all the names stand for, and how many are asked at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 8;
 /// The most names that are kept.
@@ -42,7 +43,13 @@ pub fn policy(spec: &Spec, state: &Path, memory: &Path) -> Option<PathBuf> {
 
 /// Keeps what names stood for in a build, where the job wants it. What the build says of that is a hint, which its Dockerfile
 /// could have made up: the registry has to say the same.
-pub async fn record(state: &Path, spec: &Spec, hints: &BTreeMap<String, String>, registries: &Registries) {
+pub async fn record(
+    state: &Path,
+    spec: &Spec,
+    hints: &BTreeMap<String, String>,
+    registries: &Registries,
+    stop: &CancellationToken,
+) {
     if spec.pull() != PullPolicy::PullIfNotPresent {
         return;
     }
@@ -53,13 +60,23 @@ pub async fn record(state: &Path, spec: &Spec, hints: &BTreeMap<String, String>,
             asked.push(confirm(name.clone(), digest.clone(), spec, registries));
         }
     }
-    let found: Vec<_> = futures::stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
-    keep(state, found.into_iter().flatten().collect());
+    let mut answers = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
+    let mut found = Vec::new();
+    let all = async {
+        while let Some(answer) = answers.next().await {
+            found.extend(answer);
+        }
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(PATIENCE, all) => {}
+        () = stop.cancelled() => {}
+    }
+    keep(state, found);
 }
 
 /// The pair, if that is so.
 async fn confirm(name: String, digest: String, spec: &Spec, registries: &Registries) -> Option<(String, String)> {
-    let found = tokio::time::timeout(PATIENCE, digest_of(&name, spec, registries)).await.ok().flatten();
+    let found = digest_of(&name, spec, registries).await;
     (found.as_deref() == Some(&digest)).then_some((name, digest))
 }
 

@@ -113,6 +113,17 @@ impl Remote {
         !matches!(self.credential, Credential::None)
     }
 
+    /// The files that `git` and `ssh` read to reach this server: those of others it has not.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let authorities = self.authorities.iter().map(|(_, bundle)| bundle.clone());
+        let credential = match &self.credential {
+            Credential::Key(key, known_hosts) => vec![key.clone(), known_hosts.clone()],
+            Credential::None | Credential::Basic(..) => Vec::new(),
+        };
+        authorities.chain(credential).collect()
+    }
+
     /// The value of an `Authorization` header, where there is one for this server.
     #[must_use]
     pub fn authorization(&self) -> Option<String> {

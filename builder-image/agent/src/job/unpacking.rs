@@ -4,10 +4,12 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{ExitCode, ExitStatus},
 };
 
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +20,7 @@ use super::{
 use crate::{
     process,
     reasons::{JobFailure, Reason},
-    sandbox::{Confinement, Enforcement, NOT_SET_UP, Sandbox, enforce::enforce},
+    sandbox::{Confinement, Enforcement, LARGEST_FILE, NOT_SET_UP, Sandbox, enforce::enforce},
 };
 
 /// Far more processor time than the largest archive takes, in seconds.
@@ -58,6 +60,21 @@ enum Cause {
     Volume,
 }
 
+impl Refusal {
+    /// Of a child that ended before it could say a word.
+    fn of(status: ExitStatus) -> Self {
+        // No memory, too much processor time, too large a file.
+        let for_what_it_used = status.signal().is_some_and(|signal| {
+            [Signal::ABORT, Signal::XCPU, Signal::XFSZ].iter().any(|known| known.as_raw() == signal)
+        });
+        if for_what_it_used {
+            Self { cause: Cause::TooLarge, message: "it takes more than a builder has for it".to_owned() }
+        } else {
+            Self { cause: Cause::Volume, message: format!("the program that unpacks it ended early ({status})") }
+        }
+    }
+}
+
 impl Unpacking<'_> {
     /// Unpacks them; `name` is what messages call them.
     pub async fn run(self, name: &str, sandbox: &Sandbox, stop: &CancellationToken) -> Result<(), JobFailure> {
@@ -65,6 +82,8 @@ impl Unpacking<'_> {
             read: self.archives.clone(),
             write: vec![self.directory.to_owned()],
             cpu_seconds: Some(PROCESSOR_TIME),
+            file_bytes: Some(LARGEST_FILE),
+            alone: true,
             ..Confinement::default()
         };
         let request = Request {
@@ -80,18 +99,16 @@ impl Unpacking<'_> {
                 })
                 .await
                 .map_err(process_failure)?;
-                serde_json::from_slice(&finished.stdout).ok()
+                serde_json::from_slice(&finished.stdout).unwrap_or_else(|_| Err(Refusal::of(finished.status)))
             }
-            None => Some(unpack(&request)),
+            None => unpack(&request),
         };
         for archive in &request.archives {
             let _ = fs::remove_file(archive);
         }
         let Refusal { cause, message } = match answer {
-            Some(Ok(())) => return Ok(()),
-            Some(Err(refusal)) => refusal,
-            // It was ended for what it used, before it could say a word.
-            None => Refusal { cause: Cause::TooLarge, message: "it takes more than a builder has for it".to_owned() },
+            Ok(()) => return Ok(()),
+            Err(refusal) => refusal,
         };
         let reason = match cause {
             Cause::TooLarge => Reason::SourceTooLarge,

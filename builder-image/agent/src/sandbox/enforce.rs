@@ -3,23 +3,25 @@
 use std::{
     ffi::OsString,
     fs, io,
-    os::unix::process::CommandExt as _,
+    os::{fd::OwnedFd, unix::process::CommandExt as _},
     path::Path,
     process::{Command, ExitCode},
 };
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, NetPort, Ruleset, RulesetAttr as _,
-    RulesetCreatedAttr as _, RulesetError, Scope, make_bitflags, path_beneath_rules,
+    ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, NetPort, PathBeneath, Ruleset,
+    RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, Scope, make_bitflags, path_beneath_rules,
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::{
+    fs::{FileType, Mode, OFlags},
+    io::Errno,
+    process::{Resource, Rlimit, setrlimit},
+};
 
 use super::{Confinement, Enforcement, Level, NOT_SET_UP, Network, SYSTEM, syscalls};
 
 /// The oldest Landlock that is worth its name: one that covers truncation. Linux 6.2.
 const OLDEST: ABI = ABI::V3;
-/// The largest file that is written: a server decides how much it sends.
-pub(super) const LARGEST_FILE: u64 = 8 << 30;
 /// Open files.
 const MOST_FILES: u64 = 4096;
 
@@ -31,7 +33,10 @@ pub enum EnforceError {
     Request,
     /// A limit on a resource.
     #[error("a limit on what it may use cannot be set: {0}")]
-    Limit(#[from] rustix::io::Errno),
+    Limit(#[from] Errno),
+    /// A file or directory that it may write to cannot be opened, or is a link.
+    #[error("a file or directory that it works on cannot be opened: {0}")]
+    Path(#[source] Errno),
     /// Landlock.
     #[error("the node's kernel has no Landlock of ABI 3 (Linux 6.2), or it is switched off: {0}")]
     Landlock(#[from] RulesetError),
@@ -64,7 +69,7 @@ pub fn enforce(Enforcement { confinement, memory, level }: &Enforcement) -> Resu
     let _ = fs::write("/proc/self/oom_score_adj", "1000");
     let limits = [
         (Resource::Core, Some(0)),
-        (Resource::Fsize, Some(LARGEST_FILE)),
+        (Resource::Fsize, confinement.file_bytes),
         (Resource::Nofile, Some(MOST_FILES)),
         (Resource::Data, *memory),
         (Resource::Cpu, confinement.cpu_seconds),
@@ -82,13 +87,23 @@ pub fn enforce(Enforcement { confinement, memory, level }: &Enforcement) -> Resu
     if *level < Level::Seccomp {
         return Ok(());
     }
-    for filter in syscalls::filters(&confinement.network, confinement.unix_socket.is_some())? {
+    for filter in syscalls::filters(confinement)? {
         seccompiler::apply_filter(&filter)?;
     }
     Ok(())
 }
 
-fn landlock(confinement: &Confinement) -> Result<(), RulesetError> {
+/// Opens what a rule is about, and says whether it is a directory; a link, which a child before this one may have made, is
+/// not followed.
+fn open(path: &Path) -> rustix::io::Result<(OwnedFd, bool)> {
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
+        FileType::Symlink => Err(Errno::LOOP),
+        kind => Ok((found, kind.is_dir())),
+    }
+}
+
+fn landlock(confinement: &Confinement) -> Result<(), EnforceError> {
     let execute = AccessFs::from_read(OLDEST);
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     // No devices, pipes, sockets or programs.
@@ -111,15 +126,27 @@ fn landlock(confinement: &Confinement) -> Result<(), RulesetError> {
         ruleset = ruleset.handle_access(AccessNet::ConnectTcp)?;
     }
     let null = make_bitflags!(AccessFs::{ReadFile | WriteFile});
-    let paths = |paths: &[_], access: BitFlags<AccessFs>| path_beneath_rules(paths.to_vec(), access);
     let socket: Vec<&Path> = confinement.unix_socket.iter().map(|path| &**path).collect();
     let mut ruleset = ruleset
         .create()?
         .add_rules(path_beneath_rules(SYSTEM, execute))?
         .add_rules(path_beneath_rules(["/dev/null"], null))?
-        .add_rules(paths(&confinement.read, read))?
-        .add_rules(paths(&confinement.write, write))?
         .add_rules(path_beneath_rules(socket, AccessFs::ResolveUnix))?;
+    for (path, access, has_to_be) in confinement
+        .read
+        .iter()
+        .map(|path| (path, read, false))
+        .chain(confinement.write.iter().map(|path| (path, write, true)))
+    {
+        match open(path) {
+            Ok((found, is_directory)) => {
+                let access = if is_directory { access } else { access & AccessFs::from_file(OLDEST) };
+                ruleset = ruleset.add_rule(PathBeneath::new(found, access))?;
+            }
+            Err(error) if error == Errno::NOENT && !has_to_be => {}
+            Err(error) => return Err(EnforceError::Path(error)),
+        }
+    }
     for port in ports {
         ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
     }

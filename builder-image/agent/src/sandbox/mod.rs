@@ -67,6 +67,8 @@ const PASSED_ON: [&str; 9] = [
     "no_proxy",
     "SSL_CERT_FILE",
 ];
+/// The largest file that a server can make a child write, in bytes.
+pub const LARGEST_FILE: u64 = 8 << 30;
 /// What the agent keeps of its container's memory for itself.
 const RESERVE: u64 = 256 << 20;
 
@@ -75,21 +77,26 @@ const RESERVE: u64 = 256 << 20;
 pub struct Confinement {
     /// Files and directories that it reads, beside the system's. What is not there is left out.
     pub read: Vec<PathBuf>,
-    /// Files and directories that it reads and writes; they have to be there.
+    /// Files and directories that it reads and writes. They have to be there, and none may be a link: the child before may have
+    /// made one.
     pub write: Vec<PathBuf>,
     /// Whom it talks to.
     pub network: Network,
     /// The Unix socket that it talks to. None: it may make no Unix socket.
     pub unix_socket: Option<PathBuf>,
-    /// The most processor time, in seconds.
+    /// The most processor time of each process, in seconds.
     pub cpu_seconds: Option<u64>,
+    /// The largest file that it writes, in bytes.
+    pub file_bytes: Option<u64>,
+    /// Whether it may start no other process or thread.
+    pub alone: bool,
 }
 
 /// What a child is to do to itself: a confinement, as far as the node can keep it to that.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Enforcement {
     confinement: Confinement,
-    /// The most bytes of memory of its own.
+    /// The most bytes of memory of each process.
     memory: Option<u64>,
     level: Level,
 }
@@ -112,17 +119,23 @@ impl Network {
     #[must_use]
     pub fn to(port: u16) -> Self {
         let proxies = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"].iter();
-        let proxies = proxies.filter_map(|name| proxy_port(&std::env::var(name).ok()?));
+        let proxies = proxies.flat_map(|name| proxy_ports(&std::env::var(name).unwrap_or_default()));
         Self::Ports([port, 53].into_iter().chain(proxies).collect())
     }
 }
 
-/// The port of a proxy, such as `http://proxy.example:3128`.
-fn proxy_port(url: &str) -> Option<u16> {
+/// The ports that a proxy such as `http://proxy.example:3128` may have.
+fn proxy_ports(url: &str) -> Vec<u16> {
     let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let url = url::Url::parse(&url).ok().filter(url::Url::has_host)?;
-    // What curl takes where none is named.
-    Some(url.port().unwrap_or(if url.scheme() == "https" { 443 } else { 1080 }))
+    match url::Url::parse(&url).ok().filter(url::Url::has_host) {
+        None => Vec::new(),
+        Some(url) => match (url.port(), url.scheme()) {
+            (Some(port), _) => vec![port],
+            (None, "https") => vec![443],
+            // What curl takes where none is named, and one that is named and not told, for it is the scheme's own.
+            (None, _) => vec![80, 1080],
+        },
+    }
 }
 
 /// How far a node can keep children apart. Their resources are limited everywhere.
@@ -206,7 +219,9 @@ impl Sandbox {
     /// The confinement, with what this node can do.
     #[must_use]
     pub fn enforcement(&self, confinement: &Confinement) -> Enforcement {
-        Enforcement { confinement: confinement.clone(), memory: self.memory, level: self.level }
+        let mut confinement = confinement.clone();
+        confinement.read.extend(std::env::var_os("SSL_CERT_FILE").map(PathBuf::from));
+        Enforcement { confinement, memory: self.memory, level: self.level }
     }
 }
 
@@ -221,9 +236,10 @@ fn clean(program: &Path) -> Command {
     command
 }
 
-/// What one child may use of the container's memory: two greedy ones leave the agent enough.
+/// What one process of a child may use of the container's memory: the agent has enough beside it, and so has another
+/// one that is not greedy.
 fn share(memory: u64) -> u64 {
-    memory.saturating_sub(RESERVE.min(memory / 4)) / 2
+    memory.saturating_sub(RESERVE.min(memory / 4)) / 4 * 3
 }
 
 #[cfg(test)]
@@ -231,23 +247,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_children_leave_the_agent_enough() {
-        for (memory, expected) in [(2 << 30, 896 << 20), (512 << 20, 192 << 20)] {
+    fn a_greedy_child_leaves_the_agent_enough() {
+        for (memory, expected) in [(2 << 30, 1344 << 20), (512 << 20, 288 << 20)] {
             assert_eq!(share(memory), expected);
         }
     }
 
     #[test]
     fn ports_of_proxies() {
-        for (proxy, port) in [
-            ("http://proxy.example:3128", Some(3128)),
-            ("proxy.example:8080", Some(8080)),
-            ("http://user:p%40ss@proxy.example:3128/", Some(3128)),
-            ("https://proxy.example", Some(443)),
-            ("http://proxy.example", Some(1080)),
-            ("", None),
+        for (proxy, ports) in [
+            ("http://proxy.example:3128", &[3128][..]),
+            ("proxy.example:8080", &[8080]),
+            ("http://user:p%40ss@proxy.example:3128/", &[3128]),
+            ("https://proxy.example", &[443]),
+            ("http://proxy.example", &[80, 1080]),
+            ("http://proxy.example:80", &[80, 1080]),
+            ("", &[]),
         ] {
-            assert_eq!(proxy_port(proxy), port, "{proxy}");
+            assert_eq!(proxy_ports(proxy), ports, "{proxy}");
         }
     }
 

@@ -8,7 +8,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-use super::Network;
+use super::{Confinement, Network};
 
 /// Marks a system call of x32 on amd64, whose numbers are those of amd64 but for the ones in [`X32_ALONE`].
 #[cfg(target_arch = "x86_64")]
@@ -23,6 +23,9 @@ const X32_ALONE: [(i64, i64); 5] = [
     (libc::SYS_sendmsg, 518),
     (libc::SYS_sendmmsg, 538),
 ];
+
+/// The bits of a socket's type that say which kind it is.
+const KIND: i32 = 0xf;
 
 /// Reaching into other processes, changing what they may use, or outliving the process group; talking to the kernel past
 /// what Landlock looks at; what the kernel keeps for all processes of a user; files that are none.
@@ -65,8 +68,18 @@ const REFUSED: &[i64] = &[
     libc::SYS_mknodat,
 ];
 
+/// Starting another process or thread.
+const STARTS: &[i64] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_fork,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_vfork,
+];
+
 /// The filters, to be set one after the other.
-pub(super) fn filters(network: &Network, unix_sockets: bool) -> Result<[BpfProgram; 2], BackendError> {
+pub(super) fn filters(confinement: &Confinement) -> Result<[BpfProgram; 2], BackendError> {
     let mut refused: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
     // Its own limits, not those of others.
     refused.insert(libc::SYS_prlimit64, vec![SeccompRule::new(vec![is_not(0, 0)?])?]);
@@ -78,11 +91,15 @@ pub(super) fn filters(network: &Network, unix_sockets: bool) -> Result<[BpfProgr
         refused.insert(call, vec![SeccompRule::new(vec![condition])?]);
     }
 
+    if confinement.alone {
+        refused.extend(STARTS.iter().map(|call| (*call, Vec::new())));
+    }
+
     let mut families = Vec::new();
-    if *network != Network::None {
+    if confinement.network != Network::None {
         families.extend([libc::AF_INET, libc::AF_INET6]);
     }
-    if unix_sockets {
+    if confinement.unix_socket.is_some() {
         families.push(libc::AF_UNIX);
     }
     let sockets = if families.is_empty() {
@@ -90,10 +107,14 @@ pub(super) fn filters(network: &Network, unix_sockets: bool) -> Result<[BpfProgr
     } else {
         // Of another protocol than TCP, such as MPTCP, Landlock does not look at the port.
         let protocols = [0, libc::IPPROTO_TCP, libc::IPPROTO_UDP];
-        vec![SeccompRule::new(none_of(0, &families)?)?, SeccompRule::new(none_of(2, &protocols)?)?]
+        let rules = vec![SeccompRule::new(none_of(0, &families)?)?, SeccompRule::new(none_of(2, &protocols)?)?];
+        [rules, kinds_but(&[libc::SOCK_STREAM, libc::SOCK_DGRAM])?].concat()
     };
+    // Such a pair has two ends and no name, but of datagrams each could be sent elsewhere.
+    let pairs = [vec![SeccompRule::new(none_of(0, &[libc::AF_UNIX])?)?], kinds_but(&[libc::SOCK_STREAM])?];
+    let sockets = BTreeMap::from([(libc::SYS_socket, sockets), (libc::SYS_socketpair, pairs.concat())]);
     // "Address family not supported": look-ups of names then go on without the kernel's list of addresses.
-    Ok([filter(refused, libc::EPERM)?, filter(BTreeMap::from([(libc::SYS_socket, sockets)]), libc::EAFNOSUPPORT)?])
+    Ok([filter(refused, libc::EPERM)?, filter(sockets, libc::EAFNOSUPPORT)?])
 }
 
 fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>, error: i32) -> Result<BpfProgram, BackendError> {
@@ -107,6 +128,17 @@ fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>, error: i32) -> Result<BpfProgr
         .collect();
     let action = SeccompAction::Errno(error.cast_unsigned());
     SeccompFilter::new(rules, SeccompAction::Allow, action, std::env::consts::ARCH.try_into()?)?.try_into()
+}
+
+/// All kinds of sockets but these; flags stand above the kind.
+fn kinds_but(kinds: &[i32]) -> Result<Vec<SeccompRule>, BackendError> {
+    let others = (0..=KIND).filter(|kind| !kinds.contains(kind));
+    let rule = |kind: i32| {
+        let mask = SeccompCmpOp::MaskedEq(KIND.cast_unsigned().into());
+        let value = kind.cast_unsigned().into();
+        SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, mask, value)?])
+    };
+    others.map(rule).collect()
 }
 
 fn none_of(argument: u8, values: &[i32]) -> Result<Vec<SeccompCondition>, BackendError> {
@@ -124,8 +156,10 @@ mod tests {
     #[test]
     fn filters_for_all_kinds_of_children() {
         for network in [Network::None, Network::Ports(vec![443]), Network::Any] {
-            for unix_sockets in [false, true] {
-                let filters = filters(&network, unix_sockets).unwrap();
+            for unix_socket in [None, Some("/x".into())] {
+                let confinement =
+                    Confinement { network: network.clone(), unix_socket, alone: true, ..Confinement::default() };
+                let filters = filters(&confinement).unwrap();
                 // The kernel takes 4096 instructions.
                 assert!(filters.iter().all(|filter| (1..4096).contains(&filter.len())), "{network:?}");
             }
