@@ -140,7 +140,8 @@ impl Buildkit {
     #[must_use]
     pub fn confinement(&self, read: Vec<PathBuf>, write: Vec<PathBuf>) -> Confinement {
         Confinement {
-            read: [read, vec![self.trust.clone()]].concat(),
+            mounted: vec![self.trust.clone()],
+            read,
             write,
             // It is the one that asks registries' token servers, wherever they are.
             network: Network::Any,

@@ -131,6 +131,7 @@ fn landlock(confinement: &Confinement) -> Result<(), EnforceError> {
         .create()?
         .add_rules(path_beneath_rules(SYSTEM, execute))?
         .add_rules(path_beneath_rules(["/dev/null"], null))?
+        .add_rules(path_beneath_rules(&confinement.mounted, read))?
         .add_rules(path_beneath_rules(socket, AccessFs::ResolveUnix))?;
     for (path, access, has_to_be) in confinement
         .read

@@ -75,7 +75,10 @@ const RESERVE: u64 = 256 << 20;
 /// What one child may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
-    /// Files and directories that it reads, beside the system's. What is not there is left out.
+    /// Files and directories of the container that it reads beside the system's, where they are: no job has made them, and a
+    /// mounted volume is full of links.
+    pub mounted: Vec<PathBuf>,
+    /// Files and directories of the job that it reads. What is not there is left out; none may be a link.
     pub read: Vec<PathBuf>,
     /// Files and directories that it reads and writes. They have to be there, and none may be a link: the child before may have
     /// made one.
@@ -220,7 +223,7 @@ impl Sandbox {
     #[must_use]
     pub fn enforcement(&self, confinement: &Confinement) -> Enforcement {
         let mut confinement = confinement.clone();
-        confinement.read.extend(std::env::var_os("SSL_CERT_FILE").map(PathBuf::from));
+        confinement.mounted.extend(std::env::var_os("SSL_CERT_FILE").map(PathBuf::from));
         Enforcement { confinement, memory: self.memory, level: self.level }
     }
 }
