@@ -19,7 +19,7 @@ use crate::{
     buildkit::Buildkit,
     config::Config,
     events::{Events, is_outcome},
-    job::{self, Recorder, git::Repositories, registries::Registries},
+    job::{self, Recorder, registries::Registries, repositories::Repositories},
     reasons::{JobFailure, Reason},
     sandbox::Sandbox,
 };

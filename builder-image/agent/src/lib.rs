@@ -16,6 +16,7 @@ pub mod events;
 pub mod files;
 pub mod job;
 pub mod jobs;
+pub mod parsers;
 pub mod paths;
 pub mod process;
 pub mod reasons;

@@ -16,8 +16,9 @@ use std::{
 use kiln_agent::{
     buildkit::Buildkit,
     job::{
-        git::{GitJob, Reach, Repositories},
+        git::{GitJob, Reach},
         remote::{Credential, Remote, parse_url},
+        repositories::Repositories,
     },
     process,
     sandbox::{Confinement, LARGEST_FILE, Sandbox},

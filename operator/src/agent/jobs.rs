@@ -22,8 +22,9 @@ use tracing::{Instrument, debug, info_span, warn};
 use super::connection::{Agent, Connections};
 use crate::image_build_run::steps::Progress;
 
-/// How long an agent whose pod seems alive may be out of reach.
-const UNREACHABLE: Duration = Duration::from_mins(2);
+/// How long an agent whose pod seems alive may be out of reach, or take connections and answer nothing. A connection that
+/// stood is known to be dead 20 s after its last answer, so a builder is given up after a minute and a half.
+const UNREACHABLE: Duration = Duration::from_secs(70);
 /// How long a single question to an agent may take.
 const CALL: Duration = Duration::from_secs(10);
 /// How long changes are gathered before they are told.
@@ -156,8 +157,7 @@ impl Jobs {
     pub async fn cancel(&self, agent: &Agent, job: &str) -> Result<(), tonic::Status> {
         let mut client = self.connections.client(agent).map_err(|error| unusable(&error))?;
         let request = proto::CancelRequest { job_id: job.to_owned() };
-        let answer = tokio::time::timeout(CALL, client.cancel(request)).await;
-        match answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer"))) {
+        match timely(client.cancel(request)).await {
             Err(status) if status.code() != Code::NotFound => Err(status),
             _ => Ok(()),
         }
@@ -169,7 +169,7 @@ impl Jobs {
         tokio::spawn(async move {
             if let Ok(mut client) = connections.client(&agent) {
                 let request = proto::ForgetRequest { job_id: job.clone() };
-                if let Ok(Err(status)) = tokio::time::timeout(CALL, client.forget(request)).await {
+                if let Err(status) = timely(client.forget(request)).await {
                     debug!(job, %status, "the agent did not forget the job");
                 }
             }
@@ -199,6 +199,11 @@ impl Jobs {
     fn with<T>(&self, change: impl FnOnce(&mut HashMap<String, Entry>) -> T) -> T {
         change(&mut self.entries.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The answer, if it comes in time: an agent may take connections and say nothing.
+async fn timely<T>(call: impl Future<Output = Result<T, tonic::Status>>) -> Result<T, tonic::Status> {
+    tokio::time::timeout(CALL, call).await.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("no answer")))
 }
 
 fn unusable(error: &tonic::transport::Error) -> tonic::Status {
@@ -261,12 +266,13 @@ impl Follower {
         let mut seen = 0;
         let mut last_heard = Instant::now();
         loop {
-            let before = seen;
-            let status = match self.attempt(&mut seen).await {
+            let mut heard = false;
+            let status = match self.attempt(&mut seen, &mut heard).await {
                 Ok(outcome) => return self.observe(outcome),
                 Err(status) => status,
             };
-            if seen > before {
+            if heard {
+                // It answered until now: a stream without events is not a dead one.
                 last_heard = Instant::now();
                 delays = backoff.build();
             }
@@ -283,12 +289,13 @@ impl Follower {
         self.jobs.observe(&self.id, &self.run, observation, &self.progress);
     }
 
-    /// Starts the job, if that is still to be done, and reads its events. `Err`: try again.
-    async fn attempt(&mut self, seen: &mut u64) -> Result<Observation, tonic::Status> {
+    /// Starts the job, if that is still to be done, and reads its events; `heard` says whether the agent answered. `Err`: try
+    /// again.
+    async fn attempt(&mut self, seen: &mut u64, heard: &mut bool) -> Result<Observation, tonic::Status> {
         let mut client = self.jobs.connections.client(&self.agent).map_err(|error| unusable(&error))?;
         if let Some(job) = &self.job {
             let request = proto::StartRequest { job: Some(job.clone()) };
-            match client.start(request).await {
+            match timely(client.start(request)).await {
                 // Its credentials are not needed again.
                 Ok(_) => self.job = None,
                 Err(status) if matches!(status.code(), Code::ResourceExhausted | Code::FailedPrecondition) => {
@@ -306,11 +313,12 @@ impl Follower {
             }
         }
         let request = proto::WatchRequest { job_id: self.id.clone(), after: *seen };
-        let mut events = match client.watch(request).await {
+        let mut events = match timely(client.watch(request)).await {
             Ok(events) => events.into_inner(),
             Err(status) if status.code() == Code::NotFound => return Ok(Observation::Unknown),
             Err(status) => return Err(status),
         };
+        *heard = true;
         loop {
             let due = self.news.due();
             let event = tokio::select! {

@@ -39,7 +39,7 @@ const IMAGE_CONFIGS: [&str; 2] =
 
 /// What a layer becomes.
 #[derive(Debug, PartialEq, Eq)]
-enum Layer {
+pub(crate) enum Layer {
     /// A file of this name.
     File(PathBuf),
     /// What its tarball holds.
@@ -127,7 +127,7 @@ async fn manifest(
 }
 
 /// What a layer of an artifact becomes.
-fn layer_kind(layer: &Descriptor, name: &str) -> Result<Layer, JobFailure> {
+pub(crate) fn layer_kind(layer: &Descriptor, name: &str) -> Result<Layer, JobFailure> {
     let annotation = |key: &str| layer.annotations().as_ref().and_then(|all| all.get(key)).map(String::as_str);
     match annotation(TITLE) {
         Some(title) if annotation(UNPACK) != Some("true") => {

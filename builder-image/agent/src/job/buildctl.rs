@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::ExitStatus,
     sync::Mutex,
     time::Duration,
 };
@@ -88,6 +89,10 @@ impl Build<'_> {
         let command = self.command(arguments.list()?, writes, file_bytes);
         let ended = self.buildctl(command, &mut progress, recorder, stop).await?;
         if !ended.success() {
+            if has_crashed(ended, progress.text()) {
+                let message = "buildctl could not go on: the builder's pod has no room for another process or thread";
+                return Err(JobFailure::new(Reason::AgentFailed, message));
+            }
             if policy.is_some() {
                 // A digest may be gone from its registry: the next attempt asks for the names again.
                 pins::forget(&self.registry.config().state_dir);
@@ -178,7 +183,7 @@ impl Build<'_> {
         progress: &mut Progress<'_>,
         recorder: &Recorder,
         stop: &CancellationToken,
-    ) -> Result<std::process::ExitStatus, JobFailure> {
+    ) -> Result<ExitStatus, JobFailure> {
         if is_traceparent(&self.spec.traceparent) {
             // buildctl hands its spans to buildkitd, which sends them on with its own, all below this one.
             command.env_remove(SAMPLER).env("TRACEPARENT", &self.spec.traceparent);
@@ -315,6 +320,12 @@ impl Build<'_> {
     }
 }
 
+/// Whether Go's runtime ended `buildctl`, as where its pod has too many processes, and not `buildctl` itself: that ends with
+/// another code.
+fn has_crashed(status: ExitStatus, text: &str) -> bool {
+    status.code() == Some(2) && ["runtime: ", "fatal error: "].iter().any(|begin| text.starts_with(begin))
+}
+
 /// Reads the manifest's descriptor and the configuration's digest from `buildctl`'s metadata.
 fn result(metadata: &[u8]) -> Result<(JobResult, Option<String>), serde_json::Error> {
     #[derive(Deserialize)]
@@ -361,6 +372,15 @@ fn is_full(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn crashes() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let ended = |code: i32| ExitStatus::from_raw(code << 8);
+        assert!(has_crashed(ended(2), "runtime: failed to create new OS thread (have 8 already; errno=11)\n"));
+        assert!(!has_crashed(ended(1), "runtime: a stage of this name\n"));
+        assert!(!has_crashed(ended(2), "error: failed to solve\n"));
+    }
 
     #[test]
     fn traceparents() {

@@ -33,14 +33,14 @@ pub(super) const LARGEST_TREE: u64 = 16 << 30;
 
 /// An entry of a commit's tree.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// A submodule's commit rather than a file or link.
-    pub(super) submodule: bool,
+    pub(crate) submodule: bool,
     /// The object's id, or the digest of what Git LFS has in its place.
-    pub(super) id: String,
-    pub(super) path: PathBuf,
+    pub(crate) id: String,
+    pub(crate) path: PathBuf,
     /// A file's length.
-    pub(super) size: u64,
+    pub(crate) size: u64,
 }
 
 /// Which of a commit's files are wanted.
@@ -260,7 +260,7 @@ impl GitJob<'_> {
 }
 
 /// Reads the output of `git ls-tree -r -l -z`.
-fn entries(listing: &[u8]) -> Option<Vec<Entry>> {
+pub(crate) fn entries(listing: &[u8]) -> Option<Vec<Entry>> {
     let mut entries = Vec::new();
     for line in listing.split(|byte| *byte == 0).filter(|line| !line.is_empty()) {
         let tab = line.iter().position(|byte| *byte == b'\t')?;
@@ -289,7 +289,7 @@ fn context_first(entries: &mut Vec<Entry>, context: &Path) -> usize {
 
 /// Refuses what no `git add` makes: paths that leave the tree, two entries of one path, and files below a file or link: of
 /// these one could be written to where another one leads. And more than a builder takes.
-fn check(entries: &[Entry]) -> Result<(), (Reason, String)> {
+pub(crate) fn check(entries: &[Entry]) -> Result<(), (Reason, String)> {
     let mut leaves: HashSet<&Path> = HashSet::new();
     let twice = entries.iter().find(|entry| !leaves.insert(&entry.path));
     let unsafe_entry = twice.or_else(|| {
@@ -327,7 +327,7 @@ fn is_no_name(name: &[u8]) -> bool {
 }
 
 /// Reads the output of `git config -z --list` of a `.gitmodules`: URLs by path, paths that leave the tree left out.
-fn gitmodules(list: &str) -> BTreeMap<String, String> {
+pub(crate) fn gitmodules(list: &str) -> BTreeMap<String, String> {
     let mut modules: BTreeMap<&str, (Option<&str>, Option<&str>)> = BTreeMap::new();
     for setting in list.split('\0') {
         let Some((key, value)) = setting.split_once('\n') else { continue };
@@ -373,8 +373,8 @@ mod tests {
 
     use super::{
         super::{
-            git::Repositories,
             remote::{Credential, parse_url},
+            repositories::Repositories,
         },
         *,
     };

@@ -41,10 +41,10 @@ const LONGEST_ANSWER: usize = 4 << 20;
 
 /// What a file of the repository says of the one that LFS has for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Pointer {
+pub(crate) struct Pointer {
     /// The content's SHA-256 in hexadecimal digits.
-    oid: String,
-    size: u64,
+    pub(crate) oid: String,
+    pub(crate) size: u64,
 }
 
 /// Where a server's LFS is, and what it is shown.
@@ -329,7 +329,7 @@ fn headers(named: &HashMap<String, String>) -> HeaderMap {
 }
 
 /// Reads a pointer: <https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md#the-pointer>
-fn pointer(content: &[u8]) -> Option<Pointer> {
+pub(crate) fn pointer(content: &[u8]) -> Option<Pointer> {
     let text = std::str::from_utf8(content).ok()?;
     let mut lines = text.lines();
     if lines.next()? != "version https://git-lfs.github.com/spec/v1" {

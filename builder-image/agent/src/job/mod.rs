@@ -45,6 +45,7 @@ pub mod programs;
 pub mod progress;
 pub mod registries;
 pub mod remote;
+pub mod repositories;
 pub mod source;
 pub mod stages;
 pub mod tarball;

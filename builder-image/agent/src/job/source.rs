@@ -9,13 +9,7 @@ use kiln_agent_proto::{Job as Spec, context, source::Kind};
 use kiln_registry::http_client::AddressPolicy;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    artifact,
-    git::{GitJob, Repositories},
-    inline,
-    registries::Registries,
-    tarball,
-};
+use super::{artifact, git::GitJob, inline, registries::Registries, repositories::Repositories, tarball};
 use crate::{
     paths,
     reasons::{JobFailure, Reason},

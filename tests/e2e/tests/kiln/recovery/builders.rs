@@ -21,6 +21,7 @@ use crate::recovery::stage::platforms;
 
 kiln_e2e::tests![
     the_agent_is_killed,
+    the_agent_answers_nothing,
     buildkitd_is_killed,
     the_pod_is_deleted,
     the_pod_is_evicted,
@@ -121,6 +122,16 @@ async fn the_agent_is_killed() {
     if is_local("the_agent_is_killed") {
         Tenant::fresh("agent", async |tenant| {
             lost(tenant, "BuilderLost", Fate::Stays, async |pod| host::kill(&pod.uid().unwrap(), "kiln-agent")).await;
+        })
+        .await;
+    }
+}
+
+async fn the_agent_answers_nothing() {
+    if is_local("the_agent_answers_nothing") {
+        Tenant::fresh("frozen", async |tenant| {
+            let freeze = async |pod: &Pod| host::freeze(&pod.uid().unwrap(), "kiln-agent");
+            lost(tenant, "BuilderLost", Fate::Replaced, freeze).await;
         })
         .await;
     }

@@ -38,14 +38,26 @@ pub fn processes(pod_uid: &str, name: &str) -> Vec<u32> {
 /// # Panics
 /// Where there is none.
 pub fn kill(pod_uid: &str, name: &str) {
+    signal("KILL", pod_uid, name);
+}
+
+/// Stops a pod's processes of this name where they are: they take connections, and answer nothing.
+///
+/// # Panics
+/// Where there is none.
+pub fn freeze(pod_uid: &str, name: &str) {
+    signal("STOP", pod_uid, name);
+}
+
+fn signal(signal: &str, pod_uid: &str, name: &str) {
     let found = processes(pod_uid, name);
     assert!(!found.is_empty(), "a process {name} of the pod {pod_uid} runs on this machine");
     let status = Command::new("kill")
-        .arg("-KILL")
+        .arg(format!("-{signal}"))
         .args(found.iter().map(ToString::to_string))
         .status()
         .expect("kill can be started");
-    assert!(status.success(), "kill -KILL {found:?}");
+    assert!(status.success(), "kill -{signal} {found:?}");
 }
 
 /// Runs kubectl or helm; what it printed.
