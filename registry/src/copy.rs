@@ -92,13 +92,20 @@ async fn copy_blob(ends: Ends<'_>, blob: Descriptor) -> Result<(), Error> {
         return Ok(());
     }
     let attempt = target.attempt(to, &format!("copy the blob {digest} to"));
-    let mount = (from.registry == to.registry).then_some((from, digest));
-    let upload = match target.begin_upload(&attempt, to, mount).await? {
+    if from.registry == to.registry {
+        match target.begin_upload(&attempt, to, Some((from, digest))).await? {
+            Upload::Mounted => return Ok(()),
+            // It would be too old once there is room for the transfer.
+            Upload::Session(url) => target.cancel_upload(&attempt, to, url).await,
+            Upload::Nowhere => return Err(nowhere(&attempt)),
+        }
+    }
+    let _transfer = transfer::begin().await;
+    let upload = match target.begin_upload(&attempt, to, None).await? {
         Upload::Mounted => return Ok(()),
         Upload::Session(url) => url,
         Upload::Nowhere => return Err(nowhere(&attempt)),
     };
-    let _transfer = transfer::begin().await;
     let open = || -> BoxFuture<'_, Result<BlobStream, Error>> { Box::pin(fetch_blob(source, from, digest)) };
     target.upload(&attempt, to, upload, &blob, &open).await
 }

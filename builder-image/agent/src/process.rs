@@ -142,7 +142,8 @@ pub async fn run(
             finished => finished.map_err(|source| ProcessError::Read { program, source }),
         };
     }
-    if let Some(group) = group {
+    // While its first process is there, its number is nobody else's.
+    if let Some(group) = Pid::from_raw(leftovers.0.load(Ordering::Relaxed)) {
         let _ = kill_process_group(group, Signal::TERM);
         let _ = tokio::time::timeout(GRACE, child.wait()).await;
         let _ = kill_process_group(group, Signal::KILL);

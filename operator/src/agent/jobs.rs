@@ -22,9 +22,13 @@ use tracing::{Instrument, debug, info_span, warn};
 use super::connection::{Agent, Connections};
 use crate::image_build_run::steps::Progress;
 
-/// How long an agent whose pod seems alive may be out of reach, or take connections and answer nothing. A connection that
-/// stood is known to be dead 20 s after its last answer, so a builder is given up after a minute and a half.
-const UNREACHABLE: Duration = Duration::from_secs(70);
+/// How long an agent whose pod seems alive may be out of reach: a new certificate takes a while to arrive.
+const UNREACHABLE: Duration = Duration::from_mins(2);
+/// How long it may take connections and answer nothing. A connection that stood is known to be dead 20 s after its last
+/// answer, so such a builder is given up after a minute and a half.
+const SILENT: Duration = Duration::from_secs(70);
+/// A stream that stands for so long shows that the agent lives, events or not.
+const STANDS: Duration = Duration::from_secs(1);
 /// How long a single question to an agent may take.
 const CALL: Duration = Duration::from_secs(10);
 /// How long changes are gathered before they are told.
@@ -266,17 +270,17 @@ impl Follower {
         let mut seen = 0;
         let mut last_heard = Instant::now();
         loop {
-            let mut heard = false;
+            let (mut heard, before, begun) = (false, seen, Instant::now());
             let status = match self.attempt(&mut seen, &mut heard).await {
                 Ok(outcome) => return self.observe(outcome),
                 Err(status) => status,
             };
-            if heard {
-                // It answered until now: a stream without events is not a dead one.
+            if seen > before || heard && begun.elapsed() >= STANDS {
                 last_heard = Instant::now();
                 delays = backoff.build();
             }
-            if last_heard.elapsed() > UNREACHABLE {
+            let patience = if status.code() == Code::DeadlineExceeded { SILENT } else { UNREACHABLE };
+            if last_heard.elapsed() > patience {
                 warn!(%status, "the agent cannot be reached");
                 return self.observe(Observation::Unreachable(status.message().to_owned()));
             }
@@ -289,7 +293,7 @@ impl Follower {
         self.jobs.observe(&self.id, &self.run, observation, &self.progress);
     }
 
-    /// Starts the job, if that is still to be done, and reads its events; `heard` says whether the agent answered. `Err`: try
+    /// Starts the job, if that is still to be done, and reads its events; `heard` says whether they could be read. `Err`: try
     /// again.
     async fn attempt(&mut self, seen: &mut u64, heard: &mut bool) -> Result<Observation, tonic::Status> {
         let mut client = self.jobs.connections.client(&self.agent).map_err(|error| unusable(&error))?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -25,6 +26,8 @@ use crate::references::{self, Fault};
 use kiln_registry::http_client::FailureClass;
 use kiln_registry::transfer;
 
+/// How long a cancelled run may go on with the tags that it has begun to move.
+const LAST_TAGS: Duration = Duration::from_mins(1);
 /// How often an agent that seems alive is asked to cancel a job.
 const CANCEL_TRIES: u32 = 6;
 
@@ -64,7 +67,10 @@ pub(super) async fn finish(
                 if !tagging.load(Ordering::Relaxed) {
                     return Ok(Action::await_change());
                 }
-                publishing.await
+                match tokio::time::timeout(LAST_TAGS, publishing).await {
+                    Ok(published) => published,
+                    Err(_) => return Ok(Action::await_change()),
+                }
             }
         }
     };

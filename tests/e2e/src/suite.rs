@@ -65,6 +65,7 @@ impl Test {
 /// the compiler tells.
 #[macro_export]
 macro_rules! tests {
+    (@one alone ignored $name:ident) => { $crate::tests!(@one $name).alone().ignored() };
     (@one alone $name:ident) => { $crate::tests!(@one $name).alone() };
     (@one ignored $name:ident) => { $crate::tests!(@one $name).ignored() };
     (@one plain $name:ident) => {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult};
+use kiln_registry::text::plain_text;
 use serde::Deserialize;
 use tokio::{process::Command, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -90,7 +91,8 @@ impl Build<'_> {
         let ended = self.buildctl(command, &mut progress, recorder, stop).await?;
         if !ended.success() {
             if has_crashed(ended, progress.text()) {
-                let message = "buildctl could not go on: the builder's pod has no room for another process or thread";
+                let why = plain_text(progress.text().lines().next().unwrap_or_default(), 200);
+                let message = format!("buildctl broke down ({why}); the builder's pod may have too many processes");
                 return Err(JobFailure::new(Reason::AgentFailed, message));
             }
             if policy.is_some() {

@@ -80,6 +80,14 @@ impl GitJob<'_> {
             ..Source::new(directory.to_owned(), name.clone())
         };
         let mut waiting = self.check_out_one(&commit, remote, directory, extent, wanted).await?;
+        // Nor has anybody put a link in its way.
+        let is_there = Tree::open(directory).is_ok_and(|tree| tree.is_directory(path));
+        if !is_there {
+            return Err(JobFailure::new(
+                Reason::GitTreeRefused,
+                format!("{name} is not the directory that its commit has"),
+            ));
+        }
         if wanted.keep_git_dir {
             self.write_git_dir(&commit, remote, &source.context).await?;
         }

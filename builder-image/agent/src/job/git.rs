@@ -288,6 +288,8 @@ impl GitJob<'_> {
             self.renew(repository, id)?;
             let reach = Reach { remote: Some(remote), writes: &[repository] };
             let output = self.git(repository, reach, &command, None, &[]).await?;
+            // From here on what it has left is read.
+            self.renew(repository, id)?;
             if output.success {
                 if let Some(second) = self.commit_second(repository, id).await? {
                     return Ok(Ok(second));

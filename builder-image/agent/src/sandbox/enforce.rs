@@ -13,7 +13,7 @@ use landlock::{
     RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, Scope, make_bitflags, path_beneath_rules,
 };
 use rustix::{
-    fs::{FileType, Mode, OFlags},
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
     process::{Resource, Rlimit, setrlimit},
 };
@@ -77,8 +77,11 @@ pub fn enforce(Enforcement { confinement, memory, level }: &Enforcement) -> Resu
     for (resource, limit) in limits {
         if let Some(limit) = limit {
             // One that is lower already does as well.
-            let maximum = rustix::process::getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
-            setrlimit(resource, Rlimit { current: Some(maximum), maximum: Some(maximum) })?;
+            let least =
+                |limit: u64| rustix::process::getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit));
+            // The signal for too much processor time comes at the first of the two, and says what it is.
+            let more = if resource == Resource::Cpu { 5 } else { 0 };
+            setrlimit(resource, Rlimit { current: Some(least(limit)), maximum: Some(least(limit + more)) })?;
         }
     }
     if *level >= Level::Landlock {
@@ -96,11 +99,10 @@ pub fn enforce(Enforcement { confinement, memory, level }: &Enforcement) -> Resu
 /// Opens what a rule is about, and says whether it is a directory; a link, which a child before this one may have made, is
 /// not followed.
 fn open(path: &Path) -> rustix::io::Result<(OwnedFd, bool)> {
-    let found = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
-        FileType::Symlink => Err(Errno::LOOP),
-        kind => Ok((found, kind.is_dir())),
-    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    let is_directory = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode).is_dir();
+    Ok((found, is_directory))
 }
 
 fn landlock(confinement: &Confinement) -> Result<(), EnforceError> {

@@ -1,4 +1,5 @@
-//! What the operator keeps in memory: not the files of ImageBuilds, of which each may have a megabyte.
+//! What the operator keeps in memory: not the files of ImageBuilds, of which each may have a megabyte. `make test-all` alone
+//! runs this: the API server keeps each change of such objects, decoded, and is slow for all tests that follow.
 
 use futures::StreamExt as _;
 use kiln_crds::ImageBuild;
@@ -11,15 +12,14 @@ use serde_json::json;
 use crate::recovery::host::is_local;
 use crate::recovery::operator::Operator;
 
-kiln_e2e::tests![alone large_files_are_not_kept];
+kiln_e2e::tests![alone ignored large_files_are_not_kept];
 
-/// So many ImageBuilds of a megabyte. The API server keeps each of their changes, decoded: more of them would slow the tests
-/// that follow.
-const LARGE: usize = 40;
+/// So many ImageBuilds of a megabyte: more than the operator may use, if it kept them.
+const LARGE: usize = 110;
 /// How many of them are built.
-const BUILT: usize = 2;
+const BUILT: usize = 5;
 /// The most that they may cost the operator, in MiB: room for the page that it reads at once, not for all of them.
-const MOST: u64 = 25;
+const MOST: u64 = 30;
 
 async fn large_files_are_not_kept() {
     if !is_local("large_files_are_not_kept") {
