@@ -24,6 +24,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_ERROR: usize = 16 << 10;
 /// Says which spans the SDK of OpenTelemetry keeps.
 pub const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
+/// Asks for the sizes of all but cache mounts: of one that has changed, the size is counted with its lock held.
+const USAGE: [&str; 5] = ["du", "--filter", "type!=exec.cachemount", "--format", "{{range .}}{{.Size}} {{end}}"];
 /// How long the usage of the cache holds, and how long it may take to tell.
 const USAGE_HOLDS: Duration = Duration::from_secs(1);
 const USAGE_PATIENCE: Duration = Duration::from_millis(800);
@@ -188,7 +190,7 @@ impl Buildkit {
         if let Some((_, used)) = usage.filter(|(asked, _)| asked.elapsed() < USAGE_HOLDS) {
             return Some(used);
         }
-        let sizes = self.builds.between(self.ask(&["du", "--format", "{{range .}}{{.Size}} {{end}}"]));
+        let sizes = self.builds.between(self.ask(&USAGE));
         // A large cache may take longer: what was true a while ago still says more than nothing.
         let Ok(Some(Ok(sizes))) = tokio::time::timeout(USAGE_PATIENCE, sizes).await else {
             return usage.map(|(_, used)| used);

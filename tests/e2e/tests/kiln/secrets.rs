@@ -338,8 +338,11 @@ fn look(uids: &[String], marks: &Marks) -> Vec<String> {
             continue;
         }
         let name = String::from_utf8_lossy(&read("comm")).trim().to_owned();
+        // The agent's child that confines itself, and is `git` a moment later.
+        let words = String::from_utf8_lossy(&read("cmdline")).into_owned();
+        let becomes_git = words.split('\0').nth(1) == Some("sandbox") && words.split('\0').any(|word| word == "git");
         marks.check_bytes(&format!("the command line of {name}"), &read("cmdline"));
-        if !name.starts_with("git") {
+        if !name.starts_with("git") && !becomes_git {
             marks.check_bytes(&format!("the environment of {name}"), &read("environ"));
         }
         names.push(name);
