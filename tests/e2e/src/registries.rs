@@ -56,7 +56,7 @@ impl Login {
     /// Where an image of this name goes in this registry.
     #[must_use]
     pub fn repository(&self, tenant: &Tenant, name: &str) -> String {
-        format!("{}/e2e/{}/{name}", self.host, tenant.namespace)
+        format!("{}/e2e/{}/{name}", self.host, tenant.id)
     }
 }
 

@@ -42,10 +42,10 @@ impl<'a> Example<'a> {
         let cluster = &tenant.cluster;
         let mut example =
             Self { tenant, registry: Registry::new(cluster), pools: Vec::new(), text: texts.join("\n---\n") };
-        let here = format!("{}/e2e/{}", cluster.registry, tenant.namespace);
+        let here = format!("{}/e2e/{}", cluster.registry, tenant.id);
         example.replace("ghcr.io/you", &here);
         let other = Login::referrers();
-        example.replace("quay.io/you", &format!("{}/e2e/{}", other.host, tenant.namespace));
+        example.replace("quay.io/you", &format!("{}/e2e/{}", other.host, tenant.id));
         tenant.login_secret("registry-login", &[&Login::first()]).await;
         tenant.login_secret("quay-login", &[&other]).await;
         example
@@ -76,7 +76,7 @@ impl<'a> Example<'a> {
 
     /// The repository in the registry that stands for `ghcr.io/you/NAME`.
     pub fn repository(&self, name: &str) -> String {
-        format!("{}/e2e/{}/{name}", self.registry.host, self.tenant.namespace)
+        format!("{}/e2e/{}/{name}", self.registry.host, self.tenant.id)
     }
 
     /// Applies all objects of the example.

@@ -41,7 +41,7 @@ pub async fn pool(example: &mut Example<'_>) {
     example.set("name: mirror-login", &format!("name: {login}"));
     let plain = PlainFront::before_registry(cluster).await;
     tenant.login_secret("plain-login", &[&Login::first().at(&plain.host)]).await;
-    example.set("plain.corp.example:5000/you", &format!("{}/e2e/{}", plain.host, tenant.namespace));
+    example.set("plain.corp.example:5000/you", &format!("{}/e2e/{}", plain.host, tenant.id));
     example.set("plain.corp.example:5000", &plain.host);
     example.apply().await;
     let image = image_of(&tenant.built("pool").await);
