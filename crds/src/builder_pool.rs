@@ -347,7 +347,7 @@ pub struct BuilderStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 64)))]
     pub emulated_platforms: Vec<String>,
-    /// How much its cache held when its last build had ended.
+    /// How much its cache held when its last build had ended, without cache mounts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_used: Option<Quantity>,
     /// How much its cache may hold.

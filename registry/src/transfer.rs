@@ -21,8 +21,6 @@ const OF_ONE: usize = 2;
 const WINDOW: Duration = Duration::from_secs(30);
 /// What a registry has to take within that time, in bytes, until it has all.
 const LEAST: u64 = 2 << 20;
-/// How long one blob may take, all its parts together.
-pub(super) const LONGEST: Duration = Duration::from_hours(1);
 /// How long it may take to answer once it has all: some put a large blob together only then.
 const ANSWER: Duration = Duration::from_mins(5);
 

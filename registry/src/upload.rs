@@ -19,8 +19,8 @@ use super::request::Request;
 use super::transfer;
 use crate::http_client::TransportFailure;
 
-/// How long one transfer of a blob may take.
-pub(super) const BLOB_TIMEOUT: Duration = transfer::LONGEST;
+/// How long one transfer of a blob may take, all its parts together.
+pub(super) const BLOB_TIMEOUT: Duration = Duration::from_hours(1);
 /// Bytes of one part, which is held in memory: whatever a registry asks for.
 const PART: usize = 4 << 20;
 /// Bytes that are handed to the connection at once.
@@ -56,38 +56,29 @@ impl Client {
         blob: &Descriptor,
         open: OpenBlob<'_>,
     ) -> Result<(), Error> {
-        let sending = self.upload_somehow(attempt, repository, session, blob, open);
-        match tokio::time::timeout(transfer::LONGEST, sending).await {
+        let sending = async {
+            let body = open().await?;
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(blob.size()));
+            let mut url = session.clone();
+            url.query_pairs_mut().append_pair("digest", blob.digest().as_ref());
+            let response = self.send_once(attempt, repository, Method::PUT, url, headers, body, blob.size()).await?;
+            match response.status() {
+                status if status.is_success() => Ok(()),
+                StatusCode::PAYLOAD_TOO_LARGE | StatusCode::LENGTH_REQUIRED | StatusCode::NOT_IMPLEMENTED => {
+                    tracing::debug!(%repository, status = %response.status(), "the blob is sent in parts");
+                    self.cancel_upload(attempt, repository, session).await;
+                    let Upload::Session(url) = self.begin_upload(attempt, repository, None).await? else {
+                        return Err(nowhere(attempt));
+                    };
+                    self.upload_in_parts(attempt, repository, url, blob, open().await?).await
+                }
+                _ => Err(self.refused(attempt, response).await),
+            }
+        };
+        match tokio::time::timeout(BLOB_TIMEOUT, sending).await {
             Ok(sent) => sent,
             Err(_) => Err(attempt.transport(&TransportFailure::Timeout)),
-        }
-    }
-
-    async fn upload_somehow(
-        &self,
-        attempt: &Attempt,
-        repository: &Repository,
-        session: Url,
-        blob: &Descriptor,
-        open: OpenBlob<'_>,
-    ) -> Result<(), Error> {
-        let body = open().await?;
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(blob.size()));
-        let mut url = session.clone();
-        url.query_pairs_mut().append_pair("digest", blob.digest().as_ref());
-        let response = self.send_once(attempt, repository, Method::PUT, url, headers, body, blob.size()).await?;
-        match response.status() {
-            status if status.is_success() => Ok(()),
-            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::LENGTH_REQUIRED | StatusCode::NOT_IMPLEMENTED => {
-                tracing::debug!(%repository, status = %response.status(), "the blob is sent in parts");
-                self.cancel_upload(attempt, repository, session).await;
-                let Upload::Session(url) = self.begin_upload(attempt, repository, None).await? else {
-                    return Err(nowhere(attempt));
-                };
-                self.upload_in_parts(attempt, repository, url, blob, open().await?).await
-            }
-            _ => Err(self.refused(attempt, response).await),
         }
     }
 

@@ -438,7 +438,6 @@ mod tests {
         let second = git(&tree, &["rev-parse", "HEAD"]);
 
         let (memory, scratch) = (root.path().join("memory"), root.path().join("scratch"));
-        fs::create_dir_all(memory.join("home")).unwrap();
         let repositories = Repositories::new(root.path().join("git"));
         let url = parse_url("https://git.invalid/x").unwrap();
         let remote = Remote::new(url, Credential::None, None, AddressPolicy::new(true));

@@ -42,7 +42,7 @@ impl Repositories {
             if is_directory && entry.path().extension().is_none_or(|end| end != "git") {
                 let _ = remove_all(&entry.path());
             } else if used.is_ok_and(|used| used.elapsed().is_ok_and(|age| age > RETENTION)) {
-                let _ = fs::remove_dir_all(entry.path());
+                let _ = discard(&entry.path());
             }
         }
         let repositories = Self { root, locks: Mutex::default() };
