@@ -25,12 +25,17 @@ const STALL: Duration = Duration::from_secs(30);
 
 /// What a manifest or index refers to.
 #[derive(Deserialize)]
-struct Links {
+pub(super) struct Links {
     #[serde(default)]
     manifests: Vec<Descriptor>,
     config: Option<Descriptor>,
     #[serde(default)]
     layers: Vec<Descriptor>,
+}
+
+/// Reads them. `None`: the bytes are neither a manifest nor an index.
+pub(super) fn links(bytes: &[u8]) -> Option<Links> {
+    serde_json::from_slice(bytes).ok()
 }
 
 /// Both ends of a copy.
@@ -64,8 +69,7 @@ fn copy_manifest(ends: Ends<'_>, digest: Digest, depth: usize) -> BoxFuture<'_, 
             return Ok(there);
         }
         let manifest = source.get_manifest(from, &identifier).await?;
-        let links: Links = serde_json::from_slice(&manifest.bytes)
-            .map_err(|_| attempt.protocol("it is not an OCI manifest or index"))?;
+        let links = links(&manifest.bytes).ok_or_else(|| attempt.protocol("it is not an OCI manifest or index"))?;
         if !links.manifests.is_empty() && depth == 0 {
             return Err(attempt.protocol("its indexes are nested too deep"));
         }

@@ -83,6 +83,23 @@ struct History {
     empty_layer: bool,
 }
 
+/// Reads a manifest, an index or a configuration from bytes, as [`inspect`] does with those of a registry.
+pub(super) fn read(bytes: &[u8]) {
+    if let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) {
+        let attempt = Attempt { registry: String::new(), action: String::new(), writes_tag: false, has_login: false };
+        for platform in ["linux/arm64", "windows(10.0.20348)/amd64"].iter().filter_map(|name| name.parse().ok()) {
+            if let Ok(digest) = choose(&attempt, &manifest.manifests, &platform) {
+                assert!(manifest.manifests.iter().any(|entry| entry.digest == *digest));
+            }
+        }
+    }
+    if let Ok(config) = serde_json::from_slice::<Config>(bytes) {
+        let descriptor = Descriptor::new(oci_spec::image::MediaType::ImageManifest, 0, super::sha256_digest(bytes));
+        let layers = std::slice::from_ref(&descriptor);
+        assert_eq!(image(descriptor.clone(), 0, layers, config).layers.len(), 1);
+    }
+}
+
 /// Reads the image that `identifier` names; of an index, that of `platform`.
 pub async fn inspect(
     client: &Client,

@@ -220,6 +220,21 @@ fn greeting_line(
     Ok(())
 }
 
+/// What an answer that comes in pieces of this size says: as a greeting over https and over ssh, and as one to `ls-refs`.
+/// The same bytes say the same, whatever their pieces.
+pub(crate) fn read(bytes: &[u8], size: usize) -> impl PartialEq + std::fmt::Debug {
+    let greeting = |mut reader: GreetingReader<'_>| {
+        bytes.chunks(size).try_for_each(|chunk| reader.feed(chunk))?;
+        reader.finish()
+    };
+    let mut reader = RefsReader::new(&[]);
+    let listed = bytes.chunks(size).try_for_each(|chunk| reader.feed(chunk)).and_then(|()| reader.finish());
+    if let Ok(refs) = &listed {
+        assert!(refs.commits.len() <= HINTS && refs.commits.values().all(|commit| is_commit_id(commit)));
+    }
+    (greeting(GreetingReader::new(&[])), greeting(GreetingReader::without_service(&[])), listed)
+}
+
 /// The body of an `ls-refs` request for the refs that begin with one of `prefixes`.
 pub(super) fn ls_refs_request(object_format: Option<&str>, prefixes: &[String]) -> Vec<u8> {
     let mut body = Vec::new();

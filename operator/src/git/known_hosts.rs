@@ -7,7 +7,7 @@ use russh::keys::PublicKey;
 
 /// The keys that `known_hosts` has for `host`, which is `[host]:port` where the port is not 22. A key that a line marks as
 /// `@revoked` is none of them, wherever else it stands; one of an `@cert-authority` gives none.
-pub(super) fn keys(known_hosts: &str, host: &str) -> Vec<PublicKey> {
+pub(crate) fn keys(known_hosts: &str, host: &str) -> Vec<PublicKey> {
     let (mut keys, mut revoked) = (Vec::new(), Vec::new());
     for line in known_hosts.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
         let (marker, line) = match line.strip_prefix('@').map(|rest| rest.split_once([' ', '\t'])) {

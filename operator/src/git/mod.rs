@@ -11,6 +11,8 @@ mod ssh;
 #[cfg(test)]
 mod wire_tests;
 
+pub(crate) use advertisement::read as read_answer;
 pub use credential::{BasicAuth, GitCredential, SecretError, SshKey};
 pub use error::{Error, ErrorKind};
+pub(crate) use known_hosts::keys as known_keys;
 pub use resolve::{Resolved, resolve};
