@@ -122,7 +122,9 @@ fn valid(params: &mut CertificateParams, dates: Dates) -> Result<(), Error> {
 mod tests {
     use super::*;
     use rustls::pki_types::{ServerName, UnixTime};
-    use rustls::{RootCertStore, client::verify_server_cert_signed_by_trust_anchor, server::ParsedCertificate};
+    use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+    use rustls::{RootCertStore, client::verify_server_cert_signed_by_trust_anchor};
+    use std::sync::Arc;
     use std::time::Duration;
 
     fn dates(made: i64, life: i64) -> Dates {
@@ -165,5 +167,49 @@ mod tests {
                 assert_eq!(verified.is_ok(), valid, "{}: {verified:?}", second - made);
             }
         }
+    }
+
+    /// Who has stolen a builder's key can be that builder, and nobody else: no other builder, not the operator, no CA.
+    #[test]
+    fn a_stolen_builder_key_serves_its_one_name() {
+        let made = 1_800_000_000;
+        let ca = authority(dates(made, 240)).unwrap();
+        let der = |of: &Identity| CertificateDer::from_pem_slice(of.certificate.as_bytes()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(der(&ca)).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let algorithms = provider.signature_verification_algorithms;
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(made).unwrap()));
+        let issue = |by: &Identity, name: &str, usage| sign(by, name, usage, dates(made, 60)).unwrap();
+        let stolen = issue(&ca, "pool-amd64-1a2b-0", ExtendedKeyUsagePurpose::ServerAuth);
+        let stolen_der = der(&stolen);
+
+        let as_server = ParsedCertificate::try_from(&stolen_der).unwrap();
+        for (name, taken) in [
+            ("pool-amd64-1a2b-0", true),
+            ("pool-amd64-1a2b-1", false),
+            ("pool-amd64-1a2b-0.kiln-builders", false),
+            ("kiln-operator", false),
+            ("10.1.2.3", false),
+        ] {
+            let name = ServerName::try_from(name).unwrap();
+            assert_eq!(rustls::client::verify_server_name(&as_server, &name).is_ok(), taken, "{name:?}");
+        }
+
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots.clone()), provider).build().unwrap();
+        let operator = issue(&ca, "kiln-operator", ExtendedKeyUsagePurpose::ClientAuth);
+        assert!(clients.verify_client_cert(&der(&operator), &[], at).is_ok());
+        assert!(clients.verify_client_cert(&stolen_der, &[], at).is_err(), "it is no client's");
+
+        let forged = der(&issue(&stolen, "pool-amd64-1a2b-1", ExtendedKeyUsagePurpose::ServerAuth));
+        let forged = ParsedCertificate::try_from(&forged).unwrap();
+        let verified = verify_server_cert_signed_by_trust_anchor(
+            &forged,
+            &roots,
+            std::slice::from_ref(&stolen_der),
+            at,
+            algorithms.all,
+        );
+        assert!(verified.is_err(), "it is no CA's");
     }
 }
