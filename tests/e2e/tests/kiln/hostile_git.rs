@@ -141,6 +141,22 @@ pub fn only_for_builders(asked: &Asked, otherwise: impl FnOnce(&str) -> Option<R
     })
 }
 
+/// A pack with one tree of 1.5 GiB, which Git reads whole into memory: more than its sandbox lets it have.
+fn huge_tree() -> Vec<u8> {
+    let size: u64 = 3 << 29;
+    let mut pack = [b"PACK".as_slice(), &2_u32.to_be_bytes(), &1_u32.to_be_bytes()].concat();
+    // The type and the lowest four bits, then seven bits a byte (gitformat-pack, "n-byte type and length").
+    let (mut byte, mut rest) = (2 << 4 | (size & 0xf) as u8, size >> 4);
+    while rest > 0 {
+        pack.push(byte | 0x80);
+        (byte, rest) = ((rest & 0x7f) as u8, rest >> 7);
+    }
+    pack.push(byte);
+    pack.extend([0x78, 0x9c, 0x01]);
+    let side_band = [format!("{:04x}\u{1}", pack.len() + 5).as_bytes(), &pack].concat();
+    [packet("packfile").as_bytes(), &side_band, b"0000"].concat()
+}
+
 async fn honest_to_the_operator_alone() {
     Tenant::run("two-faced-git", async |tenant| {
         let other = HostileServer::start(&tenant.cluster, |_| Some(reply(404, &[], ""))).await;
@@ -149,8 +165,9 @@ async fn honest_to_the_operator_alone() {
             only_for_builders(asked, |kind| match kind {
                 "loopback" => Some(reply(302, &[("location", "https://127.0.0.1:8443/x.git/info/refs")], "")),
                 "elsewhere" => Some(reply(302, &[("location", &elsewhere)], "")),
-                "pack" if asked.method == "GET" => Some(capabilities()),
+                "pack" | "memory" if asked.method == "GET" => Some(capabilities()),
                 "pack" => Some(reply(200, &[RESULT], packet("packfile") + "000ePACK wrong0000")),
+                "memory" => Some(reply(200, &[RESULT], huge_tree())),
                 _ => None,
             })
         })
@@ -159,6 +176,7 @@ async fn honest_to_the_operator_alone() {
             ("loopback", "AddressForbidden"),
             ("elsewhere", "GitRepositoryNotFound"),
             ("pack", "GitFailed"),
+            ("memory", "GitRepositoryTooLarge"),
             ("silent", "BuildTimeout"),
         ];
         for (kind, _) in cases {
@@ -170,6 +188,8 @@ async fn honest_to_the_operator_alone() {
                 }))
                 .await;
         }
+        // Beside them, on the same builder.
+        tenant.build(&Build::inline(tenant, "neighbour", &[("Dockerfile", "FROM busybox\n")]).amd64()).await;
         for (kind, reason) in cases {
             check(&tenant.not_ready(kind, reason).await);
         }
