@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use kiln_crds::Platform;
 
+use crate::network_policy::Egress;
+
 /// Kiln's operator: builds the ImageBuilds of a cluster.
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
@@ -25,6 +27,9 @@ pub struct Settings {
     /// The platforms of an ImageBuild that names none.
     #[arg(long, env = "KILN_DEFAULT_PLATFORMS", value_delimiter = ',', default_value = "linux/amd64,linux/arm64")]
     pub default_platforms: Vec<Platform>,
+    /// What builders may reach, as JSON: the operator keeps a NetworkPolicy that says so. Omitted: none is kept.
+    #[arg(long, env = "KILN_BUILDERS_EGRESS", value_parser = builders_egress)]
+    pub builders_egress: Option<Egress>,
     /// Where /livez, /readyz and /metrics are served.
     #[arg(long, env = "KILN_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
@@ -57,6 +62,10 @@ impl Settings {
         settings.otlp_endpoint = settings.otlp_endpoint.filter(|endpoint| !endpoint.is_empty());
         settings
     }
+}
+
+fn builders_egress(text: &str) -> Result<Egress, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 /// A duration as Kubernetes writes it.

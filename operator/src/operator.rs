@@ -29,7 +29,7 @@ use crate::server::{Health, serve};
 use crate::trace::Traces;
 use crate::trim;
 use crate::watches::{Changes, PAGE, Synced, Wake, drive, stream, tell, wakes, watch};
-use crate::{builder_pool, image_build, image_build_run};
+use crate::{builder_pool, image_build, image_build_run, network_policy};
 
 /// Why the operator stopped.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ pub async fn main() -> std::process::ExitCode {
         eprintln!("kiln-operator: reading the log filter {:?}: {problem}", settings.log);
         return ExitCode::from(2);
     }
-    match run(settings, crate::shutdown::signal()).await {
+    match Box::pin(run(settings, crate::shutdown::signal())).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             error!(error = %problem, "the operator ends");
@@ -262,10 +262,10 @@ async fn control(
     };
     let changed_image_builds = {
         let (wake, context) = (wake.clone(), context.clone());
-        let images = Remembered::default();
+        let seen = Remembered::default();
         tell(changes.image_builds, move |build| {
             wake.warm_pools(&context.stores.pools);
-            wake.image_build_changed(build, &images, &context);
+            wake.image_build_changed(build, &seen, &context);
         })
     };
     let changed_pools = {
@@ -305,9 +305,18 @@ async fn control(
         )
         .await;
     };
+    let network = async {
+        match &context.settings.builders_egress {
+            Some(egress) => {
+                network_policy::keep(context.client.clone(), &context.settings.builders_namespace, egress).await;
+            }
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         _ = secondary => {}
         () = renewal::run(&context, &new_builder) => {}
+        () = network => {}
         () = controllers => {}
     }
 }

@@ -43,37 +43,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* kiln.apiServer: a JSON list of the API server's {address, port}: behind the Service, and the Service itself, for a
-     network plugin may judge a packet before or after its address is translated. */}}
-{{- define "kiln.apiServer" -}}
-{{- $found := .Values.builder.networkPolicy.apiServer -}}
-{{- if not $found -}}
-{{- $found = list -}}
-{{- $service := lookup "v1" "Service" "default" "kubernetes" -}}
-{{- range dig "spec" "ports" list $service -}}
-{{- $port := .port -}}
-{{- range dig "spec" "clusterIPs" list $service -}}
-{{- $found = append $found (dict "address" . "port" $port) -}}
-{{- end -}}
-{{- end -}}
-{{- $slices := lookup "discovery.k8s.io/v1" "EndpointSlice" "default" "" -}}
-{{- range dig "items" list $slices -}}
-{{- if eq (dig "metadata" "labels" "kubernetes.io/service-name" "" .) "kubernetes" -}}
-{{- $endpoints := .endpoints -}}
-{{- range .ports -}}
-{{- $port := .port -}}
-{{- range $endpoints -}}
-{{- range .addresses -}}
-{{- $found = append $found (dict "address" . "port" $port) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- $found | toJson -}}
-{{- end -}}
-
 {{/* kiln.only (list family cidrs): a JSON list of those that are of the address family "4" or "6". */}}
 {{- define "kiln.only" -}}
 {{- $family := index . 0 -}}

@@ -82,14 +82,14 @@ async fn steps_reach_what_builds_need_and_nothing_else() {
     .await;
 }
 
-/// The chart's policies with another value, in a namespace of the test's own: its pods are then what builders are.
+/// The policies of builders with another value, in a namespace of the test's own: its pods are then what builders are.
 async fn private_addresses_can_be_closed() {
     let Some(recorder) = Recorder::here() else { return };
     Tenant::fresh("closed", async |tenant| {
         let api = api_server(tenant).await;
         let policies = tenant.api::<NetworkPolicy>();
-        for policy in chart_policies(&tenant.namespace, &api) {
-            policies.create(&PostParams::default(), &policy).await.expect("the chart's NetworkPolicy is one");
+        for policy in closed_policies(&tenant.namespace, &api) {
+            policies.create(&PostParams::default(), &policy).await.expect("it is a NetworkPolicy");
         }
         let mut shut = vec![
             tenant.cluster.registry.clone(),
@@ -247,19 +247,32 @@ async fn api_server(tenant: &Tenant) -> Vec<SocketAddr> {
     found
 }
 
-/// The chart's policies for a builders namespace of this name, with private addresses closed.
-fn chart_policies(namespace: &str, api: &[SocketAddr]) -> Vec<NetworkPolicy> {
-    let addresses: Vec<_> = api.iter().map(|one| json!({"address": one.ip(), "port": one.port()})).collect();
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/kiln");
+/// The chart's policies for a builders namespace of this name, and what the operator's plan makes of closed private
+/// addresses: its snapshot, with the API server's addresses for those of the unit test.
+fn closed_policies(namespace: &str, api: &[SocketAddr]) -> Vec<NetworkPolicy> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let output = Command::new("helm")
-        .args(["template", "kiln", chart, "--namespace", &operator_namespace()])
+        .args(["template", "kiln", &format!("{root}/charts/kiln"), "--namespace", &operator_namespace()])
         .args(["--show-only", "templates/network-policies.yaml"])
-        .args(["--set", &format!("builder.namespace.name={namespace},builder.networkPolicy.privateAddresses=false")])
-        .args(["--set-json", &format!("builder.networkPolicy.apiServer={}", json!(addresses))])
+        .args(["--set", &format!("builder.namespace.name={namespace}")])
         .output()
         .expect("helm is in PATH");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_yaml_ng::Deserializer::from_slice(&output.stdout)
+    let mut policies: Vec<NetworkPolicy> = serde_yaml_ng::Deserializer::from_slice(&output.stdout)
         .map(|document| NetworkPolicy::deserialize(document).expect("it is a NetworkPolicy"))
-        .collect()
+        .collect();
+    let path = "operator/src/network_policy/snapshots/kiln_operator__network_policy__plan__tests__closed_to_private_addresses.snap";
+    let snapshot = std::fs::read_to_string(format!("{root}/{path}")).expect("the snapshot is there");
+    let (_, snapshot) = snapshot.trim_start_matches("---\n").split_once("---\n").expect("it has a head");
+    let mut closed: NetworkPolicy = serde_yaml_ng::from_str(snapshot).expect("it is a NetworkPolicy");
+    for peer in closed.spec.iter_mut().flat_map(|spec| spec.egress.iter_mut().flatten()).flat_map(|rule| &mut rule.to) {
+        for block in peer.iter_mut().filter_map(|peer| peer.ip_block.as_mut()).filter(|block| block.cidr == "0.0.0.0/0")
+        {
+            block.except.get_or_insert_default().extend(api.iter().map(|one| format!("{}/32", one.ip())));
+            // Which ranges are private the chart says.
+            block.except.get_or_insert_default().extend(["172.16.0.0/12", "192.168.0.0/16"].map(str::to_owned));
+        }
+    }
+    policies.push(closed);
+    policies
 }

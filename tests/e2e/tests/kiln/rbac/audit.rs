@@ -7,7 +7,7 @@ use std::time::Duration;
 use kiln_e2e::cluster::{builders_namespace, operator_namespace, variable};
 use serde_json::Value;
 
-use crate::rbac::roles::Place::{Builders, Everywhere, Own};
+use crate::rbac::roles::Place::{ApiServer, Builders, Everywhere, Own};
 use crate::rbac::roles::Right;
 
 /// The longest that the operator needs to come to what is refused: a pod that ends, one that starts, and a build.
@@ -55,6 +55,7 @@ fn is_of(entry: &Value, (place, resource, verb): Right) -> bool {
         Everywhere => true,
         Own => object["namespace"] == operator_namespace(),
         Builders => object["namespace"] == builders_namespace(),
+        ApiServer => object["namespace"] == "default",
     };
     // A server-side apply of what is not there is a patch that is refused for want of the right to create.
     let applies = verb == "create" && place == Builders && entry["verb"] == "patch";

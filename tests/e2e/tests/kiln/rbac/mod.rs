@@ -11,8 +11,9 @@ use std::panic::{AssertUnwindSafe, resume_unwind};
 use futures::FutureExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kiln_crds::ImageBuildRun;
-use kiln_e2e::cluster::operator_namespace;
+use kiln_e2e::cluster::{builders_namespace, operator_namespace};
 use kiln_e2e::{Build, Tenant, wait};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::watcher;
@@ -20,12 +21,17 @@ use kube::{Api, Client};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
 use serde_json::{Value, json};
 
-use crate::rbac::Provocation::{Broken, Built, Expired, Idle, Lead, NewCa, NewLease, Start, Taken, Trimmed, Unmade};
+use crate::rbac::Provocation::{
+    Broken, Built, Closed, Expired, Idle, Lead, NewCa, NewLease, Start, Taken, Trimmed, Unmade,
+};
 use crate::rbac::audit::Audit;
-use crate::rbac::roles::Place::{Builders, Everywhere, Own};
+use crate::rbac::roles::Place::{ApiServer, Builders, Everywhere, Own};
 use crate::rbac::roles::{Right, Roles};
 
 kiln_e2e::tests![alone no_right_is_idle, nothing_that_it_must_not_have];
+
+/// The NetworkPolicy that the operator keeps.
+const POLICY: &str = "kiln-builders-addresses";
 
 /// What makes the operator use a right.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,6 +58,8 @@ enum Provocation {
     Unmade,
     /// A builder that has had nothing to do for a second.
     Idle,
+    /// The NetworkPolicy that lets builders out is deleted.
+    Closed,
 }
 
 /// All rights: those of one round are taken away at the same time, for the same provocation shows each of them.
@@ -71,6 +79,8 @@ const ROUNDS: &[(Provocation, &[Right])] = &[
             (Everywhere, "nodes", "list"),
             (Builders, "pods", "list"),
             (Builders, "persistentvolumeclaims", "list"),
+            (Builders, "networkpolicies", "list"),
+            (ApiServer, "endpointslices", "list"),
         ],
     ),
     (
@@ -83,8 +93,13 @@ const ROUNDS: &[(Provocation, &[Right])] = &[
             (Everywhere, "nodes", "watch"),
             (Builders, "pods", "watch"),
             (Builders, "persistentvolumeclaims", "watch"),
+            (Builders, "networkpolicies", "watch"),
+            (ApiServer, "endpointslices", "watch"),
         ],
     ),
+    (Start, &[(ApiServer, "services", "get")]),
+    (Closed, &[(Builders, "networkpolicies", "patch")]),
+    (Closed, &[(Builders, "networkpolicies", "create")]),
     (Start, &[(Own, "leases", "get")]),
     (NewLease, &[(Own, "leases", "create")]),
     (NewCa, &[(Own, "secrets", "create")]),
@@ -158,6 +173,10 @@ impl<'a> Stage<'a> {
         Api::namespaced(tenant.cluster.client.clone(), &operator_namespace())
     }
 
+    fn policies(&self) -> Api<NetworkPolicy> {
+        Api::namespaced(self.tenant.cluster.client.clone(), &builders_namespace())
+    }
+
     async fn put_ca(&self, data: Value) {
         let secrets = Self::secrets(self.tenant);
         let _ = secrets.delete("kiln-ca", &DeleteParams::default()).await;
@@ -220,6 +239,10 @@ impl<'a> Stage<'a> {
                 tenant.builds().delete(&name, &DeleteParams::default()).await.expect("an ImageBuild can be deleted");
             }
             Idle => drop(tenant.create_build(&alone(tenant, &name).pool(&self.pool)).await),
+            Closed => {
+                let policies = self.policies();
+                policies.delete(POLICY, &DeleteParams::default()).await.expect("the operator has made it");
+            }
         }
     }
 
@@ -229,6 +252,10 @@ impl<'a> Stage<'a> {
         let client = &tenant.cluster.client;
         if matches!(provocation, NewCa | Expired) {
             self.put_ca(json!(ca.data)).await;
+        }
+        if provocation == Closed {
+            let select = watcher::Config::default().fields(&format!("metadata.name={POLICY}"));
+            tenant.wait(self.policies(), select, "it is made again", wait::SOON, |found| Ok(!found.is_empty())).await;
         }
         if matches!(provocation, Start | NewLease | NewCa | Expired | Lead) {
             restart(client).await;

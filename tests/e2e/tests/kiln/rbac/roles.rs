@@ -10,7 +10,7 @@ use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 
-use self::Place::{Builders, Everywhere, Own};
+use self::Place::{ApiServer, Builders, Everywhere, Own};
 
 /// Where a right holds, and so which role gives it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,12 +21,14 @@ pub enum Place {
     Own,
     /// The Role in the builders' namespace.
     Builders,
+    /// The Role in the namespace of the API server's Service.
+    ApiServer,
 }
 
 /// Where, on what (with its subresource), and which verb.
 pub type Right = (Place, &'static str, &'static str);
 
-/// The three roles, as the chart made them.
+/// The four roles, as the chart made them.
 pub struct Roles {
     client: Client,
     name: String,
@@ -51,19 +53,28 @@ impl Roles {
         let everywhere = Api::<ClusterRole>::all(client.clone()).get(&roles.name).await.unwrap().rules;
         let own = roles.role(Own).get(&roles.name_of(Own)).await.unwrap().rules;
         let builders = roles.role(Builders).get(&roles.name_of(Builders)).await.unwrap().rules;
-        roles.rules = [(Everywhere, everywhere), (Own, own), (Builders, builders)]
+        let api_server = roles.role(ApiServer).get(&roles.name_of(ApiServer)).await.unwrap().rules;
+        roles.rules = [(Everywhere, everywhere), (Own, own), (Builders, builders), (ApiServer, api_server)]
             .map(|(place, rules)| (place, rules.unwrap()))
             .into();
         roles
     }
 
     fn role(&self, place: Place) -> Api<Role> {
-        let namespace = if place == Own { operator_namespace() } else { builders_namespace() };
+        let namespace = match place {
+            Own => operator_namespace(),
+            ApiServer => "default".to_owned(),
+            Builders | Everywhere => builders_namespace(),
+        };
         Api::namespaced(self.client.clone(), &namespace)
     }
 
     fn name_of(&self, place: Place) -> String {
-        if place == Builders { format!("{}-builders", self.name) } else { self.name.clone() }
+        match place {
+            Builders => format!("{}-builders", self.name),
+            ApiServer => format!("{}-api-server", self.name),
+            Own | Everywhere => self.name.clone(),
+        }
     }
 
     /// Every right that they give.
@@ -142,12 +153,14 @@ impl Roles {
                         Everywhere => None,
                         Own => Some(operator_namespace()),
                         Builders => Some(builders_namespace()),
+                        ApiServer => Some("default".to_owned()),
                     },
                     // The objects that a rule names.
                     name: match (place, resource, verb) {
                         (Own, _, "create") => None,
                         (Own, "leases", _) => Some("kiln-operator".to_owned()),
                         (Own, "secrets", _) => Some("kiln-ca".to_owned()),
+                        (ApiServer, ..) => Some("kubernetes".to_owned()),
                         (_, "serviceaccounts", _) => Some("default".to_owned()),
                         _ => None,
                     },

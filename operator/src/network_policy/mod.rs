@@ -1,0 +1,122 @@
+//! Keeps the NetworkPolicy that lets builders out: everywhere but to the API server and to what hands out a node's
+//! credentials.
+//!
+//! The chart's own policy lets them reach DNS alone. Which addresses the API server has only the cluster knows, and they
+//! change: a GitOps tool that renders the chart cannot look them up, and would set back what somebody else writes into its
+//! objects. So this object is the operator's.
+
+mod plan;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher::Config;
+use kube::{Api, Client, ResourceExt as _};
+use serde::Deserialize;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use crate::context::{FIELD_MANAGER, backoff, namespaced};
+use crate::trim;
+use crate::watches::{Synced, drive, watch};
+
+/// The namespace of the API server's Service, and the name of that and of its EndpointSlice.
+const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
+/// What builders may reach, from the chart's values.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Egress {
+    /// The name of the NetworkPolicy.
+    pub name: String,
+    /// The chart's NetworkPolicy of the same namespace: where it is removed, so is this one.
+    pub owner: String,
+    /// Ranges that are never reached: they hand out the node's credentials.
+    pub metadata_addresses: Vec<String>,
+    /// Whether private addresses and Pods may be reached.
+    pub private_addresses: bool,
+    /// The private ranges.
+    pub private_ranges: Vec<String>,
+    /// Addresses of the API server beside those that are found.
+    pub api_server: Vec<Endpoint>,
+}
+
+/// An address and a port of the API server.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Endpoint {
+    /// The address.
+    pub address: IpAddr,
+    /// The port.
+    pub port: u16,
+}
+
+/// Keeps the policy as it should be, for ever. Nothing is written while it is.
+pub async fn keep(client: Client, builders_namespace: &str, egress: &Egress) {
+    let (namespace, name) = API_SERVER;
+    let slices: Api<EndpointSlice> = namespaced(&client, namespace);
+    let policies: Api<NetworkPolicy> = namespaced(&client, builders_namespace);
+    let mut synced = Synced::default();
+    let of_api_server = Config::default().fields(&format!("metadata.name={name}"));
+    let (slices, slice_changes) = watch(slices, of_api_server, trim::managed_fields, &mut synced);
+    let (there, policy_changes) = watch(policies.clone(), Config::default(), trim::managed_fields, &mut synced);
+    let changed = Notify::new();
+    let watched = futures::future::join(
+        drive(slice_changes, |_| changed.notify_one()),
+        drive(policy_changes, |_| changed.notify_one()),
+    );
+    let written = async {
+        synced.wait().await;
+        let mut failures = 0;
+        loop {
+            let again = match write(&client, &policies, egress, &slices.state(), &there.state()).await {
+                Ok(()) => {
+                    failures = 0;
+                    Duration::MAX
+                }
+                Err(error) => {
+                    failures += 1;
+                    warn!(%error, "the NetworkPolicy that lets builders out could not be written");
+                    backoff(failures)
+                }
+            };
+            // A change, or the time to try again.
+            let _ = tokio::time::timeout(again, changed.notified()).await;
+        }
+    };
+    tokio::select! {
+        _ = watched => {}
+        () = written => {}
+    }
+}
+
+async fn write(
+    client: &Client,
+    policies: &Api<NetworkPolicy>,
+    egress: &Egress,
+    slices: &[Arc<EndpointSlice>],
+    there: &[Arc<NetworkPolicy>],
+) -> Result<(), kube::Error> {
+    let (namespace, name) = API_SERVER;
+    // Its addresses never change, and it may have one of each family.
+    let service = namespaced::<Service>(client, namespace).get(name).await?;
+    let mut api_server: BTreeSet<Endpoint> = egress.api_server.iter().copied().collect();
+    api_server.extend(plan::of_service(&service));
+    api_server.extend(slices.iter().flat_map(|slice| plan::of_slice(slice)));
+    let find = |name: &str| there.iter().find(|policy| policy.name_any() == name);
+    let wanted = plan::policy(egress, find(&egress.owner).map(|owner| &**owner), &api_server);
+    let is_there = find(&egress.name).is_some_and(|found| {
+        found.spec == wanted.spec && found.metadata.owner_references == wanted.metadata.owner_references
+    });
+    if is_there {
+        return Ok(());
+    }
+    policies.patch(&egress.name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&wanted)).await?;
+    info!(policy = egress.name, "the NetworkPolicy that lets builders out is written");
+    Ok(())
+}
