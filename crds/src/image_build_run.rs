@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube_derive::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::image_build::{BuildFailure, BuildWarning, BuiltImage, ImageBuildSpec, ImageContent, Resolved};
+use crate::image_build::{BuildFailure, BuildWarning, BuiltImage, ImageBuildSpec, ImageContent, Resolved, TagStatus};
 
 /// One attempt at one resolved input of an ImageBuild. Kiln makes it; a user may set `cancel`.
 #[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -115,6 +115,12 @@ pub struct ImageBuildRunStatus {
     /// The image, once its index and tags are pushed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<BuiltImage>,
+    /// The tags that it moves: claimed before the first is moved, with a digest once they are. Of a run that ended otherwise,
+    /// those that it had moved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 288))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["repository".into(), "tag".into()]))]
+    pub tags: Vec<TagStatus>,
     /// Why the last good image could not be copied, so that it is built.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

@@ -28,6 +28,7 @@ use crate::config::Settings;
 use crate::leader::LeaderToken;
 use crate::metrics::Metrics;
 use crate::reason::Reason;
+use crate::tags::claims::Claims;
 use crate::trace::Traces;
 use crate::watches::{Synced, Wake};
 use kiln_registry::RegistryClients;
@@ -88,6 +89,8 @@ pub struct Context {
     pub image_builds: Remembered<crate::image_build::Memory>,
     /// Told when a run is cancelled or deleted: one that is being published stops then.
     pub cancelled: Notify,
+    /// The tags that runs are about to move.
+    pub claims: Claims,
     /// How the publishing of a run went, by UID.
     pub publishing: Remembered<crate::image_build_run::Publishing>,
     /// How often an agent was asked in vain to cancel a job, by its id.
@@ -125,6 +128,7 @@ impl Context {
             api_drops_host_users: false.into(),
             image_builds: Remembered::default(),
             cancelled: Notify::new(),
+            claims: Claims::default(),
             publishing: Remembered::default(),
             cancelling: Remembered::default(),
             removed_pods: Remembered::default(),

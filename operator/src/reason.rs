@@ -67,8 +67,10 @@ reasons! {
     PlatformNotRunnable,
     /// The repository or a tag is not well formed.
     RepositoryInvalid,
-    /// An older ImageBuild has the same tag of the same repository.
+    /// Another ImageBuild has the same tag of the same repository, or moves it now.
     TagConflict,
+    /// Something else had moved a tag since Kiln did.
+    TagMoved,
     /// A named image is not in its registry.
     ImageNotFound,
     /// A named index has no image for a platform.

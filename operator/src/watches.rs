@@ -1,7 +1,7 @@
 //! The watches: one for each kind, each keeping a copy of its objects, and which change wakes which reconcile.
 
 use std::fmt::Debug;
-use std::hash::Hash;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
@@ -69,8 +69,25 @@ where
     (store, changes)
 }
 
-/// The digest of an ImageBuild's last good image, if it has one.
-pub type Image = Option<String>;
+/// What others wait for in an ImageBuild.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Seen {
+    /// The digest of its image.
+    image: Option<String>,
+    /// A hash of the tags that belong to it.
+    tags: u64,
+}
+
+impl Seen {
+    fn of(build: &ImageBuild) -> Self {
+        let status = build.status.as_ref();
+        let mut tags = DefaultHasher::new();
+        for tag in status.iter().flat_map(|status| &status.tags) {
+            (&tag.repository, &tag.tag).hash(&mut tags);
+        }
+        Self { image: status.and_then(|status| Some(status.image.as_ref()?.digest.clone())), tags: tags.finish() }
+    }
+}
 
 /// Wakes reconciles.
 #[derive(Clone)]
@@ -156,22 +173,27 @@ impl Wake {
         }
     }
 
-    /// An ImageBuild changed: where it has another image, those of its namespace that have it as a context. `images` holds
-    /// the digests that were seen.
-    pub fn image_build_changed(&self, build: &ImageBuild, images: &Remembered<Option<Image>>, context: &Context) {
+    /// An ImageBuild changed: where it has another image, those of its namespace that have it as a context may go on; where
+    /// it has other tags, those that want one that it had. `seen` holds what was seen of each.
+    pub fn image_build_changed(&self, build: &ImageBuild, seen: &Remembered<Option<Seen>>, context: &Context) {
         let uid = build.uid().unwrap_or_default();
         if context.stores.image_builds.get(&ObjectRef::from_obj(build)).is_none() {
-            images.remove(&uid);
+            seen.remove(&uid);
+            self.image_builds_with(&[Reason::TagConflict], context);
             return;
         }
-        let image = build.status.as_ref().and_then(|status| Some(status.image.as_ref()?.digest.clone()));
-        let former = images.get(&uid);
-        if former.as_ref() == Some(&image) {
+        let now = Seen::of(build);
+        let former = seen.get(&uid);
+        if former.as_ref() == Some(&now) {
             return;
         }
-        images.set(&uid, Some(image));
+        seen.set(&uid, Some(now.clone()));
         // What is seen for the first time is there since before the operator was: it looks at everything when it starts.
-        if former.is_none() {
+        let Some(former) = former else { return };
+        if former.tags != now.tags {
+            self.image_builds_with(&[Reason::TagConflict], context);
+        }
+        if former.image == now.image {
             return;
         }
         let name = build.name_any();
@@ -190,10 +212,15 @@ impl Wake {
         self.queued_runs(&context.stores.runs);
         // An ImageBuild without a pool may be another one's by now.
         self.warm_pools(&context.stores.pools);
+        let faults =
+            [Reason::PoolNotFound, Reason::PoolNotAllowed, Reason::PlatformInvalid, Reason::ArchivesNotConfigured];
+        self.image_builds_with(&faults, context);
+    }
+
+    /// ImageBuilds that are not ready for one of these faults may go on.
+    fn image_builds_with(&self, faults: &[Reason], context: &Context) {
         for build in context.stores.image_builds.state() {
             let conditions = build.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-            let faults =
-                [Reason::PoolNotFound, Reason::PoolNotAllowed, Reason::PlatformInvalid, Reason::ArchivesNotConfigured];
             let waits = find(conditions, "Ready")
                 .is_some_and(|ready| faults.iter().any(|fault| fault.as_str() == ready.reason));
             if let Some(uid) = build.uid().filter(|_| waits) {

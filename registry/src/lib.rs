@@ -14,6 +14,7 @@ mod credentials;
 mod error;
 mod index;
 mod inspect;
+pub mod parsers;
 mod publish;
 mod reference;
 mod request;

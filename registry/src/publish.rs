@@ -3,6 +3,8 @@
 
 use std::future::Future;
 
+use oci_spec::image::{Descriptor, Digest};
+
 use super::client::Client;
 use super::error::{Error, ErrorKind};
 use super::index::IndexBytes;
@@ -24,13 +26,14 @@ pub enum PublishOutcome {
 ///
 /// Before each look at a tag `still_newest` is asked; the tag is left alone once it says no. A tag that is right
 /// already is not written. After the last tag all are looked at again, and what differs is put right, at most three
-/// times ([`ErrorKind::TagContended`] then).
+/// times ([`ErrorKind::TagContended`] then). Each time that a tag is right, `moved` is told, with what it pointed at before.
 pub async fn publish<F, Fut>(
     client: &Client,
     repository: &Repository,
     index: &IndexBytes,
     tags: &[Tag],
     still_newest: F,
+    moved: impl Fn(&Tag, Option<&Digest>) + Send + Sync,
 ) -> Result<PublishOutcome, Error>
 where
     F: Fn() -> Fut + Send + Sync,
@@ -44,12 +47,14 @@ where
             if !still_newest().await {
                 return Ok(PublishOutcome::Superseded);
             }
-            let tag = Identifier::from(tag.clone());
-            let there = client.head_manifest(repository, &tag).await?;
-            if there.is_none_or(|there| *there.digest() != index.digest) {
-                client.put_manifest(repository, &tag, &index.media_type, index.bytes.clone()).await?;
+            let by_tag = Identifier::from(tag.clone());
+            let there = client.head_manifest(repository, &by_tag).await?;
+            let there = there.as_ref().map(Descriptor::digest);
+            if there != Some(&index.digest) {
+                client.put_manifest(repository, &by_tag, &index.media_type, index.bytes.clone()).await?;
                 written = true;
             }
+            moved(tag, there);
         }
         if !written {
             return Ok(PublishOutcome::Published);

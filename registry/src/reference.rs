@@ -55,9 +55,20 @@ impl Repository {
         if path.len() > 255 || !path.split('/').all(valid_component) {
             return Err(fail(Cause::Path));
         }
-        let path =
-            if registry == DOCKER_HUB && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
-        Ok(Self { registry, path })
+        Ok(Self::at(registry, path))
+    }
+
+    /// The path of one word is in Docker Hub's `library`.
+    fn at(registry: String, path: &str) -> Self {
+        let library = registry == DOCKER_HUB && !path.contains('/');
+        Self { registry, path: if library { format!("library/{path}") } else { path.to_owned() } }
+    }
+
+    /// The same without the port that https has anyway: two names of one place become equal.
+    #[must_use]
+    pub fn without_default_port(&self) -> Self {
+        let host = self.registry.strip_suffix(":443").unwrap_or(&self.registry);
+        Self::at(if is_docker_hub(host) { DOCKER_HUB } else { host }.to_owned(), &self.path)
     }
 
     /// The host (and port) that answers the registry's API.

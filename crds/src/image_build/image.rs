@@ -55,6 +55,17 @@ pub struct ImageTarget {
     pub growth_warning_percent: Option<u32>,
 }
 
+impl ImageTarget {
+    /// Every repository that gets the image, as it is written, with its tags; no tags mean `latest`.
+    pub fn repositories(&self) -> impl Iterator<Item = (&str, &[String])> {
+        let copies = self.copies.iter().map(|copy| {
+            let tags = if copy.tags.is_empty() { &self.tags } else { &copy.tags };
+            (copy.repository.as_str(), tags.as_slice())
+        });
+        std::iter::once((self.repository.as_str(), self.tags.as_slice())).chain(copies)
+    }
+}
+
 /// Another repository for the same image.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

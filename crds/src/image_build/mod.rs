@@ -21,7 +21,7 @@ pub use self::platform::PlatformSpec;
 pub use self::source::{BuildContext, GitSource, HttpSource, ImageBuildName, ImageSource, InlineSource, Source};
 pub use self::status::{
     BuildFailure, BuildWarning, BuiltImage, ImageBuildStatus, ImageContent, ImageLayer, PlatformImage, PushedCopy,
-    Resolved, SourceStatus, Summary,
+    Resolved, SourceStatus, Summary, TagStatus,
 };
 pub use self::step::{BuildSecret, BuildSsh, HostAlias, Network, PullPolicy, Ulimit};
 use crate::bounds;

@@ -1,6 +1,6 @@
 //! What Kiln found and made: the last good image, and why a later build failed.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ pub struct ImageBuildStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// `Ready`: the image of the current input is pushed. `Reconciling`: work goes on. `Stalled`: it cannot go on until
-    /// something is mended.
+    /// something is mended. `TagMoved`: something else had moved one of its tags.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -20,6 +20,12 @@ pub struct ImageBuildStatus {
     /// The last good image. A failure never takes it away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<BuiltImage>,
+    /// The tags that belong to this ImageBuild, the newest first: it has moved each of them last, and its spec can still give
+    /// it. Those that the spec names without a `{{…}}` all stay, of the others the newest 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 320))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["repository".into(), "tag".into()]))]
+    pub tags: Vec<TagStatus>,
     /// What that image was built from; of a check that pushes nothing, what was checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceStatus>,
@@ -44,6 +50,25 @@ pub struct ImageBuildStatus {
     /// What `kubectl get` prints, shortened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,
+}
+
+/// A tag that Kiln moves.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TagStatus {
+    /// Registry and path.
+    #[schemars(length(max = 512))]
+    pub repository: String,
+    /// The tag.
+    #[schemars(length(max = 128))]
+    pub tag: String,
+    /// Digest of the OCI index that it was moved to. Absent while it is only claimed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 160))]
+    pub digest: Option<String>,
+    /// When that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_at: Option<MicroTime>,
 }
 
 /// An image in a registry.

@@ -187,7 +187,7 @@ fn volumes(context: &Context, pool: &BuilderPool, living: &Living) -> Vec<Volume
     of_pool.collect()
 }
 
-/// Forgets what is remembered of ImageBuilds and builders that are gone.
+/// Forgets what is remembered of ImageBuilds, runs and builders that are gone.
 fn forget_the_gone(context: &Context) {
     // Most of the time there is none, and they may be ten thousand.
     if context.image_builds.len() > context.stores.image_builds.len() {
@@ -195,6 +195,9 @@ fn forget_the_gone(context: &Context) {
         let uids: HashSet<&str> = builds.iter().filter_map(|build| build.metadata.uid.as_deref()).collect();
         context.image_builds.retain(|uid| uids.contains(uid));
     }
+    let runs = context.stores.runs.state();
+    let runs: HashSet<&str> = runs.iter().filter_map(|run| run.metadata.uid.as_deref()).collect();
+    context.claims.retain(|run_uid| runs.contains(run_uid));
     let pods = context.stores.pods.state();
     context.described.retain(&pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect());
 }

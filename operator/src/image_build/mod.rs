@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::ImageBuildStatus;
+use kiln_crds::image_build::{ImageBuildStatus, PlatformSpec};
 use kiln_crds::{ImageBuild, ImageBuildRun, REBUILD_ANNOTATION};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
@@ -22,12 +22,15 @@ use tracing::{info, warn};
 
 use self::dereference::{Found, check, look, with_image_builds};
 use self::input::input_hash;
+use self::plan::Cure;
 use crate::builder_pool::select::{archives, pool};
 use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
 use crate::git;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
+use crate::tags::template::Values;
+use crate::tags::{self, Asker, ownership};
 use crate::trim;
 use kiln_registry::http_client::FailureClass;
 
@@ -128,9 +131,9 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
             Ok(created) => {
                 memory.fault = None;
                 memory.retry_at = None;
-                let retries = newest.as_ref().is_some_and(|run| plan::failed_on_credential(run));
+                let retries = newest.as_ref().is_some_and(|run| plan::cure(run).is_some());
                 if created.is_none() && retries {
-                    // A run that failed on a credential is followed by another once that has changed.
+                    // A run that failed on what stands elsewhere is followed by another once that has changed.
                     memory.failures += 1;
                     memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
                 } else if !retries {
@@ -285,24 +288,27 @@ async fn advance(
         .map(|run| run.spec.input_hash.as_str())
         .or(build.status.as_ref().and_then(|status| status.input_hash.as_deref()));
     if known == Some(input_hash.as_str()) && !aged {
-        let Some(failed) = newest.filter(|run| plan::failed_on_credential(run)) else { return Ok(None) };
-        let versions = references::secret_versions(context, &namespace, &build.spec).await?;
-        if !plan::credential_changed(failed, &versions) {
-            return Ok(None);
+        match newest.and_then(|run| Some((run, plan::cure(run)?))) {
+            Some((failed, Cure::Credential)) => {
+                let versions = references::secret_versions(context, &namespace, &build.spec).await?;
+                if !plan::credential_changed(failed, &versions) {
+                    return Ok(None);
+                }
+            }
+            // Whether it has been given up is asked below, before another run is made.
+            Some((_, Cure::Tag)) => {}
+            None => return Ok(None),
         }
     }
     let platforms = plan::platforms(build.spec.platforms.as_deref(), &context.settings.default_platforms)
         .map_err(references::Error::from)?;
     plan::served(&platforms, &pool).map_err(references::Error::from)?;
     archives(&build.spec, &pool).map_err(references::Error::from)?;
-    if let Some((owner, tag)) = plan::tag_owner(build, &context.stores.image_builds.state()) {
-        let message = format!("{owner} is older and has the tag {tag}: write another tag or repository");
-        return Err(references::Error::from(Fault::user(Reason::TagConflict, message)).into());
-    }
+    let number = plan::next_number(&build.name_any(), recorded, named);
+    check_tags(context, build, &found, &platforms, number, now).map_err(references::Error::from)?;
     check(context, build, &pool, read).await?;
     let fresh = age::too_old(build, since.as_ref(), now);
     let copy_of = plan::copy_of(build, own, &platforms, &content_hash, rebuild(build)).filter(|_| !fresh);
-    let number = plan::next_number(&build.name_any(), recorded, named);
     let input = apply::Input { input_hash, content_hash, found, platforms, fresh, copy_of };
     // Another change is on its way, and wakes this again.
     let Some(whole) = whole(build, context).await? else { return Ok(None) };
@@ -320,6 +326,28 @@ async fn advance(
     Ok(Some(run))
 }
 
+/// Whether another ImageBuild has a tag that the next run would move, or one that its cache would be written to.
+fn check_tags(
+    context: &Context,
+    build: &ImageBuild,
+    found: &Found,
+    platforms: &[PlatformSpec],
+    number: u64,
+    now: Timestamp,
+) -> Result<(), Fault> {
+    let source = found.source.as_ref();
+    let values = Values {
+        reference: source.and_then(|source| source.ref_name.as_deref()),
+        commit: source.map(|source| source.commit.as_str()),
+        created: now,
+        number,
+    };
+    let mut wanted = ownership::wanted(&build.spec, values)?;
+    wanted.extend(ownership::of_cache(&build.spec, platforms.iter().map(|platform| platform.name.as_str())));
+    let (uid, namespace) = (build.uid().unwrap_or_default(), build.namespace().unwrap_or_default());
+    tags::check(context, &wanted, Asker { uid: &uid, namespace: &namespace, claimed_at: None })
+}
+
 /// Stops runs that a newer one has taken the place of, and trims the history.
 async fn tidy(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context) -> Result<(), Error> {
     let newest = runs.iter().map(|run| run.spec.number).max();
@@ -334,16 +362,19 @@ async fn tidy(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context
     Ok(())
 }
 
-/// An Event where Ready got another reason worth telling.
+/// An Event where a condition got another reason worth telling.
 fn tell(build: &ImageBuild, status: &ImageBuildStatus, context: &Context) {
-    let Some(ready) = find(&status.conditions, "Ready") else { return };
-    let former = build.status.as_ref().and_then(|former| find(&former.conditions, "Ready"));
-    if former.is_some_and(|former| former.reason == ready.reason && former.message == ready.message) {
-        return;
-    }
-    match ready.status.as_str() {
-        "True" => context.event(build, EventType::Normal, &ready.reason, &ready.message),
-        "False" => context.event(build, EventType::Warning, &ready.reason, &ready.message),
-        _ => {}
+    for kind in ["Ready", status::TAG_MOVED] {
+        let Some(condition) = find(&status.conditions, kind) else { continue };
+        let former = build.status.as_ref().and_then(|former| find(&former.conditions, kind));
+        if former.is_some_and(|former| former.reason == condition.reason && former.message == condition.message) {
+            continue;
+        }
+        let of = match condition.status.as_str() {
+            "True" if kind == "Ready" => EventType::Normal,
+            "True" | "False" => EventType::Warning,
+            _ => continue,
+        };
+        context.event(build, of, &condition.reason, &condition.message);
     }
 }

@@ -1,6 +1,6 @@
 //! What should happen to an ImageBuild, from what was observed; pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ use kube::ResourceExt;
 use super::input::{content_hash, input_hash, spec_hash};
 use crate::reason::{Reason, is_credential};
 use crate::references::Fault;
-use kiln_registry::Repository;
 
 /// How often a ref is looked at unless its ImageBuild says it.
 const INTERVAL: Duration = Duration::from_mins(5);
@@ -52,60 +51,6 @@ pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result
         platforms.push(PlatformSpec { name, build_on, ..spec.clone() });
     }
     Ok(platforms)
-}
-
-/// The older ImageBuild that has one of these tags of the same repository, and the tag with its repository. One of another
-/// namespace counts
-/// only once it has pushed there: naming a repository is no right to it.
-#[must_use]
-pub fn tag_owner(build: &ImageBuild, others: &[Arc<ImageBuild>]) -> Option<(String, String)> {
-    let key = |build: &ImageBuild| (build.creation_timestamp().map(|time| time.0), build.uid());
-    let own = tags_by_repository(build);
-    let older = others.iter().filter(|other| {
-        other.uid() != build.uid() && other.metadata.deletion_timestamp.is_none() && key(other) < key(build)
-    });
-    let clashing = older.filter_map(|other| {
-        let theirs = tags_by_repository(other);
-        let (repository, tag) = own.iter().find_map(|(repository, wanted)| {
-            let tag = theirs.get(repository)?.iter().find(|tag| wanted.contains(*tag))?;
-            let counts = other.metadata.namespace == build.metadata.namespace || has_pushed(other, repository);
-            counts.then(|| (repository, tag.clone()))
-        })?;
-        // Other namespaces are nobody else's business.
-        let who = if other.namespace() == build.namespace() {
-            format!("the ImageBuild {}", other.name_any())
-        } else {
-            "an ImageBuild of another namespace".to_owned()
-        };
-        Some((key(other), who, format!("{tag} of {repository}")))
-    });
-    clashing.min().map(|(_, who, tag)| (who, tag))
-}
-
-/// The tags, as they are written, that an ImageBuild moves in each repository.
-fn tags_by_repository(build: &ImageBuild) -> BTreeMap<Repository, BTreeSet<String>> {
-    let Some(image) = &build.spec.image else { return BTreeMap::new() };
-    let copies = image.copies.iter().map(|copy| {
-        let tags = if copy.tags.is_empty() { &image.tags } else { &copy.tags };
-        (&copy.repository, tags)
-    });
-    let mut all: BTreeMap<Repository, BTreeSet<String>> = BTreeMap::new();
-    for (repository, tags) in std::iter::once((&image.repository, &image.tags)).chain(copies) {
-        let Ok(repository) = repository.parse() else { continue };
-        let of = all.entry(repository).or_default();
-        if tags.is_empty() {
-            of.insert("latest".to_owned());
-        } else {
-            of.extend(tags.iter().cloned());
-        }
-    }
-    all
-}
-
-fn has_pushed(build: &ImageBuild, repository: &Repository) -> bool {
-    let Some(image) = build.status.as_ref().and_then(|status| status.image.as_ref()) else { return false };
-    let mut pushed = std::iter::once(&image.repository).chain(image.copies.iter().map(|copy| &copy.repository));
-    pushed.any(|pushed| pushed.parse::<Repository>().is_ok_and(|pushed| pushed == *repository))
 }
 
 /// How often a Git repository is looked at. `None`: never again.
@@ -165,13 +110,25 @@ pub fn credential_changed(newest: &ImageBuildRun, now: &[SecretVersion]) -> bool
     newest.status.as_ref().is_some_and(|status| status.secrets != now)
 }
 
-/// Whether the run failed on a credential.
+/// What may make a run succeed that failed, though nothing of the input changes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Cure {
+    /// Another credential.
+    Credential,
+    /// The ImageBuild that has a tag gives it up.
+    Tag,
+}
+
+/// That of a run that failed.
 #[must_use]
-pub fn failed_on_credential(run: &ImageBuildRun) -> bool {
-    run.status.as_ref().is_some_and(|status| {
-        status.phase == RunPhase::Failed
-            && status.failure.as_ref().is_some_and(|failure| is_credential(&failure.reason))
-    })
+pub fn cure(run: &ImageBuildRun) -> Option<Cure> {
+    let status = run.status.as_ref().filter(|status| status.phase == RunPhase::Failed)?;
+    let reason = status.failure.as_ref()?.reason.as_str();
+    if is_credential(reason) {
+        return Some(Cure::Credential);
+    }
+    // Where a tag has moved, it was not another ImageBuild that kept the run from it.
+    (reason == Reason::TagConflict.as_str() && status.tags.is_empty()).then_some(Cure::Tag)
 }
 
 /// The finished runs that history has no room for. The newest run always stays.
@@ -285,37 +242,6 @@ mod tests {
     }
 
     #[test]
-    fn the_older_image_build_keeps_its_tag() {
-        let old = build("old", 1, "docker.io/library/app", &["a", "b"]);
-        let new = build("new", 2, "app", &["b"]);
-        let other = build("other", 1, "app", &["c"]);
-        let all = [old.clone(), new.clone(), other];
-        assert_eq!(tag_owner(&new, &all), Some(("the ImageBuild old".into(), "b of docker.io/library/app".into())));
-        // The oldest of the repository need not be the one with the tag.
-        let oldest = build("oldest", 0, "app", &["z"]);
-        let all = [oldest, old.clone(), new.clone()];
-        assert_eq!(tag_owner(&new, &all), Some(("the ImageBuild old".into(), "b of docker.io/library/app".into())));
-        assert_eq!(tag_owner(&old, &all), None);
-    }
-
-    #[test]
-    fn a_copy_has_its_tags_too() {
-        let old = build("old", 1, "r.example/old", &["b"]);
-        let copying = |name: &str, second: i64, tags: serde_json::Value| {
-            let mut build = (*build(name, second, &format!("r.example/{name}"), &["b"])).clone();
-            let copies = serde_json::json!([{"repository": "r.example/old", "tags": tags}]);
-            build.spec.image.as_mut().unwrap().copies = serde_json::from_value(copies).unwrap();
-            Arc::new(build)
-        };
-        // Without tags of its own a copy gets those of the image.
-        let (same, other) = (copying("same", 2, serde_json::json!([])), copying("other", 3, serde_json::json!(["c"])));
-        let all = [old.clone(), same.clone(), other.clone()];
-        let owner = Some(("the ImageBuild old".into(), "b of r.example/old".into()));
-        assert_eq!(tag_owner(&same, &all), owner);
-        assert_eq!(tag_owner(&other, &all), None);
-    }
-
-    #[test]
     fn another_tag_copies_and_another_content_builds() {
         let digest = |n: u8| format!("sha256:{}", format!("{n:02x}").repeat(32));
         let image = |n: u8| -> BuiltImage {
@@ -363,20 +289,21 @@ mod tests {
     }
 
     #[test]
-    fn naming_the_repository_of_another_namespace_keeps_nothing_until_it_is_pushed_to() {
-        let mut foreign = (*build("foreign", 1, "docker.io/library/app", &["b"])).clone();
-        foreign.metadata.namespace = Some("elsewhere".into());
-        let new = build("new", 2, "app", &["b"]);
-        assert_eq!(tag_owner(&new, &[foreign.clone().into(), new.clone()]), None);
-        let image = |repository: &str| {
-            let image = serde_json::json!({"ref": "r", "repository": repository, "digest": "d", "pushedAt": "2026-01-01T00:00:00Z"});
-            serde_json::from_value(serde_json::json!({"image": image})).unwrap()
+    fn what_failed_for_what_stands_elsewhere_is_tried_again() {
+        use kiln_crds::image_build::{BuildFailure, TagStatus};
+        let failed = |reason: &str, moved: bool| {
+            let mut failed = (*run(1, RunPhase::Failed)).clone();
+            let status = failed.status.as_mut().unwrap();
+            status.failure = Some(BuildFailure { reason: reason.into(), ..BuildFailure::default() });
+            let tag = TagStatus { repository: "r.example/app".into(), tag: "v1".into(), digest: None, moved_at: None };
+            status.tags = moved.then_some(tag).into_iter().collect();
+            failed
         };
-        foreign.status = Some(image("docker.io/library/other"));
-        assert_eq!(tag_owner(&new, &[foreign.clone().into(), new.clone()]), None);
-        foreign.status = Some(image("docker.io/library/app"));
-        let owner = Some(("an ImageBuild of another namespace".into(), "b of docker.io/library/app".into()));
-        assert_eq!(tag_owner(&new, &[foreign.into(), new.clone()]), owner);
+        assert_eq!(cure(&failed("PushDenied", false)), Some(Cure::Credential));
+        assert_eq!(cure(&failed("TagConflict", false)), Some(Cure::Tag));
+        assert_eq!(cure(&failed("TagConflict", true)), None, "something outside of Kiln keeps moving it");
+        assert_eq!(cure(&failed("StepFailed", false)), None);
+        assert_eq!(cure(&run(1, RunPhase::Succeeded)), None);
     }
 
     #[test]

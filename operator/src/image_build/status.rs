@@ -12,9 +12,14 @@ use kube::ResourceExt;
 use super::{age, plan};
 use crate::condition::{Wanted, date, find};
 use crate::image_build_run::status::{human_duration, short_commit, short_digest};
+use crate::image_build_run::warnings::is_of_tags;
 use crate::reason::Reason;
 use crate::references::Fault;
+use crate::tags::ownership;
 use kiln_registry::http_client::FailureClass;
+
+/// The condition of an ImageBuild whose tag something else had moved.
+pub const TAG_MOVED: &str = "TagMoved";
 
 /// What a status is made from.
 pub struct Observed<'a> {
@@ -43,12 +48,15 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         let keep = |condition: &Condition| Condition { observed_generation: generation, ..condition.clone() };
         former.conditions.iter().map(keep).collect()
     } else {
-        date(conditions(build, newest, *fault), &former.conditions, generation, now)
+        let mut wanted = conditions(build, newest, *fault);
+        wanted.extend(tag_moved(runs, &former.conditions));
+        date(wanted, &former.conditions, generation, now)
     };
     let mut status = ImageBuildStatus {
         observed_generation: generation,
         conditions,
         image: former.image,
+        tags: ownership::held(build, runs.iter().map(|run| &**run)),
         source: former.source,
         input_hash: newest.map_or(former.input_hash, |run| Some(run.spec.input_hash.clone())),
         run: newest.map_or(former.run, |run| Some(run.name_any())),
@@ -102,6 +110,18 @@ fn warnings(runs: &[Arc<ImageBuildRun>]) -> Option<Vec<BuildWarning>> {
 fn failure(run: &ImageBuildRun) -> Option<BuildFailure> {
     let status = run.status.as_ref().filter(|status| status.phase == RunPhase::Failed)?;
     Some(BuildFailure { run: Some(run.name_any()), ..status.failure.clone()? })
+}
+
+/// The condition that something else had moved a tag: as the newest run that has pushed found it.
+fn tag_moved(runs: &[Arc<ImageBuildRun>], former: &[Condition]) -> Option<Wanted> {
+    let pushed = runs.iter().filter_map(|run| Some((run.spec.number, run.status.as_ref()?)));
+    let newest = pushed.filter(|(_, status)| status.image.is_some()).max_by_key(|(number, _)| *number);
+    let message = match newest {
+        Some((_, status)) => status.warnings.iter().find(|warning| is_of_tags(warning))?.message.clone(),
+        // History has dropped it.
+        None => find(former, TAG_MOVED)?.message.clone(),
+    };
+    Some(Wanted { kind: TAG_MOVED, status: Some(true), reason: Reason::TagMoved.to_string(), message })
 }
 
 fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Option<&Fault>) -> Vec<Wanted> {

@@ -9,11 +9,11 @@ use kiln_crds::{BuilderPool, ImageBuildRun, ImageBuildSpec};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
-use super::tags;
 use crate::context::Context;
 use crate::git::BasicAuth;
 use crate::reason::Reason;
 use crate::references::{self, Error, Fault, GitAccess, RegistryAccess, git_access, pool_bundles, registry_access};
+use crate::tags::template;
 use kiln_registry::Reference;
 
 /// The key of a Secret with a private key for ssh, as Kubernetes names it.
@@ -53,7 +53,7 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
     let namespace = run.namespace().unwrap_or_default();
     let build = &run.spec.build;
     let archive = match &build.archive {
-        Some(archive) => Some(tags::path(&archive.path, tags::Values::of(run))?),
+        Some(archive) => Some(template::path(&archive.path, template::Values::of(run))?),
         None => None,
     };
     let cache = match build.cache.as_ref().and_then(|cache| cache.registry.as_ref()) {

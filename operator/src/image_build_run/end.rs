@@ -1,13 +1,12 @@
 //! How a run ends: published, failed or cancelled; then its places are given back, and it is let go of.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::ImageBuildRun;
-use kiln_crds::image_build::BuildFailure;
+use kiln_crds::image_build::{BuildFailure, TagStatus};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, RunPhase, SecretVersion};
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
@@ -19,10 +18,13 @@ use super::dereference::dereference;
 use super::plan::job_id;
 use super::publish::{Published, publish};
 use super::status::{self, Waiting};
-use super::{Error, FINALIZER, agent_of, pod_of, taken, tell, warnings};
+use super::tagging::Tagging;
+use super::{Error, FINALIZER, agent_of, image_build, pod_of, taken, tell, warnings};
 use crate::context::{Context, backoff, namespaced, until, write_status};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
+use crate::tags::ownership;
+use crate::tags::template::Values;
 use kiln_registry::http_client::FailureClass;
 use kiln_registry::transfer;
 
@@ -38,41 +40,30 @@ pub(super) async fn finish(
     context: &Context,
     now: Timestamp,
 ) -> Result<Action, Error> {
-    let former = run.status.clone().unwrap_or_default();
     let uid = run.uid().unwrap_or_default();
     let mut tried = context.publishing.get(&uid);
     if let Some(retry_at) = tried.retry_at.filter(|retry_at| *retry_at > now) {
         return Ok(Action::requeue(until(retry_at, now)));
     }
-    let mut run = run.clone();
-    // Written once: what a failed try wrote stays until the next one has ended.
-    if former.phase != RunPhase::Publishing {
-        status.publishing_at = Some(MicroTime(now));
-        status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-        run = Arc::new(write_status(context, &*run, &status).await?);
-        for platform in &status.platforms {
-            context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
-        }
+    let claimed = match ownership::wanted(&run.spec.build, Values::of(run)) {
+        Ok(claimed) => claimed,
+        Err(fault) => return end(run, status, RunPhase::Failed, failure_of(&fault), context, now).await,
+    };
+    let run = claim(run, &mut status, claimed, context, now).await?;
+    let tagging = Tagging::new(status.tags.clone(), left(&run, context));
+    let published = publish_while_wanted(&run, &mut status, context, &tagging).await;
+    if published.is_none() && !tagging.has_begun() {
+        return Ok(Action::await_change());
     }
-    let tagging = AtomicBool::new(false);
-    let published = {
-        let namespace = run.namespace().unwrap_or_default();
-        let publishing = transfer::of_tenant(&namespace, try_publish(&run, &mut status, context, &tagging));
-        let mut publishing = Box::pin(publishing);
-        tokio::select! {
-            biased;
-            published = &mut publishing => published,
-            // The change that says so wakes the next reconcile, which ends the run. Tags that move already do so to their end.
-            () = unwanted(context, &run) => {
-                if !tagging.load(Ordering::Relaxed) {
-                    return Ok(Action::await_change());
-                }
-                match tokio::time::timeout(LAST_TAGS, publishing).await {
-                    Ok(published) => published,
-                    Err(_) => return Ok(Action::await_change()),
-                }
-            }
-        }
+    let (tags, strays) = tagging.end();
+    status.tags = tags;
+    if let Some(warning) = warnings::moved(&strays) {
+        status.warnings.retain(|warning| !warnings::is_of_tags(warning));
+        status.warnings.push(warning);
+    }
+    let Some(published) = published else {
+        write_status(context, &*run, &status).await?;
+        return Ok(Action::await_change());
     };
     match published {
         Ok(published @ (Published::Image(_) | Published::Nothing)) => {
@@ -96,6 +87,8 @@ pub(super) async fn finish(
             status.copy_failure = Some(why.chars().take(1024).collect());
             status.platforms = taken::platforms(&run, &status, now);
             status.publishing_at = None;
+            status.tags.clear();
+            context.claims.release(&uid);
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
             write_status(context, &*run, &status).await?;
             // The write wakes it.
@@ -122,10 +115,9 @@ pub(super) async fn finish(
             if now.duration_since(since).as_secs() > 3600 {
                 return end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await;
             }
-            let former = status.clone();
             let waiting = Waiting { reason: fault.reason, message: fault.message };
             status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
-            if status != former {
+            if run.status.as_ref() != Some(&status) {
                 write_status(context, &*run, &status).await?;
             }
             Ok(Action::requeue(delay))
@@ -138,6 +130,62 @@ pub(super) async fn finish(
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Says that the run publishes, and which tags it is about to move. Written once: what a failed try wrote stays until the
+/// next one has ended.
+async fn claim(
+    run: &Arc<ImageBuildRun>,
+    status: &mut ImageBuildRunStatus,
+    claimed: Vec<TagStatus>,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Arc<ImageBuildRun>, Error> {
+    let former = run.status.as_ref();
+    if former.is_some_and(|former| former.phase == RunPhase::Publishing && former.tags.len() == claimed.len()) {
+        return Ok(run.clone());
+    }
+    let uid = run.uid().unwrap_or_default();
+    let claimed_at = context.claims.claim(run, &claimed, &context.stores.runs.state(), now);
+    status.publishing_at = Some(MicroTime(claimed_at));
+    status.tags = claimed;
+    status::complete(status, &run.spec, None, run.metadata.generation, now);
+    let written = write_status(context, &**run, status).await.inspect_err(|_| context.claims.release(&uid))?;
+    for platform in &status.platforms {
+        context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
+    }
+    Ok(Arc::new(written))
+}
+
+/// Publishes, and stops where the run is cancelled or deleted meanwhile: `None`. The change that says so wakes the next
+/// reconcile, which ends the run. Tags that move already do so to their end.
+async fn publish_while_wanted(
+    run: &ImageBuildRun,
+    status: &mut ImageBuildRunStatus,
+    context: &Context,
+    tagging: &Tagging,
+) -> Option<Result<Published, references::Error>> {
+    let namespace = run.namespace().unwrap_or_default();
+    let mut publishing = Box::pin(transfer::of_tenant(&namespace, try_publish(run, status, context, tagging)));
+    tokio::select! {
+        biased;
+        published = &mut publishing => Some(published),
+        () = unwanted(context, run) => {
+            if !tagging.has_begun() {
+                return None;
+            }
+            tokio::time::timeout(LAST_TAGS, publishing).await.ok()
+        }
+    }
+}
+
+/// Where the run's ImageBuild has left its tags, as far as it is known.
+fn left(run: &ImageBuildRun, context: &Context) -> Vec<TagStatus> {
+    let Some(build) = image_build(context, run) else { return Vec::new() };
+    let own = context.stores.runs.state_filter(|other| {
+        other.metadata.namespace == run.metadata.namespace && other.spec.image_build.uid == run.spec.image_build.uid
+    });
+    ownership::held(&build, own.iter().map(|run| &**run))
 }
 
 /// Ends once the run is cancelled or deleted.
@@ -158,7 +206,7 @@ async fn try_publish(
     run: &ImageBuildRun,
     status: &mut ImageBuildRunStatus,
     context: &Context,
-    tagging: &AtomicBool,
+    tagging: &Tagging,
 ) -> Result<Published, references::Error> {
     let pool = super::pool(context, run)?;
     let mut inputs = dereference(context, run, &pool).await?;
@@ -169,7 +217,8 @@ async fn try_publish(
     }
     let percent = run.spec.build.image.as_ref().and_then(|image| image.growth_warning_percent);
     if let (Ok(Published::Image(_)), Some(percent), Some(last_good)) = (&result, percent, &inputs.last_good) {
-        status.warnings = warnings::grown(&status.platforms, last_good, percent);
+        status.warnings.retain(warnings::is_of_tags);
+        status.warnings.extend(warnings::grown(&status.platforms, last_good, percent));
     }
     status.secrets = inputs.versions;
     Ok(result?)
@@ -233,6 +282,7 @@ pub(super) async fn end(
     let former = run.status.clone().unwrap_or_default();
     context.publishing.remove(&run.uid().unwrap_or_default());
     status.phase = phase;
+    status.tags.retain(|tag| tag.digest.is_some());
     let reason = failure.reason.clone();
     status.failure = Some(failure);
     status::complete(&mut status, &run.spec, None, run.metadata.generation, now);

@@ -12,10 +12,10 @@ use kube::ResourceExt;
 
 use super::dereference::Inputs;
 use super::labels::default_labels;
-use super::tags::{of_platform, with_platform};
 use crate::builder::pod::bytes;
 use crate::git::GitCredential;
 use crate::references::{GitAccess, join};
+use crate::tags::template::{of_platform, with_platform};
 use kiln_registry::{Identifier, LoginSecret, Reference};
 
 impl Inputs {

@@ -17,7 +17,7 @@ pub mod publish;
 pub mod queue;
 pub mod status;
 pub mod steps;
-pub mod tags;
+pub mod tagging;
 pub mod taken;
 pub mod times;
 pub mod waiting;
@@ -101,6 +101,8 @@ async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Err
     let now = Timestamp::now();
     let former = run.status.clone().unwrap_or_default();
     if former.phase.is_final() {
+        // From now on the copy of the runs tells what it has moved.
+        context.claims.release(&run.uid().unwrap_or_default());
         return conclude(run, &former, context).await;
     }
     let bounds = Bounds::of(&run.spec.build);

@@ -1,20 +1,21 @@
 //! Pushes a run's index to every repository, and moves its tags there.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuiltImage, MediaTypes, PlatformImage, PushedCopy};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformStatus};
 use kiln_crds::{ImageBuildRun, Platform};
+use kube::ResourceExt;
 
 use super::dereference::Inputs;
-use super::tags::{self, Values, render};
+use super::tagging::Tagging;
 use super::taken::{copied, spec_of};
 use crate::condition::seconds;
 use crate::context::Context;
 use crate::reason::Reason;
 use crate::references::{Fault, Target};
+use crate::tags::template::{self, Values, render};
+use crate::tags::{self, Asker};
 use kiln_registry::http_client::FailureClass;
 use kiln_registry::{
     Digest, Error, INDEX_MEDIA_TYPE, IndexBytes, MANIFEST_LIST_MEDIA_TYPE, PublishOutcome, Reference, Repository, Tag,
@@ -34,13 +35,14 @@ pub enum Published {
     CopyFailed(String),
 }
 
-/// Pushes index and tags, and says in `tagging` when the first tag is about to move.
+/// Pushes index and tags, and says in `tagging` how far the tags have come. Fails where another ImageBuild has one of the
+/// tags that the run's status claims.
 pub async fn publish(
     context: &Context,
     run: &ImageBuildRun,
     status: &ImageBuildRunStatus,
     inputs: &Inputs,
-    tagging: &AtomicBool,
+    tagging: &Tagging,
 ) -> Result<Published, Fault> {
     let Some((main, others)) = inputs.registry.targets.split_first() else {
         let archived = run.spec.build.archive.as_ref().map(|archive| archived(run, status, &archive.path));
@@ -48,6 +50,13 @@ pub async fn publish(
             .transpose()
             .map(|image| image.map_or(Published::Nothing, |image| Published::Image(image.into())));
     };
+    let namespace = run.namespace().unwrap_or_default();
+    let asker = Asker {
+        uid: &run.spec.image_build.uid,
+        namespace: &namespace,
+        claimed_at: status.publishing_at.as_ref().map(|at| at.0),
+    };
+    tags::check(context, &status.tags, asker)?;
     let values = Values::of(run);
     let tagged = inputs.registry.targets.iter().map(|target| Ok((target, render(&target.tags, values)?)));
     let tagged: Vec<(&Target, Vec<Tag>)> = tagged.collect::<Result<_, Fault>>()?;
@@ -66,11 +75,15 @@ pub async fn publish(
     // All that the tags will need first: those of one repository do not move before another is known to take the image.
     futures::future::try_join_all(others.iter().map(|other| distribute(main, other, &content))).await?;
     let still_newest = || async {
-        tagging.store(true, Ordering::Relaxed);
+        tagging.begin();
         context.leader.is_leader() && super::is_newest(context, run)
     };
     for (target, tags) in &tagged {
-        let outcome = kiln_registry::publish(&target.client, &target.repository, &index, tags, still_newest).await?;
+        let Target { repository, client, .. } = target;
+        let moved = |tag: &Tag, found: Option<&Digest>| {
+            tagging.moved(repository, tag, found, &index.digest, Timestamp::now());
+        };
+        let outcome = kiln_registry::publish(client, repository, &index, tags, still_newest, moved).await?;
         if outcome == PublishOutcome::Superseded {
             return Ok(Published::Superseded);
         }
@@ -156,8 +169,8 @@ async fn copy(image: &BuiltImage, inputs: &Inputs, main: &Target) -> Result<Inde
 }
 
 /// The image in a tarball, or in one a platform.
-fn archived(run: &ImageBuildRun, status: &ImageBuildRunStatus, template: &str) -> Result<BuiltImage, Fault> {
-    let path = tags::path(template, Values::of(run))?;
+fn archived(run: &ImageBuildRun, status: &ImageBuildRunStatus, path: &str) -> Result<BuiltImage, Fault> {
+    let path = template::path(path, Values::of(run))?;
     let parts = status.platforms.iter().map(part).collect::<Result<Vec<_>, Fault>>()?;
     let index = kiln_registry::assemble(&parts, &run.spec.build.annotations, media_type(run));
     Ok(BuiltImage {

@@ -6,7 +6,7 @@ use kiln_crds::ImageBuildRunSpec;
 use kiln_crds::image_build::BuildFailure;
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase, RunSummary};
 
-use super::warnings::{is_growth, of_platforms};
+use super::warnings::{is_growth, is_of_tags, of_platforms};
 use crate::condition::{Wanted, date};
 use crate::reason::Reason;
 
@@ -43,10 +43,11 @@ pub fn complete(
             RunPhase::Pending
         };
     }
-    let growth: Vec<_> = status.warnings.drain(..).filter(is_growth).collect();
+    let of_image: Vec<_> =
+        status.warnings.drain(..).filter(|warning| is_growth(warning) || is_of_tags(warning)).collect();
     status.warnings = of_platforms(&status.platforms);
-    status.warnings.truncate(WARNINGS.saturating_sub(growth.len()));
-    status.warnings.extend(growth);
+    status.warnings.truncate(WARNINGS.saturating_sub(of_image.len()));
+    status.warnings.extend(of_image);
     if status.phase.is_final() && status.finished_at.is_none() {
         status.finished_at = Some(MicroTime(now));
     }

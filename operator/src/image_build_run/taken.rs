@@ -9,9 +9,9 @@ use kiln_crds::{ImageBuildRun, Platform};
 use super::dereference::Inputs;
 use super::job::resolved;
 use super::outcome::sized;
-use super::tags;
 use crate::reason::Reason;
 use crate::references::Fault;
+use crate::tags::template;
 use kiln_registry::http_client::FailureClass;
 use kiln_registry::{ErrorKind, Image, Reference, inspect};
 
@@ -49,8 +49,8 @@ pub fn archive(run: &ImageBuildRun, platform: &str) -> Option<String> {
     let platforms = build.platforms.as_deref().unwrap_or_default();
     let from = platforms.iter().find(|spec| spec.name == platform).and_then(|spec| spec.archive.clone());
     from.or_else(|| {
-        let path = tags::path(&build.archive.as_ref()?.path, tags::Values::of(run)).ok()?;
-        Some(tags::of_platform(&path, platform, platforms.len() > 1))
+        let path = template::path(&build.archive.as_ref()?.path, template::Values::of(run)).ok()?;
+        Some(template::of_platform(&path, platform, platforms.len() > 1))
     })
 }
 

@@ -265,7 +265,7 @@ async fn publishes_index_and_tags_and_writes_nothing_twice() {
     let client = server.client(Some(PASSWORD));
     let repository = server.repository("app");
     let tags = [tag("v1"), tag("latest")];
-    let outcome = publish(&client, &repository, &index(), &tags, || async { true }).await.unwrap();
+    let outcome = publish(&client, &repository, &index(), &tags, || async { true }, |_, _| ()).await.unwrap();
     assert_eq!(outcome, PublishOutcome::Published);
     for tag in &tags {
         let there = client.head_manifest(&repository, &tag.clone().into()).await.unwrap().unwrap();
@@ -274,7 +274,7 @@ async fn publishes_index_and_tags_and_writes_nothing_twice() {
     }
     let writes = || server.requests().iter().filter(|r| r.starts_with("PUT")).count();
     let before = writes();
-    publish(&client, &repository, &index(), &tags, || async { true }).await.unwrap();
+    publish(&client, &repository, &index(), &tags, || async { true }, |_, _| ()).await.unwrap();
     assert_eq!(writes(), before + 1, "only the index itself is sent again");
 }
 
@@ -284,13 +284,20 @@ async fn puts_right_what_a_rival_wrote_but_not_for_ever() {
     let client = server.client(None);
     let repository = server.repository("app");
     server.content.lock().unwrap().rival = 2;
-    let outcome = publish(&client, &repository, &index(), &[tag("v1")], || async { true }).await.unwrap();
+    let told = std::sync::Mutex::new(Vec::new());
+    let moved = |tag: &Tag, there: Option<&Digest>| {
+        told.lock().unwrap().push((tag.to_string(), there.map(|there| *there == index().digest)));
+    };
+    let outcome = publish(&client, &repository, &index(), &[tag("v1")], || async { true }, moved).await.unwrap();
     assert_eq!(outcome, PublishOutcome::Published);
+    let told = told.into_inner().unwrap();
+    let before: Vec<_> = told.iter().map(|(_, there)| *there).collect();
+    assert_eq!(before, [None, Some(false), Some(false), Some(true)], "what was there before each write");
     let there = client.head_manifest(&repository, &tag("v1").into()).await.unwrap().unwrap();
     assert_eq!(*there.digest(), index().digest);
 
     server.content.lock().unwrap().rival = 100;
-    let error = publish(&client, &repository, &index(), &[tag("v2")], || async { true }).await.unwrap_err();
+    let error = publish(&client, &repository, &index(), &[tag("v2")], || async { true }, |_, _| ()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TagContended);
 }
 
@@ -301,7 +308,7 @@ async fn leaves_tags_alone_once_superseded() {
     let repository = server.repository("app");
     let asked = AtomicUsize::new(0);
     let newest = || async { asked.fetch_add(1, Ordering::Relaxed) < 1 };
-    let outcome = publish(&client, &repository, &index(), &[tag("v1"), tag("v2")], newest).await.unwrap();
+    let outcome = publish(&client, &repository, &index(), &[tag("v1"), tag("v2")], newest, |_, _| ()).await.unwrap();
     assert_eq!(outcome, PublishOutcome::Superseded);
     assert!(client.head_manifest(&repository, &tag("v1").into()).await.unwrap().is_some());
     assert!(client.head_manifest(&repository, &tag("v2").into()).await.unwrap().is_none());
@@ -315,7 +322,7 @@ fn publishing_is_send() {
         let (client, repository, index, tags): (Client, Repository, IndexBytes, Vec<Tag>) =
             std::hint::black_box(None).unwrap();
         let run = 7u64;
-        send(publish(&client, &repository, &index, &tags, || async { run > 0 }));
+        send(publish(&client, &repository, &index, &tags, || async { run > 0 }, |_, _| ()));
         send(copy_image(&client, &repository, &client, &repository, &index.digest));
     };
 }

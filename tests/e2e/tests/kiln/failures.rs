@@ -14,8 +14,7 @@ kiln_e2e::tests![
     an_unreachable_registry,
     a_missing_ref_or_repository,
     a_missing_or_useless_secret_or_ca,
-    an_impossible_platform_or_pool,
-    a_tag_that_an_older_image_build_has
+    an_impossible_platform_or_pool
 ];
 
 /// Waits until the ImageBuild `app` is not ready for this reason, and checks what holds at each failure before a run.
@@ -223,23 +222,6 @@ async fn an_impossible_platform_or_pool() {
         tenant.edit("app", |build| build.spec.pool = Some("nowhere".to_owned())).await;
         fails(tenant, &former, "PoolNotFound", &["nowhere"]).await;
         tenant.edit("app", |build| build.spec.pool = None).await;
-        tenant.built("app").await;
-    })
-    .await;
-}
-
-async fn a_tag_that_an_older_image_build_has() {
-    Tenant::run("tag", async |tenant| {
-        let files = [("Dockerfile", "FROM busybox\n")];
-        let older = tenant.build(&Build::inline(tenant, "older", &files).amd64()).await;
-        let same = Build::inline(tenant, "app", &files).amd64().with(|spec| {
-            spec.image.as_mut().unwrap().repository.clone_from(&older.spec.image.as_ref().unwrap().repository);
-        });
-        tenant.create_build(&same).await;
-        let conflict = tenant.not_ready("app", "TagConflict").await;
-        let message = &condition(&conflict, "Ready").unwrap().message;
-        assert!(message.contains("older") && message.contains("latest"), "{message}");
-        tenant.edit("app", |build| build.spec.image.as_mut().unwrap().tags = vec!["other".to_owned()]).await;
         tenant.built("app").await;
     })
     .await;

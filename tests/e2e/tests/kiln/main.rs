@@ -44,6 +44,7 @@ mod security;
 mod source;
 mod sources;
 mod status_words;
+mod tags;
 mod traces;
 mod trust;
 mod volume;
@@ -53,7 +54,7 @@ kiln_e2e::tests![in
     api_rules, build_options, builders, cache, contexts, diagnosis, dockerfile_failures, emulation, examples, failed_runs,
     failures, hostile, hostile_git, hostile_input, hostile_registry, lifecycle, limits, max_age, multi_arch, namespaces,
     network, own_cluster, pipeline, platforms, policies, pools, private, publishing, quickstart, rbac, recovery, registries, samples, secrets, security, source, sources,
-    status_words, traces, trust, volume, whole_cluster,
+    status_words, tags, traces, trust, volume, whole_cluster,
 ];
 
 fn main() -> std::process::ExitCode {

@@ -1,4 +1,4 @@
-//! Templates of tags and archives' paths, and the names that platforms have in them; pure.
+//! Templates of tags and of archives' paths, and the names that platforms have in them; pure.
 
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::ImageBuildRun;
@@ -64,12 +64,16 @@ fn word(platform: &str) -> String {
     word.replace("--", "-")
 }
 
-/// The tags of a run; `latest` where none is written.
+/// The templates that are meant: `latest` where none is written.
+pub fn meant(templates: &[String]) -> impl Iterator<Item = &str> {
+    let latest = templates.is_empty().then_some("latest");
+    templates.iter().map(String::as_str).chain(latest)
+}
+
+/// The tags of a run.
 pub fn render(templates: &[String], values: Values<'_>) -> Result<Vec<Tag>, Fault> {
-    let latest = ["latest".to_owned()];
-    let templates = if templates.is_empty() { &latest[..] } else { templates };
     let mut tags: Vec<Tag> = Vec::new();
-    for template in templates {
+    for template in meant(templates) {
         let text = fill("image.tags", template, values)?;
         let tag: Tag = text.parse().map_err(|error| {
             Fault::user(Reason::RepositoryInvalid, format!("image.tags: {template:?} gives {text:?}: {error}"))
@@ -81,17 +85,68 @@ pub fn render(templates: &[String], values: Values<'_>) -> Result<Vec<Tag>, Faul
     Ok(tags)
 }
 
-fn fill(field: &str, template: &str, values: Values<'_>) -> Result<String, Fault> {
-    let mut text = String::new();
+/// A part of a template.
+enum Part<'a> {
+    Text(&'a str),
+    /// What stands between braces.
+    Name(&'a str),
+}
+
+fn parts(template: &str) -> Vec<Part<'_>> {
+    let mut parts = Vec::new();
     let mut rest = template;
     while let Some((before, after)) = rest.split_once("{{") {
         let Some((name, after)) = after.split_once("}}") else { break };
-        text.push_str(before);
-        text.push_str(&value(name.trim(), field, template, values)?);
+        parts.extend([Part::Text(before), Part::Name(name.trim())]);
         rest = after;
     }
-    text.push_str(rest);
+    parts.push(Part::Text(rest));
+    parts
+}
+
+fn fill(field: &str, template: &str, values: Values<'_>) -> Result<String, Fault> {
+    let mut text = String::new();
+    for part in parts(template) {
+        match part {
+            Part::Text(written) => text.push_str(written),
+            Part::Name(name) => text.push_str(&value(name, field, template, values)?),
+        }
+    }
     Ok(text)
+}
+
+/// How an ImageBuild comes to a tag.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Gives {
+    /// It is written so.
+    Literally,
+    /// A template can give it, with some value for what it names.
+    Filled,
+}
+
+/// Whether a template can give this tag, and how.
+#[must_use]
+pub fn gives(template: &str, tag: &str) -> Option<Gives> {
+    let mut pattern = r"\A".to_owned();
+    let mut found = Gives::Literally;
+    for part in parts(template) {
+        match part {
+            Part::Text(written) => pattern.push_str(&regex::escape(written)),
+            Part::Name(name) => {
+                found = Gives::Filled;
+                pattern.push_str(match name {
+                    "branch" => "[A-Za-z0-9_.-]*",
+                    "commit" => "[0-9a-f]{40,64}",
+                    "shortCommit" => "[0-9a-f]{7}",
+                    "timestamp" => "[0-9]{14}",
+                    "run" => "[0-9]+",
+                    _ => return None,
+                });
+            }
+        }
+    }
+    pattern.push_str(r"\z");
+    regex::Regex::new(&pattern).is_ok_and(|pattern| pattern.is_match(tag)).then_some(found)
 }
 
 fn value(name: &str, field: &str, template: &str, values: Values<'_>) -> Result<String, Fault> {
@@ -188,7 +243,40 @@ mod tests {
         assert!(long.as_str().len() == 128 && long.as_str().ends_with("a-linux-arm64"));
     }
 
+    #[test]
+    fn what_a_template_can_give() {
+        let any = "0".repeat(40);
+        for (template, tag, expected) in [
+            ("stable", "stable", Some(Gives::Literally)),
+            ("stable", "unstable", None),
+            ("1.0", "1x0", None),
+            ("{{branch}}", "stable", Some(Gives::Filled)),
+            ("{{ branch }}-{{run}}", "a-b-7", Some(Gives::Filled)),
+            ("{{branch}}-{{run}}", "a-b", None),
+            ("{{commit}}", any.as_str(), Some(Gives::Filled)),
+            ("{{shortCommit}}", "0123456", Some(Gives::Filled)),
+            ("{{shortCommit}}", "main", None),
+            ("v{{timestamp}}", "v20231114221320", Some(Gives::Filled)),
+            ("{{other}}", "x", None),
+        ] {
+            assert_eq!(gives(template, tag), expected, "{template} {tag}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_template_can_give_what_it_gave(
+            template in "[a-z.]{0,5}(\\{\\{ ?(branch|commit|shortCommit|timestamp|run) ?\\}\\}[a-z.-]{0,5}){0,3}",
+            branch in "[a-zA-Z0-9/._ü-]{1,20}",
+            number in 1_u64..1_000_000,
+        ) {
+            let reference = format!("refs/heads/{branch}");
+            let values = Values { reference: Some(&reference), number, ..values() };
+            if let Ok(tags) = render(std::slice::from_ref(&template), values) {
+                prop_assert!(gives(&template, tags[0].as_str()).is_some(), "{} {}", template, tags[0]);
+            }
+        }
+
         #[test]
         fn any_branch_gives_a_tag_or_nothing(branch in "[^\\x00-\\x1f ]{1,200}") {
             let tag = as_tag(&branch);
