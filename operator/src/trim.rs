@@ -1,5 +1,6 @@
 //! What the copies of ImageBuilds and runs leave out: the files of `source.inline`, a megabyte each, which are read from the
-//! API server when a run or a job is made of them. Two hashes stand for them.
+//! API server when a run or a job is made of them, two hashes stand for them; and of runs that have ended, and are let go of,
+//! their steps, which nobody reads any more.
 
 use kiln_crds::{ImageBuild, ImageBuildRun};
 use kube::ResourceExt as _;
@@ -35,9 +36,16 @@ pub fn image_build(build: &mut ImageBuild) {
     }
 }
 
-/// Leaves the files of a run out.
+/// Leaves the files of a run out, and its steps once it has ended.
 pub fn run(run: &mut ImageBuildRun) {
     managed_fields(run);
+    // Until then its trace and its status are made from them.
+    let is_let_go = run.finalizers().is_empty();
+    if let Some(status) = run.status.as_mut().filter(|status| is_let_go && status.phase.is_final()) {
+        for platform in &mut status.platforms {
+            platform.steps.clear();
+        }
+    }
     if let Some(inline) = run.spec.build.source.as_mut().and_then(|source| source.inline.as_mut()) {
         inline.files.clear();
     }
@@ -90,5 +98,25 @@ mod tests {
         image_build(&mut one);
         image_build(&mut other);
         assert_ne!(written(&one), written(&other));
+    }
+
+    #[test]
+    fn steps_are_kept_for_as_long_as_they_are_read() {
+        for (phase, finalizers, kept) in [
+            ("Building", &["kiln.build/cancel-jobs"][..], 1),
+            ("Building", &[], 1),
+            ("Succeeded", &["kiln.build/cancel-jobs"], 1),
+            ("Succeeded", &[], 0),
+            ("Failed", &[], 0),
+        ] {
+            let mut of: ImageBuildRun = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "app-1", "finalizers": finalizers},
+                "spec": {"imageBuild": {"name": "app", "uid": "u"}, "number": 1, "inputHash": "x", "build": {}},
+                "status": {"phase": phase, "platforms": [{"name": "linux/amd64", "steps": [{"name": "[1/1] FROM x"}]}]},
+            }))
+            .unwrap();
+            run(&mut of);
+            assert_eq!(of.status.unwrap().platforms[0].steps.len(), kept, "{phase} {finalizers:?}");
+        }
     }
 }

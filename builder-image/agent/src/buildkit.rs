@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     process::{self, ProcessError},
     sandbox::{Confinement, Network, Sandbox},
+    trust::Trust,
 };
 
 /// How long buildkitd may be away: it starts within a second, and within a minute when the kubelet delays a restart.
@@ -73,7 +74,7 @@ pub struct About {
 #[derive(Debug)]
 pub struct Buildkit {
     address: String,
-    trust: PathBuf,
+    trust: Trust,
     sandbox: Sandbox,
     usage: Mutex<Usage>,
     builds: Builds,
@@ -112,9 +113,9 @@ impl Builds {
 }
 
 impl Buildkit {
-    /// The one that listens at `address` (`unix://PATH`); `trust` is a directory of further CAs.
+    /// The one that listens at `address` (`unix://PATH`).
     #[must_use]
-    pub fn new(address: &str, trust: PathBuf, sandbox: Sandbox) -> Self {
+    pub fn new(address: &str, trust: Trust, sandbox: Sandbox) -> Self {
         Self { address: address.to_owned(), trust, sandbox, usage: Mutex::default(), builds: Builds::default() }
     }
 
@@ -128,9 +129,9 @@ impl Buildkit {
     pub fn buildctl(&self, read: Vec<PathBuf>, write: Vec<PathBuf>, file_bytes: Option<u64>) -> Command {
         let confinement = Confinement { file_bytes, ..self.confinement(read, write) };
         let mut command = self.sandbox.command("buildctl", &confinement);
-        if self.trust.is_dir() {
+        if let Some(trust) = self.trust.everywhere() {
             // Go reads this directory beside the system's bundle.
-            command.env("SSL_CERT_DIR", &self.trust);
+            command.env("SSL_CERT_DIR", trust);
         }
         // Without a trace that it belongs to, it would begin one of its own.
         command.env(SAMPLER, "always_off");
@@ -138,11 +139,24 @@ impl Buildkit {
         command
     }
 
+    /// Has `buildctl build` trust those whom only one registry's token service is trusted by.
+    #[must_use]
+    pub fn tls_of_registries(&self) -> Vec<String> {
+        let named = self.trust.of_registries().into_iter();
+        let each = named.flat_map(|(registry, file)| {
+            // BuildKit asks for Docker Hub's tokens by the name of its API.
+            let api = (registry == "docker.io").then(|| "registry-1.docker.io".to_owned());
+            let option = |host: String| format!("--registry-auth-tlscontext=host={host},ca={}", file.display());
+            api.into_iter().chain([registry]).map(option).collect::<Vec<_>>()
+        });
+        each.collect()
+    }
+
     /// What `buildctl` may do, with these files.
     #[must_use]
     pub fn confinement(&self, read: Vec<PathBuf>, write: Vec<PathBuf>) -> Confinement {
         Confinement {
-            mounted: vec![self.trust.clone()],
+            mounted: self.trust.directories(),
             read,
             write,
             // It is the one that asks registries' token servers, wherever they are.
@@ -289,7 +303,7 @@ mod tests {
     #[tokio::test]
     async fn no_usage_where_there_is_no_buildkitd() {
         let buildkit =
-            Buildkit::new("unix:///nowhere/buildkitd.sock", PathBuf::from("/nowhere"), Sandbox::absent("a unit test"));
+            Buildkit::new("unix:///nowhere/buildkitd.sock", Trust::default(), Sandbox::absent("a unit test"));
         assert_eq!(buildkit.cache_used().await, None);
     }
 

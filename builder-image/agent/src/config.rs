@@ -32,9 +32,13 @@ pub struct Config {
     /// The socket of buildkitd, as `unix://PATH`.
     #[arg(long, env = "KILN_BUILDKIT_ADDR", default_value = "unix:///run/buildkit/buildkitd.sock")]
     pub buildkit_addr: String,
-    /// Directory with further CA certificates (PEM), trusted when a registry's token server is asked. May be absent.
+    /// Directory with further CA certificates (PEM), trusted for every registry and its token server. May be absent.
     #[arg(long, env = "KILN_TRUST_DIR", default_value = "/etc/kiln/buildkitd/trust")]
     pub trust_dir: PathBuf,
+    /// Directory with CA certificates (PEM) that are trusted for one registry and its token server, each in a file that is
+    /// called `REGISTRY.crt`. May be absent.
+    #[arg(long, env = "KILN_REGISTRY_TRUST_DIR", default_value = "/etc/kiln/buildkitd/registries")]
+    pub registry_trust_dir: PathBuf,
     /// The most bytes that the cache may hold. 0: what buildkitd's own configuration says.
     #[arg(long, env = "KILN_CACHE_SIZE", default_value_t = 0)]
     pub cache_size: u64,

@@ -22,6 +22,7 @@ use crate::{
     job::{self, Recorder, registries::Registries, repositories::Repositories},
     reasons::{JobFailure, Reason},
     sandbox::Sandbox,
+    trust::Trust,
 };
 
 /// How long logs and unfetched outcomes stay on the volume.
@@ -162,10 +163,11 @@ impl Registry {
         trim_logs(&logs).map_err(fail("trim", &logs))?;
         lay_ballast(&config.state_dir);
         let jobs = ended_jobs(&logs).map_err(fail("read", &logs))?;
+        let trust = Trust::new(config.trust_dir.clone(), config.registry_trust_dir.clone());
         Ok(Arc::new(Self {
-            buildkit: Buildkit::new(&config.buildkit_addr, config.trust_dir.clone(), sandbox.clone()),
+            buildkit: Buildkit::new(&config.buildkit_addr, trust.clone(), sandbox.clone()),
             repositories: Repositories::new(config.state_dir.join("git")),
-            registries: Registries::new(config.trust_dir.clone()),
+            registries: Registries::new(trust),
             sandbox,
             config: config.clone(),
             known: Mutex::new(Known { jobs, draining: false }),

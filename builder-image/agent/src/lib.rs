@@ -23,6 +23,7 @@ pub mod reasons;
 pub mod sandbox;
 pub mod service;
 pub mod tls;
+pub mod trust;
 pub mod watchdog;
 
 /// The largest request: inline files and secrets are each bounded by what a Kubernetes object holds.

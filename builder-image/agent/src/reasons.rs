@@ -129,6 +129,8 @@ reasons! {
     RepositoryNotFound: User,
     /// What ADD downloads cannot be reached.
     DownloadFailed: Infrastructure,
+    /// The certificate of the server that ADD downloads from is not signed by a trusted CA.
+    DownloadCertificateUntrusted: User,
     /// A registry refused to take the image.
     PushDenied: Credential,
     /// A registry's certificate is not signed by a trusted CA.

@@ -22,6 +22,7 @@ use kiln_agent::{
     },
     process,
     sandbox::{Confinement, LARGEST_FILE, Sandbox},
+    trust::Trust,
 };
 use kiln_registry::http_client::AddressPolicy;
 use tokio_util::sync::CancellationToken;
@@ -196,7 +197,8 @@ async fn a_program_that_was_taken_over_gets_its_own_job_alone() {
     let git = job.confinement(&repository, Reach { remote: Some(&remote), writes: &writes });
 
     let address = format!("unix://{}", builder.path("buildkitd.sock").display());
-    let buildkit = Buildkit::new(&address, builder.path("trust"), sandbox.clone());
+    let buildkit =
+        Buildkit::new(&address, Trust::new(builder.path("trust"), builder.path("registries")), sandbox.clone());
     let read = ["work/own", "jobs/own/docker", "jobs/own/secrets"].map(|path| builder.path(path)).to_vec();
     let write = vec![builder.path("work/own/output")];
     let buildctl = buildkit.confinement(read, write);

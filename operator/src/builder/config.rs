@@ -12,13 +12,61 @@ use sha2::{Digest, Sha256};
 use super::identity::hex;
 use super::profile::Profile;
 
-/// The CA bundles of a builder, in PEM. A set, so that order and repetition do not matter.
-pub type Bundles = BTreeSet<String>;
+/// Where the builder's ConfigMap is mounted, in both containers.
+pub const DIRECTORY: &str = "/etc/kiln/buildkitd";
 
-/// Stands for one CA bundle in annotations and file names.
+/// The CA bundles of a builder. A set, so that order and repetition do not matter.
+pub type Bundles = BTreeSet<Bundle>;
+
+/// A CA bundle, and what it counts for.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Bundle {
+    /// The registry that it counts for alone, with the token service and the servers of blobs that this one sends to. `None`:
+    /// for everything, for it is the pool's.
+    pub registry: Option<String>,
+    /// The certificates, in PEM.
+    pub pem: String,
+}
+
+impl Bundle {
+    /// One of the pool's.
+    #[must_use]
+    pub fn of_pool(pem: &str) -> Self {
+        Self { registry: None, pem: pem.to_owned() }
+    }
+
+    /// Stands for it in annotations and file names.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let registry = self.registry.as_ref().map(|registry| format!("{registry}\n")).unwrap_or_default();
+        hex(&Sha256::digest(format!("{registry}{}", self.pem.trim()))[..8])
+    }
+}
+
+/// The bundles that count for one registry alone, as one text each, by registry.
 #[must_use]
-pub fn bundle_hash(pem: &str) -> String {
-    hex(&Sha256::digest(pem.trim())[..8])
+pub fn of_registries(bundles: &Bundles) -> BTreeMap<&str, String> {
+    let mut texts: BTreeMap<&str, String> = BTreeMap::new();
+    for bundle in bundles {
+        if let Some(registry) = &bundle.registry {
+            let text = texts.entry(registry).or_default();
+            text.push_str(bundle.pem.trim());
+            text.push('\n');
+        }
+    }
+    texts
+}
+
+/// The key in the ConfigMap of a registry's bundle: the name of a registry is none.
+#[must_use]
+pub fn registry_key(registry: &str) -> String {
+    format!("registry-{}", hex(&Sha256::digest(registry)[..8]))
+}
+
+/// Where a registry's bundle is, below [`DIRECTORY`].
+#[must_use]
+pub fn registry_path(registry: &str) -> String {
+    format!("registries/{registry}.crt")
 }
 
 /// How large the cache may grow: reserved, kept at most, and left free on the volume, in bytes.
@@ -36,9 +84,12 @@ pub fn files(
     bundles: &Bundles,
     cache: CacheSize,
 ) -> BTreeMap<String, String> {
-    let mut files = BTreeMap::from([("buildkitd.toml".to_owned(), buildkitd(pool, cache))]);
-    for pem in bundles {
-        files.insert(format!("{}.crt", bundle_hash(pem)), pem.clone());
+    let mut files = BTreeMap::from([("buildkitd.toml".to_owned(), buildkitd(pool, bundles, cache))]);
+    for bundle in bundles.iter().filter(|bundle| bundle.registry.is_none()) {
+        files.insert(format!("{}.crt", bundle.hash()), bundle.pem.clone());
+    }
+    for (registry, text) in of_registries(bundles) {
+        files.insert(registry_key(registry), text);
     }
     if profile == Profile::UserNamespace {
         // The pod has 65536 ids: rootlesskit maps all of them but the user's own.
@@ -50,7 +101,7 @@ pub fn files(
 }
 
 /// buildkitd's configuration: <https://github.com/moby/buildkit/blob/master/docs/buildkitd.toml.md>.
-fn buildkitd(pool: &BuilderPoolSpec, cache: CacheSize) -> String {
+fn buildkitd(pool: &BuilderPoolSpec, bundles: &Bundles, cache: CacheSize) -> String {
     let mut text = String::from("# Written by Kiln's operator from the BuilderPool.\n[worker.oci]\n  enabled = true\n");
     // Absolute figures: BuildKit's own defaults look at the node's whole disk, and drop large cache mounts after 48 h.
     let volume = if cache.volume == 0 { 20 << 30 } else { cache.volume };
@@ -65,7 +116,7 @@ fn buildkitd(pool: &BuilderPoolSpec, cache: CacheSize) -> String {
     text.push_str("[worker.containerd]\n  enabled = false\n");
     // Its history would keep what steps print on the volume, secrets and all.
     text.push_str("[history]\n  maxEntries = 0\n");
-    for (host, Reached { mirrors, plain_http }) in registries(&pool.registries) {
+    for (host, Reached { mirrors, plain_http, ca }) in registries(&pool.registries, bundles) {
         let _ = writeln!(text, "[registry.{}]", quoted(host));
         if !mirrors.is_empty() {
             let mirrors: Vec<String> = mirrors.into_iter().map(quoted).collect();
@@ -73,6 +124,9 @@ fn buildkitd(pool: &BuilderPoolSpec, cache: CacheSize) -> String {
         }
         if plain_http {
             text.push_str("  http = true\n");
+        }
+        if let Some(ca) = ca {
+            let _ = writeln!(text, "  ca = [{}]", quoted(&ca));
         }
     }
     text
@@ -83,11 +137,12 @@ fn buildkitd(pool: &BuilderPoolSpec, cache: CacheSize) -> String {
 struct Reached<'a> {
     mirrors: Vec<&'a str>,
     plain_http: bool,
+    ca: Option<String>,
 }
 
 /// The registries by the name that BuildKit looks them up by. Several of the pool's entries may mean one registry, and a
 /// second table of one name would keep buildkitd from starting.
-fn registries(named: &[PoolRegistry]) -> BTreeMap<&str, Reached<'_>> {
+fn registries<'a>(named: &'a [PoolRegistry], bundles: &'a Bundles) -> BTreeMap<&'a str, Reached<'a>> {
     let mut registries: BTreeMap<&str, Reached<'_>> = BTreeMap::new();
     for registry in named {
         // What image references call docker.io goes by older names too.
@@ -98,6 +153,9 @@ fn registries(named: &[PoolRegistry]) -> BTreeMap<&str, Reached<'_>> {
         let reached = registries.entry(host).or_default();
         reached.mirrors.extend(registry.mirrors.iter().map(String::as_str));
         reached.plain_http |= registry.plain_http;
+    }
+    for registry in bundles.iter().filter_map(|bundle| bundle.registry.as_deref()) {
+        registries.entry(registry).or_default().ca = Some(format!("{DIRECTORY}/{}", registry_path(registry)));
     }
     registries
 }
@@ -129,12 +187,15 @@ mod tests {
             ],
             ..BuilderPoolSpec::default()
         };
-        insta::assert_snapshot!(buildkitd(&pool, CacheSize { volume: 10 << 30 }));
+        let own = |registry: &str, pem: &str| Bundle { registry: Some(registry.into()), pem: pem.into() };
+        let bundles =
+            [Bundle::of_pool("p"), own("own.example:5000", "a"), own("own.example:5000", "b"), own("docker.io", "c")];
+        insta::assert_snapshot!(buildkitd(&pool, &bundles.into(), CacheSize { volume: 10 << 30 }));
     }
 
     #[test]
     fn only_a_user_namespace_needs_its_own_ids() {
-        let bundles = Bundles::from(["-----BEGIN CERTIFICATE-----\n".to_owned()]);
+        let bundles = Bundles::from([Bundle::of_pool("-----BEGIN CERTIFICATE-----\n")]);
         let names = |profile| {
             files(&BuilderPoolSpec::default(), profile, &bundles, CacheSize { volume: 0 })
                 .into_keys()
@@ -142,5 +203,16 @@ mod tests {
         };
         assert_eq!(names(Profile::UserNamespace).len(), 4);
         assert_eq!(names(Profile::Rootless).len(), 2);
+    }
+
+    #[test]
+    fn a_bundle_is_known_by_what_it_counts_for_too() {
+        let of =
+            |registry: Option<&str>, pem: &str| Bundle { registry: registry.map(str::to_owned), pem: pem.to_owned() };
+        let (pool, one, other) = (of(None, "a\n"), of(Some("a.example"), "a"), of(Some("b.example"), "a"));
+        assert_eq!(pool.hash(), of(None, "a").hash());
+        assert!(pool.hash() != one.hash() && one.hash() != other.hash());
+        let both = Bundles::from([one, of(Some("a.example"), "b"), other, pool]);
+        assert_eq!(of_registries(&both), [("a.example", "a\nb\n".to_owned()), ("b.example", "a\n".to_owned())].into());
     }
 }

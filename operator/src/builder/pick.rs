@@ -18,7 +18,7 @@ pub struct Request {
     pub domain: TrustDomain,
     /// What it must run on.
     pub architecture: String,
-    /// The CA bundles that it needs, as [`super::config::bundle_hash`] names them.
+    /// The CA bundles that it needs, as [`super::config::Bundle::hash`] names them.
     pub bundles: Vec<String>,
 }
 

@@ -13,13 +13,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kiln_crds::BuilderPoolSpec;
 use sha2::{Digest, Sha256};
 
-use super::config::{Bundles, CacheSize, bundle_hash, files};
+use super::config::{Bundle, Bundles, CacheSize, DIRECTORY, files, of_registries, registry_key, registry_path};
 use super::identity::{BuilderId, hex};
 use super::profile::Profile;
 
 /// The annotation with the hash of what the pod was made from, but for its CA bundles.
 pub const TEMPLATE_HASH: &str = "kiln.build/template-hash";
-/// The annotation with the CA bundles that the builder trusts, as `bundle_hash` names them, joined by commas.
+/// The annotation with the CA bundles that the builder trusts, as [`Bundle::hash`] names them, joined by commas.
 pub const BUNDLES: &str = "kiln.build/ca-bundles";
 /// The annotation of a volume with the time at which its last pod went.
 pub const LAST_USED: &str = "kiln.build/last-used";
@@ -135,7 +135,7 @@ impl Template<'_> {
         let mut metadata = self.metadata(id, id.name(), owner);
         metadata.annotations = Some(
             [
-                (BUNDLES.to_owned(), bundles.iter().map(|pem| bundle_hash(pem)).collect::<Vec<_>>().join(",")),
+                (BUNDLES.to_owned(), bundles.iter().map(Bundle::hash).collect::<Vec<_>>().join(",")),
                 ("cluster-autoscaler.kubernetes.io/safe-to-evict".to_owned(), "false".to_owned()),
             ]
             .into(),
@@ -207,7 +207,7 @@ impl Template<'_> {
         let mut mounts = vec![
             mount("socket", "/run/buildkit"),
             VolumeMount { sub_path: Some("buildkit".to_owned()), ..mount("cache", "/var/lib/kiln/buildkit") },
-            VolumeMount { read_only: Some(true), ..mount("config", "/etc/kiln/buildkitd") },
+            VolumeMount { read_only: Some(true), ..mount("config", DIRECTORY) },
             mount("tmp", "/tmp"),
         ];
         if profile == Profile::UserNamespace {
@@ -264,7 +264,7 @@ impl Template<'_> {
             mount("credentials", "/run/kiln"),
             VolumeMount { read_only: Some(true), ..mount("tls", "/etc/kiln/tls") },
             // For its CA bundles: where a registry wants tokens, it is buildctl that asks for them.
-            VolumeMount { read_only: Some(true), ..mount("config", "/etc/kiln/buildkitd") },
+            VolumeMount { read_only: Some(true), ..mount("config", DIRECTORY) },
             mount("agent-tmp", "/tmp"),
         ];
         if self.pool.archives.is_some() {
@@ -331,8 +331,13 @@ impl Template<'_> {
         };
         let ids = ["subuid", "subgid"];
         let files = self.files(profile, bundles);
-        // The CA bundles get a folder of their own: every file in it is trusted.
+        let of_registries: Vec<(String, String)> =
+            of_registries(bundles).keys().map(|registry| (registry_key(registry), registry_path(registry))).collect();
+        // The CA bundles of the pool get a folder of their own: every file in it is trusted for everything.
         let settings = files.keys().filter(|key| !ids.contains(&key.as_str())).map(|key| {
+            if let Some((_, path)) = of_registries.iter().find(|(known, _)| known == key) {
+                return item(key, path.clone());
+            }
             let is_bundle = std::path::Path::new(key).extension().is_some_and(|extension| extension == "crt");
             item(key, if is_bundle { format!("trust/{key}") } else { key.clone() })
         });

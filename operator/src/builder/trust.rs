@@ -3,28 +3,33 @@
 use kiln_crds::CaRef;
 use kube::ResourceExt;
 
-use super::config::Bundles;
+use super::config::{Bundle, Bundles};
 use crate::context::Context;
 use crate::references::{Error, ca_bundle};
+use kiln_registry::Repository;
 
-/// The pool's CAs, and those that the namespace's ImageBuilds name, so that none of them need have the builder replaced.
+/// The pool's CAs, and those that the namespace's ImageBuilds name for their registries, so that none of them need have the
+/// builder replaced.
 /// One that cannot be read matters to its own ImageBuild alone.
 pub async fn bundles(context: &Context, namespace: &str, of_pool: &[String]) -> Result<Bundles, Error> {
-    let mut bundles: Bundles = of_pool.iter().cloned().collect();
-    let mut references: Vec<CaRef> = context
+    let mut bundles: Bundles = of_pool.iter().map(|pem| Bundle::of_pool(pem)).collect();
+    let mut named: Vec<(CaRef, String)> = context
         .stores
         .image_builds
         .state()
         .iter()
         .filter(|build| build.namespace().as_deref() == Some(namespace))
-        .filter_map(|build| build.spec.image.as_ref()?.ca_ref.clone())
+        .filter_map(|build| {
+            let image = build.spec.image.as_ref()?;
+            Some((image.ca_ref.clone()?, image.repository.parse::<Repository>().ok()?.registry))
+        })
         .collect();
-    references.sort();
-    references.dedup();
-    for reference in references {
+    named.sort();
+    named.dedup();
+    for (reference, registry) in named {
         match ca_bundle(&context.client, namespace, &reference, "image.caRef").await {
             Ok(pem) => {
-                bundles.insert(pem);
+                bundles.insert(Bundle { registry: Some(registry), pem });
             }
             Err(Error::Fault(_)) => {}
             Err(error) => return Err(error),

@@ -14,7 +14,7 @@ use super::dereference::Inputs;
 use super::labels::default_labels;
 use crate::builder::pod::bytes;
 use crate::git::GitCredential;
-use crate::references::{GitAccess, join};
+use crate::references::GitAccess;
 use crate::tags::template::{of_platform, with_platform};
 use kiln_registry::{Identifier, LoginSecret, Reference};
 
@@ -82,7 +82,6 @@ impl Inputs {
             archive_path: archive.unwrap_or_default(),
             registry_mirrors: mirrors(&self.registry.mirrors),
             plain_http_registries: self.registry.plain_http.clone(),
-            registry_ca_pem: join(&self.pool_bundles, self.registry.ca.as_deref()),
         }
     }
 

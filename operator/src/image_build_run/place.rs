@@ -18,7 +18,7 @@ use super::queue::{Queue, queue};
 use super::status::Waiting;
 use super::waiting::{Unplaced, coming, not_ready};
 use crate::builder::BuilderId;
-use crate::builder::config::bundle_hash;
+use crate::builder::config::Bundle;
 use crate::builder::node::NodeFacts;
 use crate::builder::observe::{
     builders, describe_again, is_described, pod, ready, remove_pod, remove_with_volume, template, volumes,
@@ -59,8 +59,13 @@ pub async fn place(
     let mut placed = Placed::default();
     let placing = context.placing.lock().await;
     let template = template(context, pool);
-    let bundles: Vec<String> =
-        inputs.pool_bundles.iter().chain(&inputs.registry.ca).map(|pem| bundle_hash(pem)).collect();
+    let bundles: Vec<String> = inputs
+        .pool_bundles
+        .iter()
+        .map(|pem| Bundle::of_pool(pem))
+        .chain(inputs.registry.ca.clone())
+        .map(|of| of.hash())
+        .collect();
     let Chosen { choices, limits, impossible } = choose(context, run, pool, &nodes, &bundles, platforms, now);
     placed.failure = impossible;
     describe_again(context, pool);

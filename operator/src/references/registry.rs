@@ -10,6 +10,7 @@ use kiln_crds::{BuilderPool, CaRef, ImageBuildSpec, SecretRef};
 use kube::{Api, ResourceExt};
 
 use super::{Error, Fault, SecretData, ca_bundle, find_secret, http_client, secret};
+use crate::builder::config::{self, Bundle, Bundles};
 use crate::builder_pool::select;
 use crate::context::Context;
 use crate::reason::Reason;
@@ -25,15 +26,18 @@ pub struct RegistryAccess {
     pub targets: Vec<Target>,
     /// Every credential that builds may use, one a registry, for base images too.
     pub logins: Vec<Login>,
-    /// The CA bundle that `image.caRef` names, in PEM.
-    pub ca: Option<String>,
+    /// The CA bundle that `image.caRef` names, for the registry of `image.repository`.
+    pub ca: Option<Bundle>,
     /// The Secrets that were read. A pool's has the builders' namespace before its name.
     pub versions: Vec<SecretVersion>,
     /// Hosts that are spoken to without TLS.
     pub plain_http: Vec<String>,
     /// Mirrors by the registry that they stand for.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Trusts the pool's CAs.
     http: HttpClient,
+    /// Those that trust a CA of the ImageBuild's besides, by registry.
+    of_registries: BTreeMap<String, HttpClient>,
     clients: kiln_registry::RegistryClients,
 }
 
@@ -52,7 +56,8 @@ impl RegistryAccess {
     #[must_use]
     pub fn reader(&self, repository: &Repository) -> kiln_registry::Client {
         let login = self.logins.iter().find(|login| login.registry == repository.registry);
-        self.clients.get(&self.http, scheme(&self.plain_http, repository), login)
+        let http = self.of_registries.get(&repository.registry).unwrap_or(&self.http);
+        self.clients.get(http, scheme(&self.plain_http, repository), login)
     }
 
     /// Where the images of `repository` can be read: the pool's mirrors in their order, then itself.
@@ -138,25 +143,29 @@ pub async fn registry_access(
     let plain_http: Vec<String> =
         registries.iter().filter(|registry| registry.plain_http).map(|registry| registry.host.clone()).collect();
     let mut targets = Vec::new();
-    let mut trusted = Vec::new();
+    let mut trusted = Bundles::new();
     let mut main_ca = None;
     for (position, (read, login)) in own.into_iter().zip(target_logins).enumerate() {
         let Named { field, tags, .. } = &named[position];
         let ReadTarget { repository, ca, .. } = read;
         let http = http_client(context, pool, pool_bundles, ca.as_deref(), &format!("{field}.caRef"))?;
         let client = context.registries.get(&http, scheme(&plain_http, &repository), login.as_ref());
+        let ca = ca.map(|pem| Bundle { registry: Some(repository.registry.clone()), pem });
         targets.push(Target { repository, tags: tags.to_vec(), client });
         trusted.extend(ca.clone());
         if position == 0 {
             main_ca = ca;
         }
     }
-    let own = (!trusted.is_empty()).then(|| trusted.join("\n"));
-    let http = http_client(context, pool, pool_bundles, own.as_deref(), "image.caRef")?;
+    let http = http_client(context, pool, pool_bundles, None, "image.caRef")?;
+    let of_registries = config::of_registries(&trusted).into_iter().map(|(registry, pem)| {
+        Ok((registry.to_owned(), http_client(context, pool, pool_bundles, Some(&pem), "image.caRef")?))
+    });
+    let of_registries = of_registries.collect::<Result<_, Fault>>()?;
     let mirrors = registries.iter().filter(|registry| !registry.mirrors.is_empty());
     let mirrors = mirrors.map(|registry| (canonical(&registry.host), registry.mirrors.clone())).collect();
     let clients = context.registries.clone();
-    Ok(RegistryAccess { targets, logins, ca: main_ca, versions, plain_http, mirrors, http, clients })
+    Ok(RegistryAccess { targets, logins, ca: main_ca, versions, plain_http, mirrors, http, of_registries, clients })
 }
 
 /// A repository and what was read for it.

@@ -299,6 +299,7 @@ impl Build<'_> {
         let mut command = self.registry.buildkit().buildctl(read, write, file_bytes);
         command
             .args(arguments)
+            .args(self.registry.buildkit().tls_of_registries())
             .env("DOCKER_CONFIG", self.memory.join("docker"))
             .env("HOME", self.memory.join("home"))
             .current_dir(self.memory);

@@ -103,6 +103,11 @@ fn classify(
     ]) {
         return registry::pull(cause, line_at(guilty, build), build);
     }
+    if has(&["git stderr:"])
+        && let Some((cause, _)) = cause.split_once(" failed. CAfile: ")
+    {
+        return registry::untrusted_download(cause);
+    }
     if has(&["failed to load cache key: Get ", "invalid response status"]) {
         return registry::download(cause);
     }

@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kiln_crds::{CaRef, CaRefKind, SecretRef};
-use kiln_e2e::build::git;
+use kiln_e2e::build::{file, git};
 use kiln_e2e::tenant::{condition, image_of};
 use kiln_e2e::tls_front::TlsFront;
 use kiln_e2e::{Build, Repository, Tenant};
@@ -12,6 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 kiln_e2e::tests![
     a_new_ca_works_without_touching_the_pool,
+    a_ca_counts_for_its_registry_alone,
     a_self_signed_certificate_is_trusted_where_it_is_named,
     a_certificate_for_another_name_says_how_to_make_a_good_one
 ];
@@ -61,19 +62,9 @@ async fn a_new_ca_works_without_touching_the_pool() {
         tenant.build(&former).await;
         let (builder, volumes) = (tenant.builders().await.remove(0), tenant.volumes().await);
 
-        let issuer_key = key();
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "a CA that nobody knew");
-        let ca = params.self_signed(&issuer_key).unwrap().pem();
-        let issuer = Issuer::new(params, issuer_key);
-        let front = TlsFront::before_registry(&tenant.cluster, |host| {
-            let own = key();
-            let certificate = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&own, &issuer).unwrap();
-            (certificate.pem(), own.serialize_pem())
-        })
-        .await;
-        let built = tenant.build(&build(tenant, "app", &front, &ca).await).await;
+        let ca = Unknown::new();
+        let front = TlsFront::before_registry(&tenant.cluster, |host| ca.sign(host)).await;
+        let built = tenant.build(&build(tenant, "app", &front, &ca.pem).await).await;
         assert!(image_of(&built).repository.starts_with(&front.host));
         let builders = tenant.builders().await;
         assert!(builders.iter().all(|pod| pod.uid() != builder.uid()), "the builder that lacked the CA was replaced");
@@ -84,6 +75,65 @@ async fn a_new_ca_works_without_touching_the_pool() {
         tenant.rebuild("app", "again").await;
         let now: Vec<_> = tenant.builders().await.iter().map(kube::ResourceExt::uid).collect();
         assert_eq!(now, builders.iter().map(kube::ResourceExt::uid).collect::<Vec<_>>());
+    })
+    .await;
+}
+
+/// A CA that nobody knows, and what it signs.
+struct Unknown {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Unknown {
+    fn new() -> Self {
+        let key = key();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "a CA that nobody knew");
+        Self { pem: params.self_signed(&key).unwrap().pem(), issuer: Issuer::new(params, key) }
+    }
+
+    /// Certificate and key for an address, in PEM.
+    fn sign(&self, host: &str) -> (String, String) {
+        let own = key();
+        let certificate = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&own, &self.issuer).unwrap();
+        (certificate.pem(), own.serialize_pem())
+    }
+}
+
+/// What else that CA signs, another registry, a server that ADD downloads from, a Git server, is not trusted for it.
+async fn a_ca_counts_for_its_registry_alone() {
+    Tenant::fresh("own-ca", async |tenant| {
+        let ca = Unknown::new();
+        let sign = |host: &str| ca.sign(host);
+        let own = TlsFront::before_registry(&tenant.cluster, sign).await;
+        let other = TlsFront::before_registry(&tenant.cluster, sign).await;
+        let forge = TlsFront::before_git(&tenant.cluster, sign).await;
+        let repository = Repository::public(tenant, "added");
+        repository.write(&DOCKERFILE);
+        let path = repository.url.trim_start_matches(&tenant.cluster.git);
+        // As the mirror of Docker Hub has it.
+        let busybox = "docker.io/library/busybox:latest";
+        let from_own = format!("FROM {}/{busybox}\nRUN echo 1 > /file\n", own.host);
+        let cases = [
+            ("base", format!("FROM {}/{busybox}\n", other.host), "RegistryCertificateUntrusted"),
+            ("file", format!("FROM scratch\nADD https://{}/v2/ /file\n", own.host), "DownloadCertificateUntrusted"),
+            ("add", format!("FROM scratch\nADD https://{}/v2/ /file\n", other.host), "DownloadCertificateUntrusted"),
+            ("git", format!("FROM scratch\nADD https://{}{path} /src\n", forge.host), "DownloadCertificateUntrusted"),
+        ];
+        let with = async |name: &str, dockerfile: &str| {
+            build(tenant, name, &own, &ca.pem).await.with(|spec| *file(spec, "Dockerfile") = dockerfile.to_owned())
+        };
+        tenant.build(&with("own", &from_own).await).await;
+        for (name, dockerfile, _) in &cases {
+            tenant.create_build(&with(name, dockerfile).await).await;
+        }
+        for (name, _, reason) in cases {
+            let failed = tenant.not_ready(name, reason).await;
+            let message = &condition(&failed, "Ready").unwrap().message;
+            assert!(message.contains("caRefs"), "{name}: {message}");
+        }
     })
     .await;
 }

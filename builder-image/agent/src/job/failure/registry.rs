@@ -76,8 +76,18 @@ pub(super) fn download(cause: &str) -> (Reason, String) {
     match registry_answer(cause) {
         Answer::Unavailable => (Reason::DownloadFailed, format!("what ADD downloads cannot be reached: {cause}")),
         Answer::NotFound => (Reason::FileNotFound, format!("what ADD downloads is not there: {cause}")),
+        Answer::Untrusted => untrusted_download(cause),
         _ => (Reason::BuildFailed, format!("what ADD downloads cannot be had: {cause}")),
     }
+}
+
+/// Nobody that counts for it has signed for the server that ADD downloads from.
+pub(super) fn untrusted_download(cause: &str) -> (Reason, String) {
+    let message = format!(
+        "the certificate of the server that ADD downloads from is not trusted: {cause}; for ADD the CAs in the pool's caRefs \
+         count, and no others: have its CA named there"
+    );
+    (Reason::DownloadCertificateUntrusted, message)
 }
 
 fn untrusted(what: &str) -> String {
