@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
+use kiln_crds::image_build::TagStatus;
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::Client;
 use kube::api::{Api, ListParams, ObjectList, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
@@ -91,6 +92,8 @@ pub struct Context {
     pub cancelled: Notify,
     /// The tags that runs are about to move.
     pub claims: Claims,
+    /// The tags that a run has moved, by its UID: its status may have changed before it could say so.
+    pub moved: Remembered<Vec<TagStatus>>,
     /// How the publishing of a run went, by UID.
     pub publishing: Remembered<crate::image_build_run::Publishing>,
     /// How often an agent was asked in vain to cancel a job, by its id.
@@ -129,6 +132,7 @@ impl Context {
             image_builds: Remembered::default(),
             cancelled: Notify::new(),
             claims: Claims::default(),
+            moved: Remembered::default(),
             publishing: Remembered::default(),
             cancelling: Remembered::default(),
             removed_pods: Remembered::default(),

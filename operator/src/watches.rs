@@ -1,5 +1,6 @@
 //! The watches: one for each kind, each keeping a copy of its objects, and which change wakes which reconcile.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kiln_crds::image_build::TagStatus;
 use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus};
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -74,18 +76,21 @@ where
 pub struct Seen {
     /// The digest of its image.
     image: Option<String>,
-    /// A hash of the tags that belong to it.
-    tags: u64,
+    /// A hash of each tag that belongs to it. None does once it is being deleted.
+    tags: BTreeSet<u64>,
 }
 
 impl Seen {
     fn of(build: &ImageBuild) -> Self {
         let status = build.status.as_ref();
-        let mut tags = DefaultHasher::new();
-        for tag in status.iter().flat_map(|status| &status.tags) {
-            (&tag.repository, &tag.tag).hash(&mut tags);
-        }
-        Self { image: status.and_then(|status| Some(status.image.as_ref()?.digest.clone())), tags: tags.finish() }
+        let hash = |tag: &TagStatus| {
+            let mut hasher = DefaultHasher::new();
+            (&tag.repository, &tag.tag).hash(&mut hasher);
+            hasher.finish()
+        };
+        let lives = build.metadata.deletion_timestamp.is_none();
+        let tags = status.iter().filter(|_| lives).flat_map(|status| &status.tags).map(hash).collect();
+        Self { image: status.and_then(|status| Some(status.image.as_ref()?.digest.clone())), tags }
     }
 }
 
@@ -190,7 +195,7 @@ impl Wake {
         seen.set(&uid, Some(now.clone()));
         // What is seen for the first time is there since before the operator was: it looks at everything when it starts.
         let Some(former) = former else { return };
-        if former.tags != now.tags {
+        if !former.tags.is_subset(&now.tags) {
             self.image_builds_with(&[Reason::TagConflict], context);
         }
         if former.image == now.image {

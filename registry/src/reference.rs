@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use oci_spec::image::Digest;
+use url::Url;
 
 /// The registry that names without a host mean.
 pub const DOCKER_HUB: &str = "docker.io";
@@ -243,7 +244,8 @@ fn valid_host(host: &str) -> bool {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
             Some((ip, port)) => {
-                return ip.parse::<std::net::Ipv6Addr>().is_ok() && valid_port(port.strip_prefix(':'), port);
+                let is_one = ip.parse::<std::net::Ipv6Addr>().is_ok_and(|parsed| parsed.to_string() == ip);
+                return is_one && valid_port(port.strip_prefix(':'), port);
             }
             None => return false,
         },
@@ -258,12 +260,17 @@ fn valid_host(host: &str) -> bool {
             && !label.ends_with('-')
             && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
     };
-    name.len() <= 253 && name.split('.').all(label) && port.is_none_or(|p| valid_port(Some(p), p))
+    name.len() <= 253 && name.split('.').all(label) && port.is_none_or(|p| valid_port(Some(p), p)) && is_itself(name)
+}
+
+/// Whether requests go to the host as it is written: `10.1` and `012.0.0.1` mean an address that has another name too.
+fn is_itself(host: &str) -> bool {
+    Url::parse(&format!("https://{host}/")).is_ok_and(|url| url.host_str() == Some(host))
 }
 
 fn valid_port(port: Option<&str>, rest: &str) -> bool {
     match port {
-        Some(port) => port.chars().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0),
+        Some(port) => !port.starts_with('0') && port.chars().all(|c| c.is_ascii_digit()) && port.parse::<u16>().is_ok(),
         None => rest.is_empty(),
     }
 }

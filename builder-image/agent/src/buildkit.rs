@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use kiln_registry::DOCKER_HUB;
 use serde::Deserialize;
 use tokio::{
     net::UnixStream,
@@ -139,17 +140,16 @@ impl Buildkit {
         command
     }
 
-    /// Has `buildctl build` trust those whom only one registry's token service is trusted by.
+    /// What has `buildctl build` trust the CAs of this registry where it asks its token service. Of one registry alone: its
+    /// client keeps what it trusts once for all requests that follow (`authprovider.go`, `FetchToken`).
     #[must_use]
-    pub fn tls_of_registries(&self) -> Vec<String> {
-        let named = self.trust.of_registries().into_iter();
-        let each = named.flat_map(|(registry, file)| {
-            // BuildKit asks for Docker Hub's tokens by the name of its API.
-            let api = (registry == "docker.io").then(|| "registry-1.docker.io".to_owned());
-            let option = |host: String| format!("--registry-auth-tlscontext=host={host},ca={}", file.display());
-            api.into_iter().chain([registry]).map(option).collect::<Vec<_>>()
-        });
-        each.collect()
+    pub fn tls_of(&self, registry: &str) -> Vec<String> {
+        let Some((_, file)) = self.trust.of_registries().into_iter().find(|(known, _)| known == registry) else {
+            return Vec::new();
+        };
+        // Docker Hub's tokens are asked for by the name of its API.
+        let host = if registry == DOCKER_HUB { "registry-1.docker.io" } else { registry };
+        vec![format!("--registry-auth-tlscontext=host={host},ca={}", file.display())]
     }
 
     /// What `buildctl` may do, with these files.

@@ -57,10 +57,10 @@ pub fn of_registries(bundles: &Bundles) -> BTreeMap<&str, String> {
     texts
 }
 
-/// The key in the ConfigMap of a registry's bundle: the name of a registry is none.
+/// The key in the ConfigMap of a bundle that counts for registries alone: one for all that have the same.
 #[must_use]
-pub fn registry_key(registry: &str) -> String {
-    format!("registry-{}", hex(&Sha256::digest(registry)[..8]))
+pub fn registry_key(text: &str) -> String {
+    format!("registry-{}", hex(&Sha256::digest(text)[..8]))
 }
 
 /// Where a registry's bundle is, below [`DIRECTORY`].
@@ -88,8 +88,8 @@ pub fn files(
     for bundle in bundles.iter().filter(|bundle| bundle.registry.is_none()) {
         files.insert(format!("{}.crt", bundle.hash()), bundle.pem.clone());
     }
-    for (registry, text) in of_registries(bundles) {
-        files.insert(registry_key(registry), text);
+    for text in of_registries(bundles).into_values() {
+        files.insert(registry_key(&text), text);
     }
     if profile == Profile::UserNamespace {
         // The pod has 65536 ids: rootlesskit maps all of them but the user's own.

@@ -25,6 +25,8 @@ pub const BUNDLES: &str = "kiln.build/ca-bundles";
 pub const LAST_USED: &str = "kiln.build/last-used";
 /// Where the agent listens.
 pub const AGENT_PORT: u16 = 8443;
+/// Which files builders find where in their ConfigMap: an older one is replaced once it is idle.
+const LAYOUT: u32 = 2;
 /// The size of a cache volume unless the pool names one.
 const CACHE_SIZE: &str = "20Gi";
 /// Where the agent finds its namespace's directory of the pool's archive volume.
@@ -84,7 +86,7 @@ impl Template<'_> {
         let mut pod = self.pod(&id, profile, &Bundles::new(), &owner("", ""));
         pod.metadata = ObjectMeta::default();
         let files = files(self.pool, profile, &Bundles::new(), self.cache());
-        let text = serde_json::to_string(&(pod, files)).unwrap_or_default();
+        let text = serde_json::to_string(&(LAYOUT, pod, files)).unwrap_or_default();
         hex(&Sha256::digest(text)[..8])
     }
 
@@ -331,13 +333,13 @@ impl Template<'_> {
         };
         let ids = ["subuid", "subgid"];
         let files = self.files(profile, bundles);
-        let of_registries: Vec<(String, String)> =
-            of_registries(bundles).keys().map(|registry| (registry_key(registry), registry_path(registry))).collect();
+        let of_registries: Vec<KeyToPath> = of_registries(bundles)
+            .iter()
+            .map(|(registry, text)| item(&registry_key(text), registry_path(registry)))
+            .collect();
+        let is_own = |key: &str| !ids.contains(&key) && !of_registries.iter().any(|of| of.key == key);
         // The CA bundles of the pool get a folder of their own: every file in it is trusted for everything.
-        let settings = files.keys().filter(|key| !ids.contains(&key.as_str())).map(|key| {
-            if let Some((_, path)) = of_registries.iter().find(|(known, _)| known == key) {
-                return item(key, path.clone());
-            }
+        let settings = files.keys().filter(|key| is_own(key)).map(|key| {
             let is_bundle = std::path::Path::new(key).extension().is_some_and(|extension| extension == "crt");
             item(key, if is_bundle { format!("trust/{key}") } else { key.clone() })
         });
@@ -348,7 +350,7 @@ impl Template<'_> {
             directory("tmp", EmptyDirVolumeSource::default()),
             directory("agent-tmp", EmptyDirVolumeSource::default()),
             tls,
-            config("config", settings.collect()),
+            config("config", settings.chain(of_registries.iter().cloned()).collect()),
         ];
         if let Some(archives) = &self.pool.archives {
             let claim_name = archives.claim_name.clone();

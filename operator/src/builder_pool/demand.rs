@@ -87,7 +87,7 @@ pub async fn start(
     }
     let of_pool = references::pool_bundles(context, pool).await?;
     for id in ids {
-        let bundles = trust::bundles(context, &id.domain.namespace, &of_pool).await?;
+        let bundles = trust::bundles(context, &id.domain, &of_pool).await?;
         let profile = observe::profile(context, pool, &id.architecture, nodes);
         let template = observe::template(context, pool);
         tracing::info!(builder = id.name(), "starting a builder to keep the pool's least number up");

@@ -195,9 +195,12 @@ fn forget_the_gone(context: &Context) {
         let uids: HashSet<&str> = builds.iter().filter_map(|build| build.metadata.uid.as_deref()).collect();
         context.image_builds.retain(|uid| uids.contains(uid));
     }
-    let runs = context.stores.runs.state();
-    let runs: HashSet<&str> = runs.iter().filter_map(|run| run.metadata.uid.as_deref()).collect();
-    context.claims.retain(|run_uid| runs.contains(run_uid));
+    if !context.claims.is_empty() || !context.moved.is_empty() {
+        let runs = context.stores.runs.state();
+        let runs: HashSet<&str> = runs.iter().filter_map(|run| run.metadata.uid.as_deref()).collect();
+        context.claims.retain(|run_uid| runs.contains(run_uid));
+        context.moved.retain(|run_uid| runs.contains(run_uid));
+    }
     let pods = context.stores.pods.state();
     context.described.retain(&pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect());
 }

@@ -239,7 +239,7 @@ mod tests {
         https://git.example/app.git has no branch or tag "mian": did you mean main?
         https://git.example/app.git has no branch or tag "abcdef01": a commit must be named by its whole id of 40 or 64 digits
         https://git.example/app.git has no HEAD: it is empty, or its default branch does not exist
-        could not reach https://git.example/app.git: the server's certificate was issued by no CA that Kiln trusts: name its CA in caRef
+        could not reach https://git.example/app.git: the server's certificate was issued by no CA that counts for it: name its CA in the caRef of this very server, or in the pool's caRefs
         "#);
     }
 }

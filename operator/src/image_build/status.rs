@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuildFailure, BuildWarning, ImageBuildStatus, SourceStatus, Summary};
-use kiln_crds::image_build_run::RunPhase;
+use kiln_crds::image_build_run::{ImageBuildRunStatus, RunPhase};
 use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec};
 use kube::ResourceExt;
 
@@ -112,10 +112,11 @@ fn failure(run: &ImageBuildRun) -> Option<BuildFailure> {
     Some(BuildFailure { run: Some(run.name_any()), ..status.failure.clone()? })
 }
 
-/// The condition that something else had moved a tag: as the newest run that has pushed found it.
+/// The condition that something else had moved a tag: as the newest run that has moved tags found it.
 fn tag_moved(runs: &[Arc<ImageBuildRun>], former: &[Condition]) -> Option<Wanted> {
     let pushed = runs.iter().filter_map(|run| Some((run.spec.number, run.status.as_ref()?)));
-    let newest = pushed.filter(|(_, status)| status.image.is_some()).max_by_key(|(number, _)| *number);
+    let has_looked = |status: &ImageBuildRunStatus| status.image.is_some() || status.warnings.iter().any(is_of_tags);
+    let newest = pushed.filter(|(_, status)| has_looked(status)).max_by_key(|(number, _)| *number);
     let message = match newest {
         Some((_, status)) => status.warnings.iter().find(|warning| is_of_tags(warning))?.message.clone(),
         // History has dropped it.

@@ -1,5 +1,6 @@
 //! How a run ends: published, failed or cancelled; then its places are given back, and it is let go of.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +19,12 @@ use super::dereference::dereference;
 use super::plan::job_id;
 use super::publish::{Published, publish};
 use super::status::{self, Waiting};
-use super::tagging::Tagging;
+use super::tagging::{self, Tagging};
 use super::{Error, FINALIZER, agent_of, image_build, pod_of, taken, tell, warnings};
-use crate::context::{Context, backoff, namespaced, until, write_status};
+use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
-use crate::tags::ownership;
+use crate::tags::ownership::{self, Place};
 use crate::tags::template::Values;
 use kiln_registry::http_client::FailureClass;
 use kiln_registry::transfer;
@@ -50,14 +51,18 @@ pub(super) async fn finish(
         Err(fault) => return end(run, status, RunPhase::Failed, failure_of(&fault), context, now).await,
     };
     let run = claim(run, &mut status, claimed, context, now).await?;
-    let tagging = Tagging::new(status.tags.clone(), left(&run, context));
-    let published = publish_while_wanted(&run, &mut status, context, &tagging).await;
-    if published.is_none() && !tagging.has_begun() {
+    let moving = Tagging::new(status.tags.clone(), left(&run, context));
+    let published = publish_while_wanted(&run, &mut status, context, &moving).await;
+    if published.is_none() && !moving.has_begun() {
         return Ok(Action::await_change());
     }
-    let (tags, strays) = tagging.end();
+    let (tags, strays) = moving.end();
+    if tags.iter().any(|tag| tag.digest.is_some()) {
+        // A run that is cancelled meanwhile has changed: the next reconcile says so in its place.
+        context.moved.set(&uid, tags.clone());
+    }
     status.tags = tags;
-    if let Some(warning) = warnings::moved(&strays) {
+    if let Some(warning) = tagging::warning(&strays) {
         status.warnings.retain(|warning| !warnings::is_of_tags(warning));
         status.warnings.push(warning);
     }
@@ -141,8 +146,10 @@ async fn claim(
     context: &Context,
     now: Timestamp,
 ) -> Result<Arc<ImageBuildRun>, Error> {
-    let former = run.status.as_ref();
-    if former.is_some_and(|former| former.phase == RunPhase::Publishing && former.tags.len() == claimed.len()) {
+    let places = |tags: &[TagStatus]| tags.iter().map(Place::of).collect::<BTreeSet<_>>();
+    let has_claimed =
+        |former: &ImageBuildRunStatus| former.phase == RunPhase::Publishing && places(&former.tags) == places(&claimed);
+    if run.status.as_ref().is_some_and(has_claimed) {
         return Ok(run.clone());
     }
     let uid = run.uid().unwrap_or_default();
@@ -150,7 +157,12 @@ async fn claim(
     status.publishing_at = Some(MicroTime(claimed_at));
     status.tags = claimed;
     status::complete(status, &run.spec, None, run.metadata.generation, now);
-    let written = write_status(context, &**run, status).await.inspect_err(|_| context.claims.release(&uid))?;
+    let written = write_status(context, &**run, status).await.inspect_err(|error| {
+        // Of any other failure it is not known whether the claim is written: it stays until the run has ended.
+        if is_conflict(error) {
+            context.claims.release(&uid);
+        }
+    })?;
     for platform in &status.platforms {
         context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kiln_crds::image_build::BuildFailure;
-use kiln_crds::{BuilderPool, ImageBuildRun, SecurityProfile};
+use kiln_crds::{BuilderPool, SecurityProfile};
 use kube::ResourceExt;
 
 use super::dereference::Inputs;
@@ -19,14 +19,15 @@ use crate::reason::Reason;
 /// Makes them. A failure that is returned is the run's: the cluster cannot do what the pool asks for.
 pub async fn make(
     context: &Context,
-    run: &ImageBuildRun,
     pool: &Arc<BuilderPool>,
     template: Template<'_>,
     inputs: &Inputs,
     nodes: &[NodeFacts],
     ids: Vec<BuilderId>,
 ) -> Result<Option<BuildFailure>, super::Error> {
-    let mut bundles = trust::bundles(context, &run.namespace().unwrap_or_default(), &inputs.pool_bundles).await?;
+    // All are of one trust domain.
+    let Some(domain) = ids.first().map(|id| id.domain.clone()) else { return Ok(None) };
+    let mut bundles = trust::bundles(context, &domain, &inputs.pool_bundles).await?;
     bundles.extend(inputs.registry.ca.clone());
     let make_one = |id: BuilderId| {
         let bundles = &bundles;

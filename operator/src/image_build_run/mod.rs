@@ -103,6 +103,7 @@ async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Err
     if former.phase.is_final() {
         // From now on the copy of the runs tells what it has moved.
         context.claims.release(&run.uid().unwrap_or_default());
+        context.moved.remove(&run.uid().unwrap_or_default());
         return conclude(run, &former, context).await;
     }
     let bounds = Bounds::of(&run.spec.build);
@@ -133,6 +134,10 @@ fn observe(
     let uid = run.uid().unwrap_or_default();
     let mut status = former.clone();
     status.queued_at.get_or_insert(MicroTime(now));
+    let moved = context.moved.get(&uid);
+    if !moved.is_empty() {
+        status.tags = moved;
+    }
     if status.platforms.is_empty() {
         status.platforms = taken::platforms(run, &status, now);
     }

@@ -134,7 +134,7 @@ pub async fn place(
         placed.waiting.get_or_insert(waiting);
     }
     if !to_make.is_empty() {
-        match make(context, run, pool, template, inputs, &nodes, to_make).await {
+        match make(context, pool, template, inputs, &nodes, to_make).await {
             Ok(None) => {}
             Ok(Some(failure)) => placed.failure = Some(failure),
             // The other platforms go on. It is tried again, and the user is told why it waits.

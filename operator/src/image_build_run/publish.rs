@@ -6,6 +6,7 @@ use kiln_crds::image_build::{BuiltImage, MediaTypes, PlatformImage, PushedCopy};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformStatus};
 use kiln_crds::{ImageBuildRun, Platform};
 use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
 
 use super::dereference::Inputs;
 use super::tagging::Tagging;
@@ -76,7 +77,10 @@ pub async fn publish(
     futures::future::try_join_all(others.iter().map(|other| distribute(main, other, &content))).await?;
     let still_newest = || async {
         tagging.begin();
-        context.leader.is_leader() && super::is_newest(context, run)
+        // A run that was deleted with its finalizer has no claim any more.
+        let known = context.stores.runs.get(&ObjectRef::from_obj(run));
+        let is_there = known.is_some_and(|known| known.metadata.uid == run.metadata.uid);
+        is_there && context.leader.is_leader() && super::is_newest(context, run)
     };
     for (target, tags) in &tagged {
         let Target { repository, client, .. } = target;

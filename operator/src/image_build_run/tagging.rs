@@ -5,11 +5,43 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::TagStatus;
+use kiln_crds::image_build::{BuildWarning, TagStatus};
 
-use super::warnings::Stray;
+use super::status::short_digest;
+use crate::reason::Reason;
 use crate::tags::ownership::Place;
 use kiln_registry::{Digest, Repository, Tag};
+
+/// A tag that was not where Kiln had left it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Stray {
+    /// The tag, with the digest that Kiln had moved it to.
+    pub tag: TagStatus,
+    /// The digest that it had in the registry.
+    pub found: String,
+}
+
+/// The warning of them.
+#[must_use]
+pub fn warning(strays: &[Stray]) -> Option<BuildWarning> {
+    let Stray { tag: TagStatus { repository, tag, digest, .. }, found } = strays.first()?;
+    let left = short_digest(digest.as_deref().unwrap_or_default());
+    let more = match strays.len() - 1 {
+        0 => String::new(),
+        1 => ", and one more tag was elsewhere too".to_owned(),
+        more => format!(", and {more} more tags were elsewhere too"),
+    };
+    let message = format!(
+        "something else had moved the tag {tag}: it was {} where Kiln had left {left}{more}; let only this ImageBuild push \
+         to {repository}",
+        short_digest(found)
+    );
+    Some(BuildWarning {
+        rule: Reason::TagMoved.to_string(),
+        message: message.chars().take(512).collect(),
+        ..BuildWarning::default()
+    })
+}
 
 /// What is known of a run's tags while they move.
 pub struct Tagging {

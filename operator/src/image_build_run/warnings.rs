@@ -1,9 +1,8 @@
 //! What a run warns of: the lint of its Dockerfiles, images that grew, and tags that something else moves; pure.
 
-use kiln_crds::image_build::{BuildWarning, BuiltImage, TagStatus};
+use kiln_crds::image_build::{BuildWarning, BuiltImage};
 use kiln_crds::image_build_run::PlatformStatus;
 
-use super::status::short_digest;
 use crate::reason::Reason;
 
 /// The lint of all platforms, each warning once: with the platform where not all that were built have it.
@@ -41,37 +40,6 @@ pub fn is_growth(warning: &BuildWarning) -> bool {
 #[must_use]
 pub fn is_of_tags(warning: &BuildWarning) -> bool {
     warning.rule == Reason::TagMoved.as_str()
-}
-
-/// A tag that was not where Kiln had left it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Stray {
-    /// The tag, with the digest that Kiln had moved it to.
-    pub tag: TagStatus,
-    /// The digest that it had in the registry.
-    pub found: String,
-}
-
-/// A warning of the tags that were not where Kiln had left them.
-#[must_use]
-pub fn moved(strays: &[Stray]) -> Option<BuildWarning> {
-    let Stray { tag: TagStatus { repository, tag, digest, .. }, found } = strays.first()?;
-    let left = short_digest(digest.as_deref().unwrap_or_default());
-    let more = match strays.len() - 1 {
-        0 => String::new(),
-        1 => ", and one more tag was elsewhere too".to_owned(),
-        more => format!(", and {more} more tags were elsewhere too"),
-    };
-    let message = format!(
-        "something else had moved the tag {tag}: it was {} where Kiln had left {left}{more}; let only this ImageBuild push \
-         to {repository}",
-        short_digest(found)
-    );
-    Some(BuildWarning {
-        rule: Reason::TagMoved.to_string(),
-        message: message.chars().take(512).collect(),
-        ..BuildWarning::default()
-    })
 }
 
 /// A warning for each platform whose image is larger than that of the last good one by more than `percent`.

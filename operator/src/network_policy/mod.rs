@@ -56,6 +56,19 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// Why the policy is not written.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// No address of the API server is known.
+    #[error(
+        "the EndpointSlice default/kubernetes names no address of the API server: name them in builder.networkPolicy.apiServer"
+    )]
+    Nowhere,
+    /// The API server did not do what was asked.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
 /// Keeps the policy as it should be, for ever. Nothing is written while it is.
 pub async fn keep(client: Client, builders_namespace: &str, egress: &Egress) {
     let (namespace, name) = API_SERVER;
@@ -73,15 +86,18 @@ pub async fn keep(client: Client, builders_namespace: &str, egress: &Egress) {
     let written = async {
         synced.wait().await;
         let mut failures = 0;
+        // An API server that ends takes its address out, and serves on for a moment: what was one stays closed.
+        let mut api_server: BTreeSet<Endpoint> = egress.api_server.iter().copied().collect();
         loop {
-            let again = match write(&client, &policies, egress, &slices.state(), &there.state()).await {
+            api_server.extend(slices.state().iter().flat_map(|slice| plan::of_slice(slice)));
+            let again = match write(&client, &policies, egress, &mut api_server, &there.state()).await {
                 Ok(()) => {
                     failures = 0;
                     Duration::MAX
                 }
                 Err(error) => {
                     failures += 1;
-                    warn!(%error, "the NetworkPolicy that lets builders out could not be written");
+                    warn!(%error, "the NetworkPolicy that lets builders out is not written");
                     backoff(failures)
                 }
             };
@@ -99,17 +115,21 @@ async fn write(
     client: &Client,
     policies: &Api<NetworkPolicy>,
     egress: &Egress,
-    slices: &[Arc<EndpointSlice>],
+    api_server: &mut BTreeSet<Endpoint>,
     there: &[Arc<NetworkPolicy>],
-) -> Result<(), kube::Error> {
+) -> Result<(), Error> {
+    // Where nothing is known yet, everything would be open. Builders wait with what is there.
+    if api_server.is_empty() {
+        return Err(Error::Nowhere);
+    }
+    let find = |name: &str| there.iter().find(|policy| policy.name_any() == name);
+    // It goes with the chart's: without that, nobody would remove it. Its coming back wakes this.
+    let Some(owner) = find(&egress.owner) else { return Ok(()) };
     let (namespace, name) = API_SERVER;
     // Its addresses never change, and it may have one of each family.
     let service = namespaced::<Service>(client, namespace).get(name).await?;
-    let mut api_server: BTreeSet<Endpoint> = egress.api_server.iter().copied().collect();
     api_server.extend(plan::of_service(&service));
-    api_server.extend(slices.iter().flat_map(|slice| plan::of_slice(slice)));
-    let find = |name: &str| there.iter().find(|policy| policy.name_any() == name);
-    let wanted = plan::policy(egress, find(&egress.owner).map(|owner| &**owner), &api_server);
+    let wanted = plan::policy(egress, owner, api_server);
     let is_there = find(&egress.name).is_some_and(|found| {
         found.spec == wanted.spec && found.metadata.owner_references == wanted.metadata.owner_references
     });

@@ -35,19 +35,19 @@ fn each(addresses: impl Iterator<Item = IpAddr>, ports: &[u16]) -> Vec<Endpoint>
 }
 
 /// The policy, removed with its `owner`.
-pub(super) fn policy(egress: &Egress, owner: Option<&NetworkPolicy>, api_server: &BTreeSet<Endpoint>) -> NetworkPolicy {
-    let owner = owner.map(|owner| OwnerReference {
+pub(super) fn policy(egress: &Egress, owner: &NetworkPolicy, api_server: &BTreeSet<Endpoint>) -> NetworkPolicy {
+    let owner = OwnerReference {
         api_version: NetworkPolicy::api_version(&()).into_owned(),
         kind: NetworkPolicy::kind(&()).into_owned(),
         name: owner.name_any(),
         uid: owner.uid().unwrap_or_default(),
         ..OwnerReference::default()
-    });
+    };
     NetworkPolicy {
         metadata: ObjectMeta {
             name: Some(egress.name.clone()),
             labels: Some([("app.kubernetes.io/managed-by".to_owned(), "kiln".to_owned())].into()),
-            owner_references: owner.map(|owner| vec![owner]),
+            owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
         spec: Some(NetworkPolicySpec {
@@ -124,12 +124,19 @@ mod tests {
     fn egress(private_addresses: bool) -> Egress {
         Egress {
             name: "kiln-builders-addresses".into(),
-            owner: "kiln-builders-egress".into(),
+            owner: "kiln-builders-dns".into(),
             metadata_addresses: vec!["169.254.169.254/32".into(), "fd00:ec2::254/128".into()],
             private_addresses,
             private_ranges: vec!["10.0.0.0/8".into(), "fc00::/7".into()],
             api_server: Vec::new(),
         }
+    }
+
+    fn owner() -> NetworkPolicy {
+        let mut owner = NetworkPolicy::default();
+        owner.metadata.name = Some("kiln-builders-dns".into());
+        owner.metadata.uid = Some("u".into());
+        owner
     }
 
     fn api_server() -> BTreeSet<Endpoint> {
@@ -148,15 +155,12 @@ mod tests {
     /// The end-to-end tests try this one.
     #[test]
     fn closed_to_private_addresses() {
-        insta::assert_yaml_snapshot!(policy(&egress(false), None, &api_server()));
+        insta::assert_yaml_snapshot!(policy(&egress(false), &owner(), &api_server()));
     }
 
     #[test]
     fn open_to_private_addresses() {
-        let mut owner = NetworkPolicy::default();
-        owner.metadata.name = Some("kiln-builders-egress".into());
-        owner.metadata.uid = Some("u".into());
-        insta::assert_yaml_snapshot!(policy(&egress(true), Some(&owner), &api_server()));
+        insta::assert_yaml_snapshot!(policy(&egress(true), &owner(), &api_server()));
     }
 
     #[test]

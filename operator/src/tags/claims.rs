@@ -11,7 +11,8 @@ use kiln_crds::image_build_run::RunPhase;
 use kube::ResourceExt;
 
 use super::Asker;
-use super::ownership::{Conflict, Place};
+use super::ownership::{Conflict, Place, wanted};
+use super::template::Values;
 
 /// The tags that one run is about to move.
 #[derive(Clone, Debug)]
@@ -35,12 +36,16 @@ impl Claim {
         }
     }
 
-    /// What a run's status claims; nothing where it does not publish.
+    /// What a run's status claims; nothing where it does not publish. Whoever wrote the status claims no more than the run's
+    /// spec can give.
     #[must_use]
     pub fn of(run: &ImageBuildRun) -> Option<Self> {
         let status = run.status.as_ref().filter(|status| status.phase == RunPhase::Publishing)?;
         let at = status.publishing_at.as_ref()?.0;
-        (!status.tags.is_empty()).then(|| Self::new(run, &status.tags, at))
+        let given: BTreeSet<Place> = wanted(&run.spec.build, Values::of(run)).ok()?.iter().map(Place::of).collect();
+        let claim = Self::new(run, &status.tags, at);
+        let places: BTreeSet<Place> = claim.places.intersection(&given).cloned().collect();
+        (!places.is_empty()).then_some(Self { places, ..claim })
     }
 }
 
@@ -83,8 +88,9 @@ impl Claims {
         let mut claims = self.by_run.lock().unwrap_or_else(PoisonError::into_inner);
         // As the status holds it.
         let now = Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now);
-        // Those of another operator's clock.
-        let told = runs.iter().filter_map(|run| Claim::of(run)).map(|claim| claim.at);
+        // Those of another operator's clock; what is far from this one is no clock's.
+        let latest = now.checked_add(SignedDuration::from_mins(1)).unwrap_or(now);
+        let told = runs.iter().filter_map(|run| Claim::of(run)).map(|claim| claim.at).filter(|at| *at <= latest);
         let last = claims.values().map(|claim| claim.at).chain(told).max();
         let after = last.and_then(|last| last.checked_add(SignedDuration::from_micros(1)).ok());
         let at = after.map_or(now, |after| after.max(now));
@@ -102,11 +108,18 @@ impl Claims {
         self.by_run.lock().unwrap_or_else(PoisonError::into_inner).retain(|run_uid, _| keep(run_uid));
     }
 
-    /// All claims that stand: this process's, and those that the runs tell.
+    /// All claims that stand: this process's, and those that other runs tell.
     #[must_use]
     pub fn standing(&self, runs: &[Arc<ImageBuildRun>]) -> Vec<Claim> {
         let own = self.by_run.lock().unwrap_or_else(PoisonError::into_inner);
-        own.values().cloned().chain(runs.iter().filter_map(|run| Claim::of(run))).collect()
+        let others = runs.iter().filter(|run| run.metadata.uid.as_ref().is_none_or(|uid| !own.contains_key(uid)));
+        own.values().cloned().chain(others.filter_map(|run| Claim::of(run))).collect()
+    }
+
+    /// Whether nothing is claimed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_run.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 

@@ -16,7 +16,7 @@ use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildSpec};
 use kube::ResourceExt;
 
 use super::Asker;
-use super::template::{Gives, Values, gives, meant, render, with_platform};
+use super::template::{Gives, Matcher, Values, meant, render, with_platform};
 use crate::reason::Reason;
 use crate::references::Fault;
 use kiln_registry::{Identifier, Reference, Repository};
@@ -125,17 +125,20 @@ pub fn held<'a>(build: &ImageBuild, runs: impl IntoIterator<Item = &'a ImageBuil
             }
         }
     }
-    let given: Vec<(String, &[String])> = build
+    if newest.is_empty() {
+        return Vec::new();
+    }
+    // A pattern is made once, not for every tag.
+    let given: Vec<(String, Vec<Matcher<'_>>)> = build
         .spec
         .image
         .iter()
         .flat_map(ImageTarget::repositories)
-        .map(|(repository, templates)| (canonical(repository), templates))
+        .map(|(repository, templates)| (canonical(repository), meant(templates).map(Matcher::of).collect()))
         .collect();
     let how = |place: &Place| {
         let of = given.iter().filter(|(repository, _)| *repository == place.repository);
-        let found: Vec<Gives> =
-            of.flat_map(|(_, templates)| meant(templates)).filter_map(|text| gives(text, &place.tag)).collect();
+        let found: Vec<Gives> = of.flat_map(|(_, all)| all).filter_map(|matcher| matcher.gives(&place.tag)).collect();
         found.iter().find(|how| **how == Gives::Literally).or(found.first()).copied()
     };
     let mut held: Vec<(Gives, TagStatus)> =
@@ -189,17 +192,24 @@ pub fn owner(
     let places: HashSet<Place> = wanted.iter().map(Place::of).collect();
     let names: HashSet<&str> = wanted.iter().map(|tag| tag.tag.as_str()).collect();
     // Most objects have none of them: what is looked at first costs little.
-    let has = |recorded: Vec<TagStatus>| {
-        recorded.iter().any(|tag| names.contains(tag.tag.as_str()) && places.contains(&Place::of(tag)))
+    let has = |tags: &[TagStatus], image: Option<&BuiltImage>| {
+        if tags.is_empty() {
+            return recorded(tags, image).iter().any(|tag| places.contains(&Place::of(tag)));
+        }
+        tags.iter().any(|tag| names.contains(tag.tag.as_str()) && places.contains(&Place::of(tag)))
     };
+    let run_has =
+        |run: &ImageBuildRun| run.status.as_ref().is_some_and(|status| has(&status.tags, status.image.as_ref()));
+    let build_has =
+        |build: &ImageBuild| build.status.as_ref().is_some_and(|status| has(&status.tags, status.image.as_ref()));
     let of_runs: HashSet<&str> =
-        runs.iter().filter(|run| has(recorded_by_run(run))).map(|run| run.spec.image_build.uid.as_str()).collect();
+        runs.iter().filter(|run| run_has(run)).map(|run| run.spec.image_build.uid.as_str()).collect();
     // An ImageBuild that is being deleted has given its tags up.
     let candidates: HashMap<&str, &ImageBuild> = builds
         .iter()
         .filter(|build| build.metadata.deletion_timestamp.is_none())
         .filter_map(|build| Some((build.metadata.uid.as_deref()?, &**build)))
-        .filter(|(uid, build)| of_runs.contains(uid) || has(recorded_by_build(build)))
+        .filter(|(uid, build)| of_runs.contains(uid) || build_has(build))
         .collect();
     let mut runs_of: HashMap<&str, Vec<&ImageBuildRun>> = HashMap::new();
     for run in runs {

@@ -3,6 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::ImageBuildRun;
 use kube::ResourceExt;
+use regex::Regex;
 
 use crate::reason::Reason;
 use crate::references::Fault;
@@ -124,29 +125,51 @@ pub enum Gives {
     Filled,
 }
 
-/// Whether a template can give this tag, and how.
-#[must_use]
-pub fn gives(template: &str, tag: &str) -> Option<Gives> {
-    let mut pattern = r"\A".to_owned();
-    let mut found = Gives::Literally;
-    for part in parts(template) {
-        match part {
-            Part::Text(written) => pattern.push_str(&regex::escape(written)),
-            Part::Name(name) => {
-                found = Gives::Filled;
-                pattern.push_str(match name {
+/// What a template can give.
+pub enum Matcher<'a> {
+    /// This tag alone.
+    Literal(&'a str),
+    /// What fits, with some value for what it names.
+    Pattern(Regex),
+    /// Nothing: it names what there is not.
+    Nothing,
+}
+
+impl<'a> Matcher<'a> {
+    /// That of a template.
+    #[must_use]
+    pub fn of(template: &'a str) -> Self {
+        let parts = parts(template);
+        if parts.iter().all(|part| matches!(part, Part::Text(_))) {
+            return Self::Literal(template);
+        }
+        let mut pattern = r"\A".to_owned();
+        for part in parts {
+            match part {
+                Part::Text(written) => pattern.push_str(&regex::escape(written)),
+                Part::Name(name) => pattern.push_str(match name {
                     "branch" => "[A-Za-z0-9_.-]*",
                     "commit" => "[0-9a-f]{40,64}",
                     "shortCommit" => "[0-9a-f]{7}",
                     "timestamp" => "[0-9]{14}",
                     "run" => "[0-9]+",
-                    _ => return None,
-                });
+                    _ => return Self::Nothing,
+                }),
             }
         }
+        pattern.push_str(r"\z");
+        Regex::new(&pattern).map_or(Self::Nothing, Self::Pattern)
     }
-    pattern.push_str(r"\z");
-    regex::Regex::new(&pattern).is_ok_and(|pattern| pattern.is_match(tag)).then_some(found)
+
+    /// Whether it can give this tag, and how.
+    #[must_use]
+    pub fn gives(&self, tag: &str) -> Option<Gives> {
+        match self {
+            Self::Literal(written) => (*written == tag).then_some(Gives::Literally),
+            Self::Pattern(pattern) => pattern.is_match(tag).then_some(Gives::Filled),
+            Self::Nothing => None,
+        }
+    }
 }
 
 fn value(name: &str, field: &str, template: &str, values: Values<'_>) -> Result<String, Fault> {
@@ -259,7 +282,7 @@ mod tests {
             ("v{{timestamp}}", "v20231114221320", Some(Gives::Filled)),
             ("{{other}}", "x", None),
         ] {
-            assert_eq!(gives(template, tag), expected, "{template} {tag}");
+            assert_eq!(Matcher::of(template).gives(tag), expected, "{template} {tag}");
         }
     }
 
@@ -273,7 +296,7 @@ mod tests {
             let reference = format!("refs/heads/{branch}");
             let values = Values { reference: Some(&reference), number, ..values() };
             if let Ok(tags) = render(std::slice::from_ref(&template), values) {
-                prop_assert!(gives(&template, tags[0].as_str()).is_some(), "{} {}", template, tags[0]);
+                prop_assert!(Matcher::of(&template).gives(tags[0].as_str()).is_some(), "{} {}", template, tags[0]);
             }
         }
 

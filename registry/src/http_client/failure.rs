@@ -25,7 +25,9 @@ pub enum TransportFailure {
     #[error(transparent)]
     AddressForbidden(AddressForbidden),
     /// No trusted CA issued the server's certificate.
-    #[error("the server's certificate was issued by no CA that Kiln trusts: name its CA in caRef")]
+    #[error(
+        "the server's certificate was issued by no CA that counts for it: name its CA in the caRef of this very server, or in the pool's caRefs"
+    )]
     CertificateUntrusted,
     /// The certificate is for other names.
     #[error(

@@ -82,9 +82,9 @@ impl Tenant {
         node.labels().get("kubernetes.io/arch").cloned().expect("each node has the label kubernetes.io/arch")
     }
 
-    /// Whether a builder's agent container has a file of this path. It has no shell: `git` looks.
-    pub async fn agent_has(&self, pod: &str, path: &str) -> bool {
-        let parameters = AttachParams::default().container("agent").stderr(false);
+    /// Whether a container of a builder has a file of this path. The agent's has no shell: `git` looks.
+    pub async fn has_file(&self, pod: &str, container: &str, path: &str) -> bool {
+        let parameters = AttachParams::default().container(container).stderr(false);
         let mut attached = self
             .builder_pods()
             .exec(pod, ["git", "hash-object", path], &parameters)

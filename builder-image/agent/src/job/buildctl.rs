@@ -9,7 +9,7 @@ use std::{
 };
 
 use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult};
-use kiln_registry::text::plain_text;
+use kiln_registry::{Repository, text::plain_text};
 use serde::Deserialize;
 use tokio::{process::Command, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -293,13 +293,18 @@ impl Build<'_> {
     }
 
     /// `buildctl` with the job's credentials, and what it writes to.
+    /// The registry that the image goes to.
+    fn own_registry(&self) -> Option<String> {
+        self.spec.repository.parse::<Repository>().ok().map(|repository| repository.registry)
+    }
+
     fn command(&self, arguments: Vec<String>, write: Vec<PathBuf>, file_bytes: Option<u64>) -> Command {
         let own = |names: &[&str]| names.iter().map(|name| self.memory.join(name)).collect::<Vec<_>>();
         let read = [vec![self.work.to_owned()], own(&["docker", "secrets", "ssh", pins::POLICY])].concat();
         let mut command = self.registry.buildkit().buildctl(read, write, file_bytes);
         command
             .args(arguments)
-            .args(self.registry.buildkit().tls_of_registries())
+            .args(self.own_registry().map(|registry| self.registry.buildkit().tls_of(&registry)).unwrap_or_default())
             .env("DOCKER_CONFIG", self.memory.join("docker"))
             .env("HOME", self.memory.join("home"))
             .current_dir(self.memory);

@@ -103,12 +103,12 @@ fn classify(
     ]) {
         return registry::pull(cause, line_at(guilty, build), build);
     }
-    if has(&["git stderr:"])
-        && let Some((cause, _)) = cause.split_once(" failed. CAfile: ")
-    {
-        return registry::untrusted_download(cause);
+    // The one with GnuTLS, the other with OpenSSL.
+    if has(&["git stderr:"]) && has(&["server certificate verification failed", "SSL certificate problem"]) {
+        return registry::untrusted_download(cause.split(" failed. CAfile: ").next().unwrap_or(cause));
     }
-    if has(&["failed to load cache key: Get ", "invalid response status"]) {
+    // With a checksum, ADD downloads only when it runs.
+    if has(&["failed to load cache key: Get ", "invalid response status"]) || cause.starts_with("Get \"") {
         return registry::download(cause);
     }
     if let Some(name) = between(cause, "target stage \"", "\" could not be found") {

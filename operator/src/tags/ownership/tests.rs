@@ -130,6 +130,9 @@ fn a_repository_has_many_names() {
         let other = build("old", "ns", json!({"repository": theirs, "tags": ["v1"]}), vec![moved(theirs, "v1", 5)]);
         assert!(!asked(&tag(ours, "v1"), &[other]).is_empty(), "{theirs} {ours}");
     }
+    for odd in ["r.example:0443/app", "10.1/app", "012.0.0.1/app", "[0:0::1]:5000/app"] {
+        assert!(odd.parse::<Repository>().is_err(), "{odd} would be another name of a place");
+    }
     let other =
         build("old", "ns", json!({"repository": "r.example:444/app"}), vec![moved("r.example:444/app", "v1", 5)]);
     assert_eq!(asked(&tag("r.example/app", "v1"), &[other]), "");

@@ -196,9 +196,19 @@ async fn a_tree_that_writes_through_its_own_link() {
             ("40000", "out", Tree::Entries(&[("100644", "written", Tree::Blob("through the link"))])),
         ]));
         failed(tenant, &Build::git(tenant, "app", &repository).amd64(), &["GitTreeRefused"]).await;
+        // What ADD names, buildkitd fetches by itself: whatever its git makes of such a tree.
+        let add = format!("FROM scratch\nADD {} /src\n", repository.url);
+        tenant.create_build(&Build::inline(tenant, "add", &[("Dockerfile", &add)]).amd64()).await;
+        tenant
+            .wait_build("add", "has ended", wait::BUILD, |build| {
+                Ok(condition(build, "Ready").is_some_and(|ready| ready.status != "Unknown"))
+            })
+            .await;
         for pod in tenant.builders().await {
-            let written = tenant.agent_has(&pod.name_any(), "/tmp/written").await;
-            assert!(!written, "nothing is written outside the source's directory");
+            for container in ["agent", "buildkitd"] {
+                let written = tenant.has_file(&pod.name_any(), container, "/tmp/written").await;
+                assert!(!written, "{container}: nothing is written outside the source's directory");
+            }
         }
     })
     .await;

@@ -3,6 +3,8 @@
 //! a read or a wrong digest, is in `operator/src/registry/wire_tests`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::response::Response;
@@ -17,13 +19,15 @@ use kiln_e2e::{Build, Tenant};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
 kiln_e2e::tests![
     nonsense_and_endless_answers,
     an_upload_sent_elsewhere_takes_no_credential_along,
     silent_once_the_operator_is_content,
     a_registry_that_stores_nothing,
-    a_cancel_ends_publishing
+    a_cancel_ends_publishing,
+    a_cancelled_run_tells_which_tags_it_moved
 ];
 
 /// The password that no server but the one it is for may see.
@@ -270,6 +274,65 @@ async fn a_cancel_ends_publishing() {
                 Ok(phase(run) == Some(RunPhase::Cancelled))
             })
             .await;
+    })
+    .await;
+}
+
+/// A run that is cancelled between two tags moves the second too, and says so: what it has moved is its ImageBuild's, and the
+/// next run does not take it for another's doing.
+async fn a_cancelled_run_tells_which_tags_it_moved() {
+    Tenant::run("cancelled-tags", async |tenant| {
+        let begun = Arc::<AtomicBool>::default();
+        let seen = Arc::clone(&begun);
+        let stored = Mutex::<BTreeMap<String, (String, String)>>::default();
+        let server = HostileServer::start(&tenant.cluster, move |asked| {
+            let here = format!("https://{}/upload", asked.header("host"));
+            let path = asked.uri.path();
+            let Some((_, name)) = path.split_once("/manifests/").filter(|_| asked.by_operator()) else {
+                return Some(match asked.method.as_str() {
+                    "POST" => reply(202, &[("location", &here)], ""),
+                    "PUT" | "PATCH" => reply(201, &[("location", &here)], ""),
+                    "HEAD" => reply(404, &[], ""),
+                    _ => reply(200, &[JSON], "{}"),
+                });
+            };
+            if asked.method == "PUT" {
+                if name == "two" {
+                    // Time for the cancel.
+                    seen.store(true, Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_secs(2));
+                }
+                let digest = format!("sha256:{:x}", Sha256::digest(&asked.body));
+                let index = (digest.clone(), asked.body.len().to_string());
+                stored.lock().unwrap().insert(name.to_owned(), index);
+                return Some(reply(201, &[("docker-content-digest", &digest)], ""));
+            }
+            Some(match stored.lock().unwrap().get(name) {
+                Some((digest, length)) => {
+                    let index = ("content-type", "application/vnd.oci.image.index.v1+json");
+                    reply(200, &[index, ("docker-content-digest", digest), ("content-length", length)], "")
+                }
+                None => reply(404, &[], ""),
+            })
+        })
+        .await;
+        let build = build(tenant, "app", &format!("{}/app", server.host)).await.tags(&["one", "two"]);
+        tenant.create_build(&build).await;
+        tokio::time::timeout(kiln_e2e::wait::BUILD, async {
+            while !begun.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("the second tag is about to move");
+        let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
+        tenant.runs().patch("app-1", &PatchParams::default(), &cancel).await.expect("a run can be cancelled");
+        let ended = tenant.wait_run("app-1", "it has ended", kiln_e2e::wait::SOON, |run| {
+            Ok(run.status.as_ref().is_some_and(|status| status.phase.is_final()))
+        });
+        let tags = ended.await.status.unwrap().tags;
+        let moved: Vec<_> = tags.iter().map(|tag| (tag.tag.as_str(), tag.digest.is_some())).collect();
+        assert_eq!(moved, [("one", true), ("two", true)]);
     })
     .await;
 }

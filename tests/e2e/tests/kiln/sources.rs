@@ -87,7 +87,10 @@ async fn git_lfs_files_come_in_place_of_their_pointers() {
         assert_eq!(built.text("src/no-lfs.txt"), pointer.trim_end());
         assert!(built.entry("src/large.bin.lfs-part").is_some() && built.entry("src/lfs-part").is_some());
         for pod in tenant.builders().await {
-            assert!(!tenant.agent_has(&pod.name_any(), "/tmp/planted").await, "no link of the repository is followed");
+            assert!(
+                !tenant.has_file(&pod.name_any(), "agent", "/tmp/planted").await,
+                "no link of the repository is followed"
+            );
         }
         let missing = kiln_e2e::lfs::pointer(b"never pushed");
         repository.write(&[("large.bin", &missing)]);

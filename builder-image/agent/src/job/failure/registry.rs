@@ -92,7 +92,8 @@ pub(super) fn untrusted_download(cause: &str) -> (Reason, String) {
 
 fn untrusted(what: &str) -> String {
     format!(
-        "the certificate of the registry of {what} is not trusted; name its CA in spec.image.caRef, or in the pool's caRefs"
+        "the certificate of the registry of {what} is not trusted; name its CA in the pool's caRefs, or, for the registry of \
+         spec.image alone, in spec.image.caRef"
     )
 }
 

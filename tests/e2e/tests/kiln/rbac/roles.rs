@@ -160,6 +160,7 @@ impl Roles {
                         (Own, _, "create") => None,
                         (Own, "leases", _) => Some("kiln-operator".to_owned()),
                         (Own, "secrets", _) => Some("kiln-ca".to_owned()),
+                        (Builders, "networkpolicies", "create" | "patch") => Some(super::POLICY.to_owned()),
                         (ApiServer, ..) => Some("kubernetes".to_owned()),
                         (_, "serviceaccounts", _) => Some("default".to_owned()),
                         _ => None,

@@ -31,7 +31,7 @@ kiln_e2e::tests![
 /// The step of the first attempt takes longer than all else, that of the second is soon done: the cache mount, on the
 /// builder's volume, tells them apart.
 const DOCKERFILE: &str = "FROM busybox\n\
-    RUN --mount=type=cache,target=/seen,sharing=locked if mkdir /seen/first; then sleep 7400; else sleep 2; fi\n";
+    RUN --mount=type=cache,target=/seen,sharing=locked if mkdir /seen/first; then sleep 7400; else sleep 5; fi\n";
 
 /// What becomes of the builder's pod.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
