@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::TagStatus;
+use kiln_crds::image_build::{BuildWarning, TagStatus};
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::Client;
 use kube::api::{Api, ListParams, ObjectList, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
@@ -92,8 +92,9 @@ pub struct Context {
     pub cancelled: Notify,
     /// The tags that runs are about to move.
     pub claims: Claims,
-    /// The tags that a run has moved, by its UID: its status may have changed before it could say so.
-    pub moved: Remembered<Vec<TagStatus>>,
+    /// The tags that a run has moved, and the warning of those that were elsewhere, by its UID: its status may have changed
+    /// before it could say so.
+    pub moved: Remembered<(Vec<TagStatus>, Option<BuildWarning>)>,
     /// How the publishing of a run went, by UID.
     pub publishing: Remembered<crate::image_build_run::Publishing>,
     /// How often an agent was asked in vain to cancel a job, by its id.

@@ -15,6 +15,9 @@ use super::profile::Profile;
 /// Where the builder's ConfigMap is mounted, in both containers.
 pub const DIRECTORY: &str = "/etc/kiln/buildkitd";
 
+/// The longest name of a registry whose CA a builder can be given: that of a file, less `.crt`.
+pub const LONGEST_REGISTRY: usize = 250;
+
 /// The CA bundles of a builder. A set, so that order and repetition do not matter.
 pub type Bundles = BTreeSet<Bundle>;
 

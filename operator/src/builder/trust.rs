@@ -4,13 +4,10 @@ use kiln_crds::CaRef;
 use kube::ResourceExt;
 
 use super::TrustDomain;
-use super::config::{Bundle, Bundles};
+use super::config::{Bundle, Bundles, LONGEST_REGISTRY};
 use crate::context::Context;
 use crate::references::{Error, ca_bundle};
 use kiln_registry::Repository;
-
-/// The longest name of a registry whose CA a builder can be given: that of a file, less `.crt`.
-const LONGEST_NAME: usize = 250;
 
 /// The pool's CAs, and those that the ImageBuilds of the trust domain name for their registries, so that none of them need
 /// have the builder replaced.
@@ -30,7 +27,7 @@ pub async fn bundles(context: &Context, domain: &TrustDomain, of_pool: &[String]
             Some((image.ca_ref.clone()?, image.repository.parse::<Repository>().ok()?.registry))
         })
         // Its file has the registry's name: no builder may fail for that of one ImageBuild.
-        .filter(|(_, registry)| registry.len() <= LONGEST_NAME)
+        .filter(|(_, registry)| registry.len() <= LONGEST_REGISTRY)
         .collect();
     named.sort();
     named.dedup();

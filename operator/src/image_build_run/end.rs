@@ -21,7 +21,7 @@ use super::publish::{Published, publish};
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
 use super::{Error, FINALIZER, agent_of, image_build, pod_of, taken, tell, warnings};
-use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
+use crate::context::{Context, backoff, namespaced, until, write_status};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::tags::ownership::{self, Place};
@@ -57,14 +57,14 @@ pub(super) async fn finish(
         return Ok(Action::await_change());
     }
     let (tags, strays) = moving.end();
+    let warning = tagging::warning(&strays).or(context.moved.get(&uid).1);
     if tags.iter().any(|tag| tag.digest.is_some()) {
         // A run that is cancelled meanwhile has changed: the next reconcile says so in its place.
-        context.moved.set(&uid, tags.clone());
+        context.moved.set(&uid, (tags.clone(), warning.clone()));
     }
     status.tags = tags;
-    if let Some(warning) = tagging::warning(&strays) {
-        status.warnings.retain(|warning| !warnings::is_of_tags(warning));
-        status.warnings.push(warning);
+    if let Some(warning) = warning {
+        tagging::warn(&mut status, warning);
     }
     let Some(published) = published else {
         write_status(context, &*run, &status).await?;
@@ -149,17 +149,25 @@ async fn claim(
     let places = |tags: &[TagStatus]| tags.iter().map(Place::of).collect::<BTreeSet<_>>();
     let has_claimed =
         |former: &ImageBuildRunStatus| former.phase == RunPhase::Publishing && places(&former.tags) == places(&claimed);
+    let uid = run.uid().unwrap_or_default();
     if run.status.as_ref().is_some_and(has_claimed) {
+        // Its status tells the claim, at whatever time that was made.
+        context.claims.release(&uid);
         return Ok(run.clone());
     }
-    let uid = run.uid().unwrap_or_default();
     let claimed_at = context.claims.claim(run, &claimed, &context.stores.runs.state(), now);
     status.publishing_at = Some(MicroTime(claimed_at));
-    status.tags = claimed;
+    // Those that a former try has moved stay so.
+    let former = std::mem::replace(&mut status.tags, claimed);
+    for tag in &mut status.tags {
+        if let Some(former) = former.iter().find(|former| Place::of(former) == Place::of(tag)) {
+            tag.clone_from(former);
+        }
+    }
     status::complete(status, &run.spec, None, run.metadata.generation, now);
     let written = write_status(context, &**run, status).await.inspect_err(|error| {
-        // Of any other failure it is not known whether the claim is written: it stays until the run has ended.
-        if is_conflict(error) {
+        // Where there is no answer it is not known whether the claim is written: it stays.
+        if matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code)) {
             context.claims.release(&uid);
         }
     })?;

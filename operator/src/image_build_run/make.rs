@@ -25,21 +25,17 @@ pub async fn make(
     nodes: &[NodeFacts],
     ids: Vec<BuilderId>,
 ) -> Result<Option<BuildFailure>, super::Error> {
-    // All are of one trust domain.
-    let Some(domain) = ids.first().map(|id| id.domain.clone()) else { return Ok(None) };
-    let mut bundles = trust::bundles(context, &domain, &inputs.pool_bundles).await?;
-    bundles.extend(inputs.registry.ca.clone());
-    let make_one = |id: BuilderId| {
-        let bundles = &bundles;
-        async move {
-            let profile = profile(context, pool, &id.architecture, nodes);
-            let made = ensure::make(&context.client, &context.authority, template, pool, &id, profile, bundles).await?;
-            if made == Made::WithoutUserNamespace {
-                // From now on Auto means Rootless, whose trust domains are others: this builder is not made again.
-                context.api_drops_host_users.store(true, Ordering::Relaxed);
-            }
-            Ok::<_, super::Error>(made)
+    // The security profile, and with it the trust domain, may differ from one architecture to the next.
+    let make_one = async |id: BuilderId| {
+        let mut bundles = trust::bundles(context, &id.domain, &inputs.pool_bundles).await?;
+        bundles.extend(inputs.registry.ca.clone());
+        let profile = profile(context, pool, &id.architecture, nodes);
+        let made = ensure::make(&context.client, &context.authority, template, pool, &id, profile, &bundles).await?;
+        if made == Made::WithoutUserNamespace {
+            // From now on Auto means Rootless, whose trust domains are others: this builder is not made again.
+            context.api_drops_host_users.store(true, Ordering::Relaxed);
         }
+        Ok::<_, super::Error>(made)
     };
     let made = futures::future::try_join_all(ids.into_iter().map(make_one)).await?;
     let is_explicit = pool.spec.security_profile == Some(SecurityProfile::UserNamespace);

@@ -134,9 +134,12 @@ fn observe(
     let uid = run.uid().unwrap_or_default();
     let mut status = former.clone();
     status.queued_at.get_or_insert(MicroTime(now));
-    let moved = context.moved.get(&uid);
+    let (moved, warning) = context.moved.get(&uid);
     if !moved.is_empty() {
         status.tags = moved;
+    }
+    if let Some(warning) = warning {
+        tagging::warn(&mut status, warning);
     }
     if status.platforms.is_empty() {
         status.platforms = taken::platforms(run, &status, now);

@@ -6,8 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuildWarning, TagStatus};
+use kiln_crds::image_build_run::ImageBuildRunStatus;
 
 use super::status::short_digest;
+use super::warnings::is_of_tags;
 use crate::reason::Reason;
 use crate::tags::ownership::Place;
 use kiln_registry::{Digest, Repository, Tag};
@@ -41,6 +43,12 @@ pub fn warning(strays: &[Stray]) -> Option<BuildWarning> {
         message: message.chars().take(512).collect(),
         ..BuildWarning::default()
     })
+}
+
+/// Puts it into a run's status, in the place of a former one.
+pub fn warn(status: &mut ImageBuildRunStatus, warning: BuildWarning) {
+    status.warnings.retain(|former| !is_of_tags(former));
+    status.warnings.push(warning);
 }
 
 /// What is known of a run's tags while they move.

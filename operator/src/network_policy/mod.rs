@@ -64,6 +64,9 @@ enum Error {
         "the EndpointSlice default/kubernetes names no address of the API server: name them in builder.networkPolicy.apiServer"
     )]
     Nowhere,
+    /// The chart's policy is not there.
+    #[error("the chart's NetworkPolicy {0} is not in the namespace of the builders")]
+    NoOwner(String),
     /// The API server did not do what was asked.
     #[error(transparent)]
     Api(#[from] kube::Error),
@@ -123,8 +126,8 @@ async fn write(
         return Err(Error::Nowhere);
     }
     let find = |name: &str| there.iter().find(|policy| policy.name_any() == name);
-    // It goes with the chart's: without that, nobody would remove it. Its coming back wakes this.
-    let Some(owner) = find(&egress.owner) else { return Ok(()) };
+    // It goes with the chart's: without that, nobody would remove it.
+    let owner = find(&egress.owner).ok_or_else(|| Error::NoOwner(egress.owner.clone()))?;
     let (namespace, name) = API_SERVER;
     // Its addresses never change, and it may have one of each family.
     let service = namespaced::<Service>(client, namespace).get(name).await?;

@@ -195,6 +195,10 @@ async fn read_target(context: &Context, namespace: &str, named: &Named<'_>) -> R
         (own, version) = (Some(read), Some(of));
     }
     let ca = match ca_ref {
+        Some(_) if repository.registry.len() > config::LONGEST_REGISTRY => {
+            let message = format!("{field}.caRef: no registry with a CA of its own has so long a name");
+            return Err(Fault::user(Reason::RepositoryInvalid, message).into());
+        }
         Some(reference) => Some(ca_bundle(&context.client, namespace, reference, &format!("{field}.caRef")).await?),
         None => None,
     };

@@ -292,12 +292,12 @@ impl Build<'_> {
         Ok(files.join("program"))
     }
 
-    /// `buildctl` with the job's credentials, and what it writes to.
     /// The registry that the image goes to.
     fn own_registry(&self) -> Option<String> {
         self.spec.repository.parse::<Repository>().ok().map(|repository| repository.registry)
     }
 
+    /// `buildctl` with the job's credentials, and what it writes to.
     fn command(&self, arguments: Vec<String>, write: Vec<PathBuf>, file_bytes: Option<u64>) -> Command {
         let own = |names: &[&str]| names.iter().map(|name| self.memory.join(name)).collect::<Vec<_>>();
         let read = [vec![self.work.to_owned()], own(&["docker", "secrets", "ssh", pins::POLICY])].concat();

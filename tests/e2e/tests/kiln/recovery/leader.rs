@@ -37,7 +37,7 @@ async fn a_leader_that_is_told_to_stop_hands_over() {
         let stage = Stage::new(tenant).await;
         let mut operator = Operator::of(tenant);
         operator.start(2, None).await;
-        let _repository = building(&stage, 6).await;
+        let _repository = building(&stage, 20).await;
         let former = operator.leader().await.name_any();
         let begun = Instant::now();
         operator.api().delete(&former, &DeleteParams::default()).await.expect("the leader's pod can be deleted");
