@@ -46,6 +46,10 @@ impl Repository {
             Some((first, rest)) if is_registry(first) => (first.to_ascii_lowercase(), rest),
             _ => (DOCKER_HUB.to_owned(), text),
         };
+        // `Team/app` would be the host `team`, and whoever reads its name in lower case takes it for Docker Hub's `team/app`.
+        if registry != DOCKER_HUB && !is_registry(&registry) {
+            return Err(fail(Cause::UpperCase));
+        }
         let registry = if is_docker_hub(&registry) { DOCKER_HUB.to_owned() } else { registry };
         if !valid_host(&registry) {
             return Err(fail(Cause::Registry));
