@@ -143,13 +143,11 @@ impl Buildkit {
     /// What has `buildctl build` trust the CAs of this registry where it asks its token service. Of one registry alone: its
     /// client keeps what it trusts once for all requests that follow (`authprovider.go`, `FetchToken`).
     #[must_use]
-    pub fn tls_of(&self, registry: &str) -> Vec<String> {
-        let Some((_, file)) = self.trust.of_registries().into_iter().find(|(known, _)| known == registry) else {
-            return Vec::new();
-        };
+    pub fn tls_of(&self, registry: &str) -> Option<String> {
         // Docker Hub's tokens are asked for by the name of its API.
         let host = if registry == DOCKER_HUB { "registry-1.docker.io" } else { registry };
-        vec![format!("--registry-auth-tlscontext=host={host},ca={}", file.display())]
+        let file = self.trust.file_of(registry)?;
+        Some(format!("--registry-auth-tlscontext=host={host},ca={}", file.display()))
     }
 
     /// What `buildctl` may do, with these files.

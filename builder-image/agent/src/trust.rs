@@ -36,16 +36,15 @@ impl Trust {
     #[must_use]
     pub fn of_registry(&self, registry: &str) -> String {
         let mut files = files(&self.everywhere);
-        files.extend(self.of_registries().into_iter().filter(|(known, _)| known == registry).map(|(_, file)| file));
+        files.extend(self.file_of(registry));
         let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
         texts.filter(|text| text.contains("-----BEGIN CERTIFICATE-----")).collect::<Vec<_>>().join("\n")
     }
 
-    /// The registries with certificates of their own, and the file of each.
+    /// The file with what counts for a registry alone, if it has one.
     #[must_use]
-    pub fn of_registries(&self) -> Vec<(String, PathBuf)> {
-        let named = files(&self.registries).into_iter();
-        named.filter_map(|file| Some((file.file_name()?.to_str()?.strip_suffix(".crt")?.to_owned(), file))).collect()
+    pub fn file_of(&self, registry: &str) -> Option<PathBuf> {
+        Some(self.registries.join(format!("{registry}.crt"))).filter(|file| file.is_file())
     }
 }
 
@@ -78,7 +77,8 @@ mod tests {
         }
         assert_eq!(trust.of_registry("a.example:5000"), format!("{}\n{}", pem("pool"), pem("a")));
         assert_eq!(trust.of_registry("a.example"), pem("pool"));
-        let registries: Vec<_> = trust.of_registries().into_iter().map(|(registry, _)| registry).collect();
-        assert_eq!(registries, ["a.example:5000", "b.example"]);
+        for (registry, has_one) in [("a.example:5000", true), ("b.example", true), ("a.example", false)] {
+            assert_eq!(trust.file_of(registry).is_some(), has_one, "{registry}");
+        }
     }
 }

@@ -7,7 +7,6 @@ use kiln_crds::image_build::BuiltImage;
 use kiln_crds::image_build_run::SecretVersion;
 use kiln_crds::{BuilderPool, ImageBuildRun, ImageBuildSpec};
 use kube::ResourceExt;
-use kube::runtime::reflector::ObjectRef;
 
 use crate::context::Context;
 use crate::git::BasicAuth;
@@ -151,9 +150,5 @@ pub(crate) async fn http_access(
 }
 
 fn last_good(context: &Context, run: &ImageBuildRun) -> Option<BuiltImage> {
-    let owner = &run.spec.image_build;
-    let key = ObjectRef::new(&owner.name).within(run.metadata.namespace.as_deref().unwrap_or_default());
-    let build = context.stores.image_builds.get(&key)?;
-    let is_owner = build.metadata.uid.as_deref() == Some(&owner.uid);
-    build.status.as_ref().filter(|_| is_owner)?.image.clone()
+    super::image_build(context, run)?.status.as_ref()?.image.clone()
 }

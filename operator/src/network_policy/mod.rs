@@ -19,7 +19,7 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
 use serde::Deserialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OnceCell};
 use tracing::{info, warn};
 
 use crate::context::{FIELD_MANAGER, backoff, namespaced};
@@ -91,9 +91,10 @@ pub async fn keep(client: Client, builders_namespace: &str, egress: &Egress) {
         let mut failures = 0;
         // An API server that ends takes its address out, and serves on for a moment: what was one stays closed.
         let mut api_server: BTreeSet<Endpoint> = egress.api_server.iter().copied().collect();
+        let service = OnceCell::new();
         loop {
             api_server.extend(slices.state().iter().flat_map(|slice| plan::of_slice(slice)));
-            let again = match write(&client, &policies, egress, &mut api_server, &there.state()).await {
+            let again = match write(&client, &service, &policies, egress, &mut api_server, &there.state()).await {
                 Ok(()) => {
                     failures = 0;
                     Duration::MAX
@@ -116,6 +117,7 @@ pub async fn keep(client: Client, builders_namespace: &str, egress: &Egress) {
 
 async fn write(
     client: &Client,
+    service: &OnceCell<Service>,
     policies: &Api<NetworkPolicy>,
     egress: &Egress,
     api_server: &mut BTreeSet<Endpoint>,
@@ -130,8 +132,8 @@ async fn write(
     let owner = find(&egress.owner).ok_or_else(|| Error::NoOwner(egress.owner.clone()))?;
     let (namespace, name) = API_SERVER;
     // Its addresses never change, and it may have one of each family.
-    let service = namespaced::<Service>(client, namespace).get(name).await?;
-    api_server.extend(plan::of_service(&service));
+    let services = namespaced::<Service>(client, namespace);
+    api_server.extend(plan::of_service(service.get_or_try_init(|| services.get(name)).await?));
     let wanted = plan::policy(egress, owner, api_server);
     let is_there = find(&egress.name).is_some_and(|found| {
         found.spec == wanted.spec && found.metadata.owner_references == wanted.metadata.owner_references

@@ -83,21 +83,20 @@ struct Named<'a> {
 }
 
 fn named(image: &ImageTarget) -> Vec<Named<'_>> {
-    let main = Named {
-        field: "image".to_owned(),
-        repository: &image.repository,
-        tags: &image.tags,
-        secret_ref: image.secret_ref.as_ref(),
-        ca_ref: image.ca_ref.as_ref(),
-    };
-    let copies = image.copies.iter().map(|copy| Named {
-        field: format!("image.copies[{}]", copy.repository),
-        repository: &copy.repository,
-        tags: if copy.tags.is_empty() { &image.tags } else { &copy.tags },
-        secret_ref: copy.secret_ref.as_ref(),
-        ca_ref: copy.ca_ref.as_ref(),
+    let main = ("image".to_owned(), image.secret_ref.as_ref(), image.ca_ref.as_ref());
+    let copies = image
+        .copies
+        .iter()
+        .map(|copy| (format!("image.copies[{}]", copy.repository), copy.secret_ref.as_ref(), copy.ca_ref.as_ref()));
+    let reached = std::iter::once(main).chain(copies);
+    let named = image.repositories().zip(reached).map(|((repository, tags), (field, secret_ref, ca_ref))| Named {
+        field,
+        repository,
+        tags,
+        secret_ref,
+        ca_ref,
     });
-    std::iter::once(main).chain(copies).collect()
+    named.collect()
 }
 
 /// Reads what `image` and `pullSecretRefs` name, and the credentials of the namespace and of the pool.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuiltImage, ImageTarget, TagStatus};
-use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildSpec};
+use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunStatus, ImageBuildSpec, ImageBuildStatus};
 use kube::ResourceExt;
 
 use super::Asker;
@@ -113,7 +113,8 @@ fn claim(repository: &Repository, tag: &str) -> TagStatus {
 #[must_use]
 pub fn held<'a>(build: &ImageBuild, runs: impl IntoIterator<Item = &'a ImageBuildRun>) -> Vec<TagStatus> {
     let mut newest: BTreeMap<Place, TagStatus> = BTreeMap::new();
-    for tag in recorded_by_build(build).into_iter().chain(runs.into_iter().flat_map(recorded_by_run)) {
+    let told = build.status.iter().map(of_build).chain(runs.into_iter().flat_map(|run| &run.status).map(of_run));
+    for tag in told.flat_map(recorded) {
         match newest.entry(Place::of(&tag)) {
             Entry::Vacant(entry) => {
                 entry.insert(tag);
@@ -156,16 +157,19 @@ fn moved_at(tag: &TagStatus) -> Option<Timestamp> {
     tag.moved_at.as_ref().map(|at| at.0)
 }
 
-fn recorded_by_build(build: &ImageBuild) -> Vec<TagStatus> {
-    build.status.as_ref().map(|status| recorded(&status.tags, status.image.as_ref())).unwrap_or_default()
+/// What a status tells of tags.
+type Told<'a> = (&'a [TagStatus], Option<&'a BuiltImage>);
+
+fn of_build(status: &ImageBuildStatus) -> Told<'_> {
+    (&status.tags, status.image.as_ref())
 }
 
-fn recorded_by_run(run: &ImageBuildRun) -> Vec<TagStatus> {
-    run.status.as_ref().map(|status| recorded(&status.tags, status.image.as_ref())).unwrap_or_default()
+fn of_run(status: &ImageBuildRunStatus) -> Told<'_> {
+    (&status.tags, status.image.as_ref())
 }
 
 /// The tags that have been moved. A status from before tags were recorded has them in its image alone.
-fn recorded(tags: &[TagStatus], image: Option<&BuiltImage>) -> Vec<TagStatus> {
+fn recorded((tags, image): Told<'_>) -> Vec<TagStatus> {
     let moved: Vec<TagStatus> = tags.iter().filter(|tag| tag.digest.is_some()).cloned().collect();
     let Some(image) = image.filter(|_| tags.is_empty()) else { return moved };
     let copies = image.copies.iter().map(|copy| (&copy.repository, &copy.tags));
@@ -192,24 +196,24 @@ pub fn owner(
     let places: HashSet<Place> = wanted.iter().map(Place::of).collect();
     let names: HashSet<&str> = wanted.iter().map(|tag| tag.tag.as_str()).collect();
     // Most objects have none of them: what is looked at first costs little.
-    let has = |tags: &[TagStatus], image: Option<&BuiltImage>| {
-        if tags.is_empty() {
-            return recorded(tags, image).iter().any(|tag| places.contains(&Place::of(tag)));
-        }
-        tags.iter().any(|tag| names.contains(tag.tag.as_str()) && places.contains(&Place::of(tag)))
+    let is_wanted = |tag: &TagStatus| names.contains(tag.tag.as_str()) && places.contains(&Place::of(tag));
+    let has = |told: Told<'_>| match told {
+        ([], _) => recorded(told).iter().any(is_wanted),
+        (tags, _) => tags.iter().any(is_wanted),
     };
-    let run_has =
-        |run: &ImageBuildRun| run.status.as_ref().is_some_and(|status| has(&status.tags, status.image.as_ref()));
-    let build_has =
-        |build: &ImageBuild| build.status.as_ref().is_some_and(|status| has(&status.tags, status.image.as_ref()));
-    let of_runs: HashSet<&str> =
-        runs.iter().filter(|run| run_has(run)).map(|run| run.spec.image_build.uid.as_str()).collect();
+    let of_runs: HashSet<&str> = runs
+        .iter()
+        .filter(|run| run.status.as_ref().is_some_and(|status| has(of_run(status))))
+        .map(|run| run.spec.image_build.uid.as_str())
+        .collect();
     // An ImageBuild that is being deleted has given its tags up.
     let candidates: HashMap<&str, &ImageBuild> = builds
         .iter()
         .filter(|build| build.metadata.deletion_timestamp.is_none())
         .filter_map(|build| Some((build.metadata.uid.as_deref()?, &**build)))
-        .filter(|(uid, build)| of_runs.contains(uid) || build_has(build))
+        .filter(|(uid, build)| {
+            of_runs.contains(uid) || build.status.as_ref().is_some_and(|status| has(of_build(status)))
+        })
         .collect();
     let mut runs_of: HashMap<&str, Vec<&ImageBuildRun>> = HashMap::new();
     for run in runs {

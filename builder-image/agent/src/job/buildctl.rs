@@ -304,7 +304,7 @@ impl Build<'_> {
         let mut command = self.registry.buildkit().buildctl(read, write, file_bytes);
         command
             .args(arguments)
-            .args(self.own_registry().map(|registry| self.registry.buildkit().tls_of(&registry)).unwrap_or_default())
+            .args(self.own_registry().and_then(|registry| self.registry.buildkit().tls_of(&registry)))
             .env("DOCKER_CONFIG", self.memory.join("docker"))
             .env("HOME", self.memory.join("home"))
             .current_dir(self.memory);
