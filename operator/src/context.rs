@@ -101,6 +101,8 @@ pub struct Context {
     pub cancelling: Remembered<u32>,
     /// UIDs of builder pods and volumes that were removed: the copies of them may not know yet.
     pub removed_pods: Remembered<bool>,
+    /// How many pods of a builder ended, one after another, before one was up, by its name.
+    pub ended_pods: Remembered<u32>,
 }
 
 impl Context {
@@ -137,6 +139,7 @@ impl Context {
             publishing: Remembered::default(),
             cancelling: Remembered::default(),
             removed_pods: Remembered::default(),
+            ended_pods: Remembered::default(),
         }
     }
 

@@ -38,7 +38,9 @@ pub async fn remove_pod(
     if let Some(uid) = &uid {
         context.removed_pods.set(uid, true);
     }
-    ensure::remove_pod(&context.client, &context.settings.builders_namespace, id, uid, grace).await?;
+    let removed =
+        ensure::remove_pod(&context.client, &context.settings.builders_namespace, id, uid.clone(), grace).await;
+    told(context, uid.as_slice(), removed)?;
     context.jobs.builder_gone(&id.name());
     Ok(())
 }
@@ -48,12 +50,23 @@ pub async fn remove_with_volume(context: &Context, id: &BuilderId) -> Result<(),
     let namespace = &context.settings.builders_namespace;
     let claim = context.stores.claims.get(&ObjectRef::new(&id.name()).within(namespace)).and_then(|claim| claim.uid());
     let pod = pod(context, &id.name()).and_then(|pod| pod.uid());
-    for uid in claim.iter().chain(&pod) {
+    let uids: Vec<String> = claim.into_iter().chain(pod).collect();
+    for uid in &uids {
         context.removed_pods.set(uid, true);
     }
-    ensure::remove(&context.client, namespace, id).await?;
+    told(context, &uids, ensure::remove(&context.client, namespace, id).await)?;
     context.jobs.builder_gone(&id.name());
     Ok(())
+}
+
+/// Counts on them again where the API server did not take the removal: whoever waits for their end would wait for ever.
+fn told(context: &Context, uids: &[String], removed: Result<(), ensure::Error>) -> Result<(), ensure::Error> {
+    if removed.is_err() {
+        for uid in uids {
+            context.removed_pods.remove(uid);
+        }
+    }
+    removed
 }
 
 /// Whether a pod should have been gone long since, as on a lost node.

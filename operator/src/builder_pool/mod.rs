@@ -37,6 +37,9 @@ use crate::context::{Context, is_conflict, until, write_status};
 /// while its containers start is lost.
 pub const IDLE_GRACE: u32 = 10;
 
+/// Of how many builders whose pods end before they are up is remembered how often, at most.
+const ENDED_PODS: usize = 1_000;
+
 /// Why a reconcile failed; it is tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -67,9 +70,13 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     let volumes = volumes(&context, &pool, &living);
     let decided = plan::plan(&pool.spec, &builders, &volumes, template.has_volume(), now);
     for (id, fate) in decided.fates {
+        let builder = builders.iter().find(|builder| builder.id == id);
+        if let Some(ended) = builder.filter(|builder| builder.ended) {
+            context.ended_pods.set(&id.name(), ended.failures + 1);
+        }
         match fate {
             Fate::RemovePod => {
-                let uid = builders.iter().find(|builder| builder.id == id).map(|builder| builder.uid.clone());
+                let uid = builder.map(|builder| builder.uid.clone());
                 tracing::info!(builder = id.name(), "removing an idle builder");
                 observe::remove_pod(&context, &id, uid, Some(IDLE_GRACE)).await?;
             }
@@ -137,6 +144,9 @@ fn builders(
             let told = known.iter().find(|known| known.name == name).and_then(|known| known.last_active_at.as_ref());
             let ended = activity.ended.get(&uid).copied();
             let last_active = [Some(created), ended, told.map(|time| time.0)].into_iter().flatten().max()?;
+            if is_up(pod) {
+                context.ended_pods.remove(&name);
+            }
             if is_up(pod)
                 && let Some((agent, _)) = observe::ready(pod)
             {
@@ -144,6 +154,8 @@ fn builders(
             }
             Some(Builder {
                 jobs: activity.jobs.get(&name).copied().unwrap_or(0),
+                created,
+                failures: context.ended_pods.get(&name),
                 last_active,
                 wanted: activity.waiting.contains(&id.domain.namespace),
                 ended: observe::has_ended(pod),
@@ -200,6 +212,9 @@ fn forget_the_gone(context: &Context) {
         let runs: HashSet<&str> = runs.iter().filter_map(|run| run.metadata.uid.as_deref()).collect();
         context.claims.retain(|run_uid| runs.contains(run_uid));
         context.moved.retain(|run_uid| runs.contains(run_uid));
+    }
+    if context.ended_pods.len() > ENDED_PODS {
+        context.ended_pods.retain(|_| false);
     }
     let pods = context.stores.pods.state();
     context.described.retain(&pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect());

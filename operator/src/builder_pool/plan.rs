@@ -18,6 +18,11 @@ const RETENTION: Duration = Duration::from_hours(7 * 24);
 /// How long a builder that has no node is kept though nobody waits for it: time enough for the status of the run that
 /// made it to be written.
 const UNWANTED: Duration = Duration::from_secs(10);
+/// How old a pod that has ended is at least before another takes its place: that one may end at once, too. It doubles with
+/// each that ended before it was up.
+const ANEW: Duration = Duration::from_secs(10);
+/// How often it doubles at most.
+const DOUBLINGS: u32 = 5;
 
 /// A builder pod as it stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,6 +40,10 @@ pub struct Builder {
     pub facts: Option<Facts>,
     /// Jobs that it holds.
     pub jobs: usize,
+    /// When its pod was made.
+    pub created: Timestamp,
+    /// How many pods of this name ended, one after another, before one was up.
+    pub failures: u32,
     /// When it was made, or its last job ended.
     pub last_active: Timestamp,
     /// Whether somebody of its namespace waits for a builder.
@@ -106,12 +115,14 @@ pub fn plan(
             // It goes by itself, and its end wakes the pool; what it leaves is the volume's fate.
         } else if builder.orphaned {
             fates.push((builder.id.clone(), Fate::RemoveAll));
+        } else if builder.ended {
+            // Nothing comes of it any more, and whoever waits has its place only when it is gone.
+            let anew = builder.wanted || builder.standing == Standing::Kept;
+            let pause = builder.created.checked_add(ANEW * 2_u32.pow(builder.failures.min(DOUBLINGS))).ok();
+            let pause = pause.filter(|pause| anew && *pause > now);
+            if pause.is_some() { later(pause) } else { fates.push((builder.id.clone(), gone)) }
         } else if builder.wanted {
             // The end of the job that it is for wakes the pool.
-        } else if builder.ended {
-            // One that is kept up would be made anew at once, and may end at once again.
-            let pause = builder.last_active.checked_add(UNWANTED).ok().filter(|_| builder.standing == Standing::Kept);
-            if pause.is_some_and(|pause| pause > now) { later(pause) } else { fates.push((builder.id.clone(), gone)) }
         } else if builder.jobs == 0 {
             match builder.standing {
                 Standing::Kept => {}
@@ -155,6 +166,8 @@ mod tests {
             profile: Profile::UserNamespace,
             facts: None,
             jobs,
+            created: at(last_active),
+            failures: 0,
             last_active: at(last_active),
             wanted: false,
             ended: false,
@@ -190,10 +203,30 @@ mod tests {
         let surplus = Builder { last_active: at(999), ..standing(2, Standing::Surplus) };
         let busy = Builder { jobs: 1, ..standing(3, Standing::Surplus) };
         let ended = Builder { ended: true, ..standing(4, Standing::Kept) };
-        let just_ended = Builder { last_active: at(995), ended: true, ..standing(5, Standing::Kept) };
+        let just_ended = Builder { created: at(995), ended: true, ..standing(5, Standing::Kept) };
         let plan = plan(&pool, &[kept, unplaced, surplus, busy, ended, just_ended], &[], true, at(1000));
         assert_eq!(plan.fates, [(id(2), Fate::RemovePod), (id(4), Fate::RemovePod)]);
         assert_eq!(plan.look_again, Some(at(1005)));
+    }
+
+    #[test]
+    fn a_pod_that_has_ended_makes_room_for_who_waits_sooner_or_later() {
+        let ended = |slot, created, failures| Builder {
+            created: at(created),
+            failures,
+            ended: true,
+            wanted: true,
+            ..builder(slot, 0, 999)
+        };
+        let evicted = ended(0, 900, 0);
+        let refused = ended(1, 995, 0);
+        let again = ended(2, 985, 1);
+        let many_times = ended(3, 681, 40);
+        let of_nobody = Builder { wanted: false, ..ended(4, 999, 3) };
+        let plan =
+            plan(&BuilderPoolSpec::default(), &[evicted, refused, again, many_times, of_nobody], &[], true, at(1000));
+        assert_eq!(plan.fates, [(id(0), Fate::RemovePod), (id(4), Fate::RemovePod)]);
+        assert_eq!(plan.look_again, Some(at(1001)), "the fourth at last: 681 + 32 * 10");
     }
 
     #[test]

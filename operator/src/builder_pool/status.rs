@@ -215,6 +215,8 @@ mod tests {
                 sandbox_problem: String::new(),
             }),
             jobs: 1,
+            created: Timestamp::UNIX_EPOCH,
+            failures: 0,
             last_active: Timestamp::from_microsecond(5_500_000).unwrap(),
             wanted: false,
             ended: false,
