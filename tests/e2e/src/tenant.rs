@@ -20,6 +20,7 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt as _};
 use serde_json::json;
 
+use crate::cluster::builders_namespace;
 use crate::wait::{self, Objects, Verdict};
 use crate::{Build, Cluster, diagnosis, suite};
 
@@ -29,6 +30,8 @@ pub const LABEL: &str = "kiln.build/e2e";
 pub const REGISTRY_SECRET: &str = "registry";
 /// The Secret with the Git server's credential.
 pub const GIT_SECRET: &str = "git";
+/// The label of each Secret that a test wrote, and no other.
+pub const PLANTED: &str = "e2e.kiln.build/planted";
 /// The `ConfigMap` with the CA of the registry and the Git server.
 pub const CA: &str = "private-ca";
 
@@ -215,16 +218,14 @@ impl Tenant {
 
     /// Makes a Secret, or writes another content into it.
     pub async fn secret(&self, name: &str, type_: &str, data: &[(&str, &str)]) {
-        let secret = Secret {
-            metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
-            type_: Some(type_.to_owned()),
-            data: Some(
-                data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect(),
-            ),
-            ..Secret::default()
-        };
-        let parameters = PatchParams::apply("kiln-e2e").force();
-        self.api::<Secret>().patch(name, &parameters, &Patch::Apply(&secret)).await.expect("a Secret can be applied");
+        apply_secret(&self.api(), name, type_, data).await;
+    }
+
+    /// As [`Tenant::secret`], for a BuilderPool: in the builders' namespace, which is everybody's. The test deletes it.
+    pub async fn builders_secret(&self, name: &str, type_: &str, data: &[(&str, &str)]) -> Api<Secret> {
+        let secrets = Api::namespaced(self.cluster.client.clone(), &builders_namespace());
+        apply_secret(&secrets, name, type_, data).await;
+        secrets
     }
 
     /// Writes a credential for the test registry into [`REGISTRY_SECRET`].
@@ -405,6 +406,23 @@ impl Tenant {
         let name = run_of(build);
         self.runs().get(&name).await.unwrap_or_else(|error| panic!("run {name:?}: {error}"))
     }
+}
+
+async fn apply_secret(secrets: &Api<Secret>, name: &str, type_: &str, data: &[(&str, &str)]) {
+    let secret = Secret {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some([(PLANTED.to_owned(), String::new())].into()),
+            ..ObjectMeta::default()
+        },
+        type_: Some(type_.to_owned()),
+        data: Some(
+            data.iter().map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec()))).collect(),
+        ),
+        ..Secret::default()
+    };
+    let parameters = PatchParams::apply("kiln-e2e").force();
+    secrets.patch(name, &parameters, &Patch::Apply(&secret)).await.expect("a Secret can be applied");
 }
 
 /// The name of the newest run; empty where there is none.

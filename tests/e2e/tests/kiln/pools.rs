@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use kiln_crds::builder_pool::{PoolArchives, PoolRegistry};
 use kiln_crds::{BuilderPool, ImageBuild, SecretRef};
 use kiln_e2e::build::{image, repository};
@@ -230,15 +228,9 @@ async fn said(tenant: &Tenant, build: &ImageBuild) -> String {
 async fn a_mirror_is_read_with_the_credential_of_the_pool() {
     Tenant::fresh("mirror", async |tenant| {
         let name = format!("{}-mirror", tenant.namespace);
-        let secrets: Api<Secret> = Api::namespaced(tenant.cluster.client.clone(), &builders_namespace());
-        let login = [("username", &tenant.cluster.registry_user), ("password", &tenant.cluster.registry_password)];
-        let secret = Secret {
-            metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() },
-            type_: Some("kubernetes.io/basic-auth".to_owned()),
-            data: Some(login.map(|(key, value)| (key.to_owned(), ByteString(value.clone().into_bytes()))).into()),
-            ..Secret::default()
-        };
-        secrets.create(&PostParams::default(), &secret).await.unwrap();
+        let (user, password) = (&tenant.cluster.registry_user, &tenant.cluster.registry_password);
+        let login = [("username", user.as_str()), ("password", password.as_str())];
+        let secrets = tenant.builders_secret(&name, "kubernetes.io/basic-auth", &login).await;
         let mirror = tenant.cluster.registry.clone();
         let registries = |secret_ref: Option<SecretRef>| {
             vec![

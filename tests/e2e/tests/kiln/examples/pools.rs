@@ -1,6 +1,6 @@
 //! What needs a pool of its own.
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kiln_e2e::cluster::builders_namespace;
 use kiln_e2e::plain_front::PlainFront;
 use kiln_e2e::registries::Login;
@@ -28,14 +28,8 @@ pub async fn pool(example: &mut Example<'_>) {
     let login = format!("{}-mirror", tenant.namespace);
     let cluster = &tenant.cluster;
     let config = json!({"auths": {&cluster.registry: {"username": cluster.registry_user, "password": cluster.registry_password}}});
-    let secret: Secret = serde_json::from_value(json!({
-        "metadata": {"name": login},
-        "type": "kubernetes.io/dockerconfigjson",
-        "stringData": {".dockerconfigjson": config.to_string()},
-    }))
-    .unwrap();
-    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &builders_namespace());
-    secrets.create(&PostParams::default(), &secret).await.unwrap();
+    let data = [(".dockerconfigjson", &*config.to_string())];
+    let secrets = tenant.builders_secret(&login, "kubernetes.io/dockerconfigjson", &data).await;
     example.set("mirrors: [mirror.corp.example/docker.io]", &format!("mirrors: [{}/docker.io]", cluster.registry));
     example.set("host: mirror.corp.example", &format!("host: {}", cluster.registry));
     example.set("name: mirror-login", &format!("name: {login}"));
