@@ -146,11 +146,9 @@ fn builders(
             let last_active = [Some(created), ended, told.map(|time| time.0)].into_iter().flatten().max()?;
             if is_up(pod) {
                 context.ended_pods.remove(&name);
-            }
-            if is_up(pod)
-                && let Some((agent, _)) = observe::ready(pod)
-            {
-                context.described.ask(&uid, &id.pool, agent, seconds(last_active));
+                if let Some((agent, _)) = observe::ready(pod) {
+                    context.described.ask(&uid, &id.pool, agent, seconds(last_active));
+                }
             }
             Some(Builder {
                 jobs: activity.jobs.get(&name).copied().unwrap_or(0),
