@@ -25,7 +25,7 @@ const WATCHED: Duration = Duration::from_secs(10);
 /// Creates so many, and restarts the operator `runs` times.
 pub async fn measure(builds: u32, runs: usize) -> Vec<Figure> {
     let (mut resident, mut rates, mut writes) = (Vec::new(), Vec::new(), Vec::new());
-    Tenant::run("bench-rest", async |tenant| {
+    Tenant::fresh("bench-rest", async |tenant| {
         create(tenant, builds).await;
         for _ in 0..runs {
             let log = AuditLog::at_end();

@@ -26,7 +26,7 @@ pub async fn measure(runs: usize) -> Vec<Figure> {
     let dockerfile = format!("FROM {base}\nCOPY text /text\nRUN sha256sum /text > /sum\n");
     let mut samples = Vec::new();
     for _ in 0..runs {
-        Tenant::run("bench-large", async |tenant| {
+        Tenant::fresh("bench-large", async |tenant| {
             let mut builds = Builds::of(tenant).await;
             let build = Build::inline(tenant, "app", &[("Dockerfile", &dockerfile), ("text", "text\n")]).amd64();
             let timed = builds.create(&build).await;

@@ -14,7 +14,7 @@ const GROUP: &str = "cold builder, images on the node";
 /// Builds without a builder pod, `runs` times.
 pub async fn measure(runs: usize) -> Vec<Figure> {
     let mut timed = Vec::new();
-    Tenant::run("bench-cold", async |tenant| {
+    Tenant::fresh("bench-cold", async |tenant| {
         let repository = repository(tenant, &files());
         let mut builds = Builds::of(tenant).await;
         builds.create(&Build::git(tenant, "app", &repository).amd64()).await;

@@ -21,7 +21,7 @@ const PARALLEL: usize = 32;
 pub async fn ten(runs: usize) -> Vec<Figure> {
     const GROUP: &str = "ten ImageBuilds at once, warm builders";
     let (mut first, mut last) = (Vec::new(), Vec::new());
-    Tenant::run("bench-ten", async |tenant| {
+    Tenant::fresh("bench-ten", async |tenant| {
         let names: Vec<String> = (0..10).map(|number| format!("app-{number}")).collect();
         for name in &names {
             let files =
@@ -51,8 +51,8 @@ pub async fn ten(runs: usize) -> Vec<Figure> {
 pub async fn hundred(runs: usize) -> Vec<Figure> {
     const GROUP: &str = "100 ImageBuilds created at once, in two namespaces";
     let (mut accepted, mut runs_there, mut unfair) = (Vec::new(), Vec::new(), Vec::new());
-    Tenant::run("bench-many-a", async |a| {
-        Tenant::run("bench-many-b", async |b| {
+    Tenant::fresh("bench-many-a", async |a| {
+        Tenant::fresh("bench-many-b", async |b| {
             for _ in 0..runs {
                 let (created, dispatched, apart) = hundred_once(a, b).await;
                 accepted.push(created);

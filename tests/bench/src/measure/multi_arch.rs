@@ -13,7 +13,7 @@ const GROUP: &str = "two architectures, one file changed";
 /// Builds for both architectures, `runs` times.
 pub async fn measure(runs: usize) -> Vec<Figure> {
     let mut timed = Vec::new();
-    Tenant::run("bench-multi", async |tenant| {
+    Tenant::fresh("bench-multi", async |tenant| {
         let repository = repository(tenant, &files());
         let mut builds = Builds::of(tenant).await;
         builds.create(&Build::git(tenant, "app", &repository).platforms(&["linux/amd64", "linux/arm64"])).await;

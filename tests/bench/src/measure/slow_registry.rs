@@ -28,7 +28,7 @@ const DELAY: Duration = Duration::from_secs(1);
 /// Builds the unchanged tree from that registry's busybox, `runs` times.
 pub async fn measure(runs: usize) -> Vec<Figure> {
     let (mut kiln, mut by_hand) = (Vec::new(), Vec::new());
-    Tenant::run("bench-slow", async |tenant| {
+    Tenant::fresh("bench-slow", async |tenant| {
         let server = HostileServer::serve(&tenant.cluster, proxy(&tenant.cluster)).await;
         let bundle = ConfigMap {
             metadata: ObjectMeta { name: Some(tenant.namespace.clone()), ..ObjectMeta::default() },

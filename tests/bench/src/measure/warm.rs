@@ -18,7 +18,7 @@ pub fn repository(tenant: &Tenant, files: &[(String, String)]) -> Repository {
 /// Builds the unchanged tree and one with a changed file, `runs` times.
 pub async fn measure(runs: usize) -> Vec<Figure> {
     let mut figures = Vec::new();
-    Tenant::run("bench-warm", async |tenant| figures = in_tenant(tenant, runs).await).await;
+    Tenant::fresh("bench-warm", async |tenant| figures = in_tenant(tenant, runs).await).await;
     figures
 }
 
