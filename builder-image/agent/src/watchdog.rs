@@ -113,6 +113,43 @@ mod tests {
         assert!((0..4).all(|_| !silence.is_over(0, SECOND * 30)));
     }
 
+    /// Set for the process that [`a_process_without_time_is_not_ended`] stops.
+    const STOPPED: &str = "KILN_TEST_STOPPED";
+
+    #[test]
+    fn a_process_without_time_is_not_ended() {
+        use std::io::{BufRead as _, BufReader};
+        use std::process::{Command, Stdio};
+
+        use rustix::process::{Pid, Signal, kill_process};
+
+        let (limit, tick) = (SECOND / 2, SECOND / 50);
+        if std::env::var_os(STOPPED).is_some() {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            runtime.block_on(async { start(limit, tick, || std::process::exit(3)).unwrap() });
+            println!("begun");
+            std::io::stdin().lines().for_each(drop);
+            // Time enough for it to end, if it would.
+            thread::sleep(limit / 2);
+            std::process::exit(0);
+        }
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "watchdog::tests::a_process_without_time_is_not_ended", "--nocapture"])
+            .env(STOPPED, "")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line.ends_with("begun")));
+        let pid = Pid::from_child(&child);
+        kill_process(pid, Signal::STOP).unwrap();
+        thread::sleep(limit * 4);
+        kill_process(pid, Signal::CONT).unwrap();
+        drop(child.stdin.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+    }
+
     #[test]
     fn every_worker_is_blocked() {
         let (blocked, stuck) = (mpsc::channel::<()>(), mpsc::channel());
