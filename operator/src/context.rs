@@ -101,7 +101,7 @@ pub struct Context {
     pub cancelling: Remembered<u32>,
     /// UIDs of builder pods and volumes that were removed: the copies of them may not know yet.
     pub removed_pods: Remembered<bool>,
-    /// How many pods of a builder ended, one after another, before one was up, by its name.
+    /// How many pods of a builder have ended since one was up, by its name.
     pub ended_pods: Remembered<u32>,
 }
 

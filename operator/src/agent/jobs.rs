@@ -108,6 +108,12 @@ impl Jobs {
         })
     }
 
+    /// The builder that a job was given to.
+    #[must_use]
+    pub fn builder(&self, job: &str) -> Option<String> {
+        self.with(|entries| entries.get(job).map(|entry| entry.builder.clone()))
+    }
+
     /// The jobs that run or have a place kept, with their builders. One that has ended has given its place back.
     #[must_use]
     pub fn places(&self) -> Vec<(String, String)> {

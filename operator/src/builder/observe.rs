@@ -9,6 +9,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::BuilderPool;
 use kiln_crds::image_build_run::BuilderRef;
 use kube::ResourceExt;
+use kube::api::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 
 use super::BuilderId;
@@ -31,18 +32,9 @@ pub async fn remove_pod(
     uid: Option<String>,
     grace: Option<u32>,
 ) -> Result<(), ensure::Error> {
-    context.removed_pods.retain(|removed| {
-        context.stores.pods.find(|pod| pod.metadata.uid.as_deref() == Some(removed)).is_some()
-            || context.stores.claims.find(|claim| claim.metadata.uid.as_deref() == Some(removed)).is_some()
-    });
-    if let Some(uid) = &uid {
-        context.removed_pods.set(uid, true);
-    }
-    let removed =
-        ensure::remove_pod(&context.client, &context.settings.builders_namespace, id, uid.clone(), grace).await;
-    told(context, uid.as_slice(), removed)?;
-    context.jobs.builder_gone(&id.name());
-    Ok(())
+    let namespace = &context.settings.builders_namespace;
+    let uids: Vec<String> = uid.iter().cloned().collect();
+    marked(context, id, &uids, ensure::remove_pod(&context.client, namespace, id, uid, grace)).await
 }
 
 /// Removes a builder with its volume, and counts on neither from now on, though the copies do not show it yet.
@@ -51,22 +43,39 @@ pub async fn remove_with_volume(context: &Context, id: &BuilderId) -> Result<(),
     let claim = context.stores.claims.get(&ObjectRef::new(&id.name()).within(namespace)).and_then(|claim| claim.uid());
     let pod = pod(context, &id.name()).and_then(|pod| pod.uid());
     let uids: Vec<String> = claim.into_iter().chain(pod).collect();
-    for uid in &uids {
-        context.removed_pods.set(uid, true);
-    }
-    told(context, &uids, ensure::remove(&context.client, namespace, id).await)?;
-    context.jobs.builder_gone(&id.name());
-    Ok(())
+    marked(context, id, &uids, ensure::remove(&context.client, namespace, id)).await
 }
 
-/// Counts on them again where the API server did not take the removal: whoever waits for their end would wait for ever.
-fn told(context: &Context, uids: &[String], removed: Result<(), ensure::Error>) -> Result<(), ensure::Error> {
+/// Removes what has these UIDs, and marks it as removed. Where the API server did not take the removal, it is counted on
+/// again: whoever waits for its end would wait for ever.
+async fn marked(
+    context: &Context,
+    id: &BuilderId,
+    uids: &[String],
+    removal: impl Future<Output = Result<(), ensure::Error>>,
+) -> Result<(), ensure::Error> {
+    context.removed_pods.retain(|removed| {
+        context.stores.pods.find(|pod| pod.metadata.uid.as_deref() == Some(removed)).is_some()
+            || context.stores.claims.find(|claim| claim.metadata.uid.as_deref() == Some(removed)).is_some()
+    });
+    for uid in uids {
+        context.removed_pods.set(uid, true);
+    }
+    let removed = removal.await;
     if removed.is_err() {
         for uid in uids {
             context.removed_pods.remove(uid);
         }
+    } else {
+        context.jobs.builder_gone(&id.name());
     }
     removed
+}
+
+/// Whether a pod or a volume is on its way out: marked as deleted, or removed though the copy does not show it yet.
+#[must_use]
+pub fn is_going(context: &Context, object: &ObjectMeta) -> bool {
+    object.deletion_timestamp.is_some() || object.uid.as_deref().is_some_and(|uid| context.removed_pods.get(uid))
 }
 
 /// Whether a pod should have been gone long since, as on a lost node.
@@ -118,12 +127,11 @@ pub fn builders(
             let current = hashes.iter().any(|(of, hash)| *of == profile && annotation(TEMPLATE_HASH) == hash);
             let name = pod.name_any();
             let jobs = activity.jobs.get(&name).copied().unwrap_or(0);
-            let removed = pod.metadata.uid.as_deref().is_some_and(|uid| context.removed_pods.get(uid));
             Some(Builder {
                 jobs: u32::try_from(jobs).unwrap_or(u32::MAX),
                 bundles,
                 current,
-                terminating: removed || pod.metadata.deletion_timestamp.is_some(),
+                terminating: is_going(context, &pod.metadata),
                 stuck: is_stuck(pod, now),
                 id,
             })
@@ -140,11 +148,10 @@ pub fn volumes(context: &Context, pool: &BuilderPool) -> Vec<Volume> {
         let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?;
         let used = claim.annotations().get(LAST_USED).and_then(|time| time.parse().ok());
         let created = claim.creation_timestamp().map(|time| time.0);
-        let removed = claim.metadata.uid.as_deref().is_some_and(|uid| context.removed_pods.get(uid));
         Some(Volume {
             size: requests.get("storage").and_then(bytes).unwrap_or(0),
             last_used: used.into_iter().chain(created).max()?,
-            terminating: removed || claim.metadata.deletion_timestamp.is_some(),
+            terminating: is_going(context, &claim.metadata),
             id,
         })
     });

@@ -37,7 +37,7 @@ use crate::context::{Context, is_conflict, until, write_status};
 /// while its containers start is lost.
 pub const IDLE_GRACE: u32 = 10;
 
-/// Of how many builders whose pods end before they are up is remembered how often, at most.
+/// Of how many builders is remembered how many of their pods have ended, at most.
 const ENDED_PODS: usize = 1_000;
 
 /// Why a reconcile failed; it is tried again.
@@ -57,7 +57,6 @@ pub enum Error {
 /// Brings a pool one step on.
 pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<Action, Error> {
     let now = Timestamp::now();
-    let namespace = &context.settings.builders_namespace;
     let nodes = context.nodes();
     // Nobody is given a builder that is being removed.
     let placing = context.placing.lock().await;
@@ -71,9 +70,6 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     let decided = plan::plan(&pool.spec, &builders, &volumes, template.has_volume(), now);
     for (id, fate) in decided.fates {
         let builder = builders.iter().find(|builder| builder.id == id);
-        if let Some(ended) = builder.filter(|builder| builder.ended) {
-            context.ended_pods.set(&id.name(), ended.failures + 1);
-        }
         match fate {
             Fate::RemovePod => {
                 let uid = builder.map(|builder| builder.uid.clone());
@@ -82,9 +78,12 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
             }
             Fate::RemoveAll => {
                 tracing::info!(builder = id.name(), "removing a builder and its volume");
-                ensure::remove(&context.client, namespace, &id).await?;
-                context.jobs.builder_gone(&id.name());
+                observe::remove_with_volume(&context, &id).await?;
             }
+        }
+        // Each pod once: it is on its way out from now on.
+        if let Some(ended) = builder.filter(|builder| builder.ended) {
+            context.ended_pods.set(&id.name(), ended.failures + 1);
         }
     }
     let limits = select::limits(&pool, template.volume_size());
@@ -157,7 +156,7 @@ fn builders(
                 last_active,
                 wanted: activity.waiting.contains(&id.domain.namespace),
                 ended: observe::has_ended(pod),
-                terminating: pod.metadata.deletion_timestamp.is_some(),
+                terminating: observe::is_going(context, &pod.metadata),
                 orphaned: living.is_gone(context, &id.domain),
                 standing: made
                     .iter()

@@ -42,7 +42,7 @@ pub struct Builder {
     pub jobs: usize,
     /// When its pod was made.
     pub created: Timestamp,
-    /// How many pods of this name ended, one after another, before one was up.
+    /// How many pods of this name have ended since one was up.
     pub failures: u32,
     /// When it was made, or its last job ended.
     pub last_active: Timestamp,

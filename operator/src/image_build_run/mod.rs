@@ -40,7 +40,7 @@ use tracing::{debug, info, warn};
 
 use self::dereference::{Inputs, dereference};
 use self::end::{cancel_jobs, conclude, end, failure_of, finish, secret_versions};
-use self::place::{Placed, place, wait_for_capacity};
+use self::place::{Placed, give_back, place, wait_for_capacity};
 use self::plan::{Bounds, Next, Stop, advance, deadline, due, job_id, next};
 use self::status::Waiting;
 use crate::agent::{Agent, Observation};
@@ -256,6 +256,7 @@ async fn build(
         }
     }
     if let Some(failure) = placed.failure {
+        give_back(context, &placed.reserved);
         cancel_jobs(run, &mut status, context, now).await?;
         return end(run, status, RunPhase::Failed, failure, context, now).await;
     }
@@ -265,9 +266,7 @@ async fn build(
     status::complete(&mut status, &run.spec, placed.waiting.as_ref(), run.metadata.generation, now);
     if status != former {
         if let Err(error) = write_status(context, &**run, &status).await {
-            for job in &placed.reserved {
-                context.jobs.release(job);
-            }
+            give_back(context, &placed.reserved);
             return Err(error.into());
         }
         // Attempts that have ended hold no place any more.

@@ -14,7 +14,7 @@ use super::execution::Placement;
 use super::has_default_platforms;
 use super::make::make;
 use super::plan::job_id;
-use super::queue::{Queue, queue};
+use super::queue::{Queue, Turn, queue};
 use super::status::Waiting;
 use super::waiting::{Unplaced, coming, not_ready};
 use crate::builder::BuilderId;
@@ -112,7 +112,7 @@ pub async fn place(
             Choice::Evict(id) => {
                 let uid = pod(context, &id.name()).and_then(|pod| pod.uid());
                 if let Err(error) = remove_pod(context, id, uid, Some(IDLE_GRACE)).await {
-                    give_back(context, &placed);
+                    give_back(context, &placed.reserved);
                     return Err(error.into());
                 }
                 coming()
@@ -120,7 +120,7 @@ pub async fn place(
             Choice::Reclaim(id) => {
                 tracing::info!(builder = id.name(), "removing a volume to keep its namespace within the pool's limits");
                 if let Err(error) = remove_with_volume(context, id).await {
-                    give_back(context, &placed);
+                    give_back(context, &placed.reserved);
                     return Err(error.into());
                 }
                 coming()
@@ -143,7 +143,7 @@ pub async fn place(
                 placed.waiting = Some(Waiting { reason: Reason::BuilderRejected, message: error.to_string() });
             }
             Err(error) => {
-                give_back(context, &placed);
+                give_back(context, &placed.reserved);
                 return Err(error);
             }
         }
@@ -199,7 +199,13 @@ fn choose(
     let builders = builders(context, pool, template, nodes, now);
     let limits = limits(pool, template.volume_size());
     let choices = pick(&pool.name_any(), &requests, &builders, &volumes(context, pool), limits);
-    let choices = own.into_iter().map(|(index, position, placement)| (index, placement, choices[position].clone()));
+    let choices = own.into_iter().map(|(index, turn, placement)| {
+        let choice = match turn {
+            Turn::Queued(position) => choices[position].clone(),
+            Turn::Given(id) => Choice::Existing(id),
+        };
+        (index, placement, choice)
+    });
     Chosen { choices: choices.collect(), limits, impossible }
 }
 
@@ -230,8 +236,9 @@ fn next_attempt(
     }
 }
 
-fn give_back(context: &Context, placed: &Placed) {
-    for job in &placed.reserved {
+/// Gives back the places of jobs whose status is not written: who has one does not wait for another.
+pub fn give_back(context: &Context, reserved: &[String]) {
+    for job in reserved {
         context.jobs.release(job);
     }
 }

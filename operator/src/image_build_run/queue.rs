@@ -11,25 +11,34 @@ use kube::ResourceExt;
 
 use super::execution::{Available, Impossible, Placement, Wish, placement};
 use super::order::fair;
-use super::plan::due;
+use super::plan::{due, job_id};
 use super::waiting::named;
-use crate::builder::TrustDomain;
 use crate::builder::node::NodeFacts;
-use crate::builder::observe::profile;
+use crate::builder::observe::{has_ended, is_going, pod, profile};
 use crate::builder::pick::Request;
 use crate::builder::profile::Profile;
+use crate::builder::{BuilderId, TrustDomain};
 use crate::context::Context;
 use crate::reason::Reason;
 
 /// All queued platforms of a pool in the order in which they are served ([`fair`]).
 #[derive(Default)]
 pub struct Queue {
-    /// Which of them are one run's own: the platform's index, its position, and where it is built.
-    pub own: Vec<(usize, usize, Placement)>,
+    /// Which of them are one run's own: the platform's index, how it comes to a builder, and where it is built.
+    pub own: Vec<(usize, Turn, Placement)>,
     /// What each platform wants.
     pub requests: Vec<Request>,
     /// Why one of the run's own can never be built.
     pub impossible: Option<BuildFailure>,
+}
+
+/// How a platform comes to a builder.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Turn {
+    /// By what is chosen for the request at this position.
+    Queued(usize),
+    /// It has been given this one: the copy of its run is out of date.
+    Given(BuilderId),
 }
 
 /// Queues them. `bundles`: the CAs that this run needs.
@@ -92,8 +101,15 @@ pub fn queue(
             };
             let architecture = placement.architecture.clone();
             let Some(domain) = domain(context, &other, profile(context, pool, &architecture, nodes)) else { continue };
+            // To count both its place and its request would open builders that nobody needs.
+            if let Some(id) = given(context, &other, platform) {
+                if is_own {
+                    own.push((index, Turn::Given(id), placement));
+                }
+                continue;
+            }
             if is_own {
-                own.push((index, requests.len(), placement));
+                own.push((index, Turn::Queued(requests.len()), placement));
             }
             requests.push(Request {
                 domain,
@@ -103,6 +119,15 @@ pub fn queue(
         }
     }
     Queue { own, requests, impossible }
+}
+
+/// The builder that holds a place for a platform's next attempt, which the copy of its run does not show yet. One that goes
+/// holds none.
+fn given(context: &Context, run: &ImageBuildRun, platform: &PlatformStatus) -> Option<BuilderId> {
+    let next = job_id(run.metadata.uid.as_deref().unwrap_or_default(), &platform.name, platform.attempt + 1);
+    let pod = pod(context, &context.jobs.builder(&next)?)?;
+    let stays = !is_going(context, &pod.metadata) && !has_ended(&pod);
+    stays.then(|| BuilderId::of(&pod.metadata)).flatten()
 }
 
 /// Where a platform of a run is built. `None`: its name is none.
