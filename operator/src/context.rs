@@ -1,11 +1,11 @@
 //! What every reconcile can reach: clients, the copies of the cluster's objects, and the jobs that run.
 
 use std::collections::HashMap;
-use std::fmt::Debug;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::header::{ACCEPT, HeaderValue};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -17,8 +17,7 @@ use kube::api::{Api, ListParams, ObjectList, ObjectMeta, PartialObjectMeta, Patc
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tracing::warn;
 
 use crate::agent::{Connections, Described, Jobs};
@@ -37,6 +36,9 @@ use kiln_registry::http_client::Clients;
 
 /// The field manager of everything that Kiln applies.
 pub const FIELD_MANAGER: &str = "kiln";
+
+/// How many objects are read with their files at once. It is for the API server alone to say how long one is held.
+const WITH_FILES: usize = 4;
 
 /// Copies of the cluster's objects, kept by watches.
 pub struct Stores {
@@ -84,6 +86,8 @@ pub struct Context {
     pub traces: Option<Traces>,
     /// Held while builders are chosen for jobs, and while idle ones are removed.
     pub placing: tokio::sync::Mutex<()>,
+    /// Held while an object is in memory with its files, a megabyte of them.
+    pub with_files: Semaphore,
     /// Whether the API server was seen to drop `hostUsers: false`.
     pub api_drops_host_users: AtomicBool,
     /// What is remembered of each ImageBuild between reconciles, by UID.
@@ -131,6 +135,7 @@ impl Context {
             metrics,
             traces: None,
             placing: tokio::sync::Mutex::default(),
+            with_files: Semaphore::new(WITH_FILES),
             api_drops_host_users: false.into(),
             image_builds: Remembered::default(),
             cancelled: Notify::new(),
@@ -195,10 +200,11 @@ fn is_terminating(status: &kube::core::Status) -> bool {
     causes.any(|cause| cause.reason == "NamespaceTerminating")
 }
 
-/// Writes a status, if the object is still the one that was read: what was decided on an older one is not written.
-pub async fn write_status<K, S>(context: &Context, object: &K, status: &S) -> Result<K, kube::Error>
+/// Writes a status, if the object is still the one that was read: what was decided on an older one is not written. Its new
+/// metadata comes back: the whole object may have a megabyte.
+pub async fn write_status<K, S>(context: &Context, object: &K, status: &S) -> Result<ObjectMeta, kube::Error>
 where
-    K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    K: kube::Resource<DynamicType = ()>,
     S: Serialize,
 {
     let meta = object.meta();
@@ -212,15 +218,20 @@ where
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let url = K::url_path(&(), meta.namespace.as_deref());
     let request = kube::core::Request::new(url);
-    let request =
+    let mut request =
         request.patch_subresource("status", name, &params, &Patch::Apply(&patch)).map_err(kube::Error::BuildRequest)?;
-    let written = context.client.request(request).await;
+    request.headers_mut().insert(ACCEPT, METADATA_ALONE);
+    let answer: Result<PartialObjectMeta, _> = context.client.request(request).await;
+    let written = answer.map(|answer| ObjectMeta { managed_fields: None, ..answer.metadata });
     if matches!(&written, Err(kube::Error::Api(status)) if status.code == INVALID) {
         reset_status(context, object).await?;
     }
     written
 }
 
+/// What the API server is to answer with.
+const METADATA_ALONE: HeaderValue =
+    HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
 /// The status code of what the schema refuses.
 const INVALID: u16 = 422;
 

@@ -27,4 +27,5 @@ pub mod tags;
 pub mod telemetry;
 pub mod trace;
 pub mod trim;
+pub mod turns;
 pub mod watches;

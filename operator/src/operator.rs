@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::server::{Health, serve};
 use crate::trace::Traces;
 use crate::trim;
+use crate::turns::Turns;
 use crate::watches::{Changes, PAGE, Synced, Wake, drive, stream, tell, wakes, watch};
 use crate::{builder_pool, image_build, image_build_run, network_policy};
 
@@ -367,13 +368,16 @@ async fn reconcile_all<K, E, F>(
         warn!(controller = name, object = key(&object), error = %problem, failed, "a reconcile failed");
         Action::requeue(crate::context::backoff(failed))
     };
+    let turns: Arc<Turns> = Arc::default();
     let each = move |object: Arc<K>, context: Arc<Context>| {
-        let failures = failures.clone();
+        let (failures, turns) = (failures.clone(), turns.clone());
         let span = info_span!("reconcile", controller = name, object = key(&object));
         async move {
             context.stores.synced.wait().await;
+            let _turn = turns.take(object.meta().namespace.as_deref().unwrap_or_default()).await;
             let begun = Instant::now();
-            let result = reconcile(object.clone(), context.clone()).await;
+            // In a box that is made only now: ten thousand may wait for their turns.
+            let result = Box::pin(reconcile(object.clone(), context.clone())).await;
             context.metrics.reconciled(name, begun.elapsed().as_secs_f64(), result.is_err());
             if result.is_ok() {
                 failures.remove(&key(&object));

@@ -81,10 +81,10 @@ pub fn run(build: &ImageBuild, number: u64, input: Input, requested_at: Timestam
 }
 
 /// Makes the run. One of the same name, owner and input is the same run: it was made before.
-pub async fn create(client: &Client, run: &ImageBuildRun) -> Result<ImageBuildRun, kube::Error> {
+pub async fn create(client: &Client, run: ImageBuildRun) -> Result<ImageBuildRun, kube::Error> {
     let api = namespaced::<ImageBuildRun>(client, &run.namespace().unwrap_or_default());
     let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    match api.create(&params, run).await {
+    match api.create(&params, &run).await {
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
             let found = api.get(&run.name_any()).await?;
             let same = found.spec.image_build == run.spec.image_build && found.spec.input_hash == run.spec.input_hash;
@@ -98,7 +98,7 @@ pub async fn create(client: &Client, run: &ImageBuildRun) -> Result<ImageBuildRu
 pub async fn cancel(client: &Client, run: &ImageBuildRun) -> Result<(), kube::Error> {
     let api = namespaced::<ImageBuildRun>(client, &run.namespace().unwrap_or_default());
     let patch = serde_json::json!({"spec": {"cancel": true}});
-    match api.patch(&run.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+    match api.patch_metadata(&run.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         other => other.map(drop),
     }

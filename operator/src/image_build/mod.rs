@@ -311,9 +311,13 @@ async fn advance(
     let copy_of = plan::copy_of(build, own, &platforms, &content_hash, rebuild(build)).filter(|_| !fresh);
     let input = apply::Input { input_hash, content_hash, found, platforms, fresh, copy_of };
     // Another change is on its way, and wakes this again.
+    let in_memory = context.with_files.acquire().await;
     let Some(whole) = whole(build, context).await? else { return Ok(None) };
     let run = apply::run(&whole, number, input, now);
-    let run = apply::create(&context.client, &run).await?;
+    drop(whole);
+    let mut run = apply::create(&context.client, run).await?;
+    trim::run(&mut run);
+    drop(in_memory);
     memory.fresh_at = Some(now).filter(|_| fresh).or(memory.fresh_at);
     info!(run = run.name_any(), commit = run.spec.commit, "run made");
     let source = run.spec.commit.as_deref().map_or_else(String::new, |commit| format!(" of commit {commit}"));

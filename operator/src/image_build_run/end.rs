@@ -79,7 +79,7 @@ pub(super) async fn finish(
             status.phase = RunPhase::Succeeded;
             let now = Timestamp::now();
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-            let written = Arc::new(write_status(context, &*run, &status).await?);
+            let written = write(&run, &status, context).await?;
             context.metrics.ended("Succeeded", Reason::Succeeded.as_str(), &status);
             for warning in status.warnings.iter().filter(|warning| warnings::is_growth(warning)) {
                 context.event(&*run, EventType::Warning, &warning.rule, &warning.message);
@@ -165,7 +165,7 @@ async fn claim(
         }
     }
     status::complete(status, &run.spec, None, run.metadata.generation, now);
-    let written = write_status(context, &**run, status).await.inspect_err(|error| {
+    let written = write(run, status, context).await.inspect_err(|error| {
         // Where there is no answer it is not known whether the claim is written: it stays.
         if matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code)) {
             context.claims.release(&uid);
@@ -174,7 +174,7 @@ async fn claim(
     for platform in &status.platforms {
         context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
     }
-    Ok(Arc::new(written))
+    Ok(written)
 }
 
 /// Publishes, and stops where the run is cancelled or deleted meanwhile: `None`. The change that says so wakes the next
@@ -306,10 +306,20 @@ pub(super) async fn end(
     let reason = failure.reason.clone();
     status.failure = Some(failure);
     status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-    let written = write_status(context, &**run, &status).await?;
+    let written = write(run, &status, context).await?;
     context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason, &status);
     tell(run, &former, &status, context);
-    conclude(&Arc::new(written), &status, context).await
+    conclude(&written, &status, context).await
+}
+
+/// Writes a run's status; the run with it comes back.
+async fn write(
+    run: &ImageBuildRun,
+    status: &ImageBuildRunStatus,
+    context: &Context,
+) -> Result<Arc<ImageBuildRun>, kube::Error> {
+    let metadata = write_status(context, run, status).await?;
+    Ok(Arc::new(ImageBuildRun { metadata, spec: run.spec.clone(), status: Some(status.clone()) }))
 }
 
 /// Gives the places back, lets the agents forget, and lets go of the run.

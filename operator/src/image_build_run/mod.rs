@@ -275,11 +275,12 @@ async fn build(
         }
         tell(run, &former, &status, context);
     }
-    let with_files;
+    let (with_files, _in_memory);
     let mut followed = run;
     let is_starting = |platform: &PlatformStatus| platform.phase == PlatformPhase::Starting;
     if run.spec.build.inline().is_some() && status.platforms.iter().any(is_starting) {
         // The copy leaves the files out, which the jobs need now.
+        _in_memory = context.with_files.acquire().await;
         let runs = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
         let found = runs.get_opt(&run.name_any()).await.map_err(Error::Write)?;
         let Some(found) = found.filter(|found| found.uid() == run.uid()) else { return Ok(Action::await_change()) };
