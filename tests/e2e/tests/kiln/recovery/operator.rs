@@ -48,6 +48,13 @@ impl<'a> Operator<'a> {
         self.leader().await;
     }
 
+    /// Stops it. It starts again with [`Self::start`], or when this value goes.
+    pub async fn stop(&mut self) {
+        self.changed = true;
+        Self::kubectl(&["scale", &self.deployment, "--replicas=0"]);
+        self.pods("none of them", |pods| pods.is_empty()).await;
+    }
+
     /// Waits until its pods are as told.
     async fn pods(&self, what: &str, mut holds: impl FnMut(&[&Pod]) -> bool) -> Vec<Pod> {
         let select = watcher::Config::default().labels(SELECT);
