@@ -239,13 +239,36 @@ pub struct PoolAllow {
     /// the chart's `emulation` installs. Omitted: no, such a platform waits for a node, unless its stages only copy files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub emulation: Option<bool>,
-    /// Whether Git servers and registries may have private addresses. Omitted: yes.
+    /// Whether Git servers, web servers and registries may have private addresses. Omitted: yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_addresses: Option<bool>,
+    /// Services of the cluster that sources, images and base images may come from and go to. They are named
+    /// `SERVICE.NAMESPACE.svc`, alone or with `.cluster.local` behind it. All other addresses of the cluster (its API server,
+    /// Services, Pods and nodes) are refused with the reason `AddressForbidden`. Omitted: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["namespace".into(), "service".into()]))]
+    pub cluster: Vec<ClusterService>,
     /// Whether sources are built on nodes whose kernel cannot keep what handles them in a sandbox of its own: Linux older than
     /// 6.2, or without Landlock. Omitted: yes. With `false`, builds there fail with the reason `SourceSandboxMissing`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsandboxed_sources: Option<bool>,
+}
+
+/// A Service of the cluster, and its ports that builds may reach.
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterService {
+    /// The Service's namespace.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
+    pub namespace: String,
+    /// The Service's name.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
+    pub service: String,
+    /// The ports, as the Service has them.
+    #[schemars(length(min = 1, max = 16), inner(range(min = 1, max = 65535)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub ports: Vec<u16>,
 }
 
 /// How a builder keeps apart what handles other people's files.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use ipnet::IpNet;
 use kiln_crds::Platform;
 
 use crate::network_policy::Egress;
@@ -30,6 +31,9 @@ pub struct Settings {
     /// What builders may reach, as JSON: the operator keeps a NetworkPolicy that says so. Omitted: none is kept.
     #[arg(long, env = "KILN_BUILDERS_EGRESS", value_parser = builders_egress)]
     pub builders_egress: Option<Egress>,
+    /// Ranges of the cluster's own addresses, such as `10.244.0.0/16`, beside those that nodes and the API server name.
+    #[arg(long, env = "KILN_CLUSTER_RANGES", value_delimiter = ',')]
+    pub cluster_ranges: Vec<IpNet>,
     /// Where /livez, /readyz and /metrics are served.
     #[arg(long, env = "KILN_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,

@@ -23,6 +23,7 @@ use tracing::warn;
 use crate::agent::{Connections, Described, Jobs};
 use crate::builder::Authority;
 use crate::builder::node::NodeFacts;
+use crate::cluster_network::ClusterAddresses;
 use crate::condition::cut;
 use crate::config::Settings;
 use crate::leader::LeaderToken;
@@ -68,6 +69,8 @@ pub struct Context {
     pub settings: Settings,
     /// Copies of the cluster's objects.
     pub stores: Stores,
+    /// The addresses of the cluster's own network.
+    pub cluster: ClusterAddresses,
     /// HTTP clients for registries and Git servers.
     pub http: Clients,
     /// Registry clients, with the tokens that they hold.
@@ -128,6 +131,7 @@ impl Context {
             client,
             settings,
             stores,
+            cluster: ClusterAddresses::default(),
             http: Clients::new(),
             registries: RegistryClients::new(),
             authority,

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod builder;
 pub mod builder_pool;
+pub mod cluster_network;
 pub mod condition;
 pub mod config;
 pub mod context;

@@ -21,6 +21,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 use crate::builder::Authority;
 use crate::builder::authority::renewal;
 use crate::builder::identity::SELECTOR;
+use crate::cluster_network::{ClusterAddresses, Named};
 use crate::config::Settings;
 use crate::context::{Context, Remembered, Stores};
 use crate::leader::Elector;
@@ -30,7 +31,7 @@ use crate::trace::Traces;
 use crate::trim;
 use crate::turns::Turns;
 use crate::watches::{Changes, PAGE, Synced, Wake, drive, stream, tell, wakes, watch};
-use crate::{builder_pool, image_build, image_build_run, network_policy};
+use crate::{builder_pool, cluster_network, image_build, image_build_run, network_policy};
 
 /// Why the operator stopped.
 #[derive(Debug, thiserror::Error)]
@@ -221,14 +222,16 @@ async fn control(
     leader: crate::leader::LeaderToken,
     stop: CancellationToken,
 ) {
-    let Watched { stores, changes } = watch_all(&client, &settings.builders_namespace);
+    let Watched { mut stores, changes } = watch_all(&client, &settings.builders_namespace);
+    let copies = stores.synced.clone();
+    let cluster = ClusterAddresses::new(stores.synced.also());
     let (wake, woken) = wakes();
     let context = Context::new(client, settings, stores, authority, leader, metrics, &wake);
-    let context = Arc::new(Context { traces, ..context });
+    let context = Arc::new(Context { cluster, traces, ..context });
     let stores = &context.stores;
     context.metrics.observe(stores.pools.clone(), stores.image_builds.clone(), stores.runs.clone());
     let mut known_nodes = Vec::new();
-    let new_builder = Notify::new();
+    let (new_builder, node_changed) = (Notify::new(), Notify::new());
     let secondary = futures::future::join4(
         drive(changes.pods, |pod: Pod| {
             wake.pod_changed(&pod, &stores.runs);
@@ -242,6 +245,7 @@ async fn control(
         drive(changes.claims, |claim| wake.claim_changed(&claim, stores)),
         drive(changes.nodes, |_: Node| {
             wake.nodes_changed(&mut known_nodes, &context);
+            node_changed.notify_one();
         }),
         drive(changes.namespaces, |namespace: Namespace| {
             if namespace.metadata.deletion_timestamp.is_some() {
@@ -306,20 +310,29 @@ async fn control(
         )
         .await;
     };
-    let network = async {
-        match &context.settings.builders_egress {
-            Some(egress) => {
-                network_policy::keep(context.client.clone(), &context.settings.builders_namespace, egress).await;
-            }
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
         _ = secondary => {}
         () = renewal::run(&context, &new_builder) => {}
-        () = network => {}
+        () = keep_network(&context, &copies, &node_changed) => {}
         () = controllers => {}
     }
+}
+
+/// Keeps what is known of the cluster's network up to date, and the NetworkPolicy of builders, for ever. `copies`: those of
+/// nodes among them are whole once it is set.
+async fn keep_network(context: &Context, copies: &Synced, node_changed: &Notify) {
+    let egress = context.settings.builders_egress.as_ref();
+    let named =
+        Named { api_server: egress.map_or(&[], |egress| &egress.api_server), ranges: &context.settings.cluster_ranges };
+    let known = &context.cluster;
+    let addresses = cluster_network::keep(&context.client, known, named, &context.stores.nodes, copies, node_changed);
+    let policy = async {
+        if let Some(egress) = egress {
+            let namespace = &context.settings.builders_namespace;
+            network_policy::keep(&context.client, namespace, egress, known.api_server()).await;
+        }
+    };
+    futures::future::join(addresses, policy).await;
 }
 
 /// The generation of each pool's spec, and the platforms that its builders run.

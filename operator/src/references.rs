@@ -252,7 +252,7 @@ fn http_client(
     let bundle = (!bundle.is_empty()).then_some(bundle.as_bytes());
     context
         .http
-        .get(bundle, AddressPolicy::new(allow_private))
+        .get(bundle, AddressPolicy::new(allow_private).with_cluster(context.cluster.network(pool)))
         .map_err(|error| Fault::credential(Reason::CaInvalid, format!("{field}, or a CA of the BuilderPool: {error}")))
 }
 

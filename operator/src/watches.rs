@@ -36,7 +36,14 @@ pub struct Synced {
 }
 
 impl Synced {
-    /// Waits for every kind that is watched.
+    /// Something else that has to be known before a decision: whoever finds it out sets it.
+    pub fn also(&mut self) -> Arc<SetOnce<()>> {
+        let known = Arc::new(SetOnce::new());
+        self.kinds.push(known.clone());
+        known
+    }
+
+    /// Waits for every kind that is watched, and for what else there is.
     pub async fn wait(&self) {
         for kind in &self.kinds {
             kind.wait().await;
@@ -54,8 +61,7 @@ where
     K::DynamicType: Default + Eq + Hash + Clone + Unpin,
 {
     let (store, writer) = reflector::store();
-    let whole = Arc::new(SetOnce::new());
-    synced.kinds.push(whole.clone());
+    let whole = synced.also();
     let changes = watcher(api, config)
         .default_backoff()
         .modify(trim)

@@ -15,7 +15,7 @@ start_etcd() {
 start_apiserver() {
 	start kube-apiserver "$BIN/kube-apiserver" \
 		--etcd-servers http://127.0.0.1:23790 \
-		--bind-address "$HOST_IP" --advertise-address "$HOST_IP" --secure-port 6443 \
+		--bind-address "$API_IP" --advertise-address "$API_IP" --secure-port 6443 \
 		--service-cluster-ip-range "$SERVICE_CIDR" \
 		--authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction --allow-privileged \
 		--client-ca-file "$PKI/cluster-ca.crt" \

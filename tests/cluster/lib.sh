@@ -17,9 +17,11 @@ PKI=$STATE/pki
 LOGS=$STATE/logs
 CONF=$STATE/conf
 
-# The machine's own address in the cluster: API server, registry, Git server and DNS listen here.
+# The machine's own address in the cluster: registry, Git server and DNS listen here. The API server has one of its own:
+# what is there is no source and no registry.
 BRIDGE=kiln0
 HOST_IP=10.217.0.1
+API_IP=10.217.0.3
 CLUSTER_CIDR=10.217.0.0/16
 SERVICE_CIDR=10.218.0.0/16
 API_SERVICE_IP=10.218.0.1

@@ -19,6 +19,7 @@ make_network() {
 		ip address add "${NODE_IP[$node]}/32" dev "$BRIDGE"
 	done
 	ip address add "$PACKAGES_IP/32" dev "$BRIDGE"
+	ip address add "$API_IP/32" dev "$BRIDGE"
 	ip link set "$BRIDGE" up
 	# The machine reaches Services by this source, whether or not it has a default route.
 	ip route add "$SERVICE_CIDR" dev "$BRIDGE" src "$HOST_IP"

@@ -187,5 +187,10 @@ start_nodes() {
 		start_node "$node"
 	done
 	wait_for 60 'nodes ready' nodes_ready
+	# As a controller of routes does it: Kiln knows by that which addresses are Pods'.
+	for node in "${NODES[@]}"; do
+		kubectl_admin patch node "kiln-$node" --patch \
+			"{\"spec\": {\"podCIDR\": \"${POD_CIDR[$node]}\", \"podCIDRs\": [\"${POD_CIDR[$node]}\"]}}" >/dev/null
+	done
 	wait_for 60 'controllers' controllers_work
 }

@@ -35,7 +35,7 @@ make_kubeconfig() {
 		clusters:
 		- name: kiln-local
 		  cluster:
-		    server: https://$HOST_IP:6443
+		    server: https://$API_IP:6443
 		    certificate-authority-data: $(base64 -w0 "$PKI/cluster-ca.crt")
 		users:
 		- name: $2
@@ -92,7 +92,7 @@ make_pki() {
 	openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$PKI/service-account.key"
 	openssl pkey -in "$PKI/service-account.key" -pubout -out "$PKI/service-account.pub"
 	make_certificate apiserver cluster-ca /CN=kube-apiserver \
-		"IP:$HOST_IP,IP:$API_SERVICE_IP,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
+		"IP:$API_IP,IP:$HOST_IP,IP:$API_SERVICE_IP,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
 	make_certificate kubelet-client cluster-ca /O=system:masters/CN=kube-apiserver-kubelet-client
 	make_client admin /O=system:masters/CN=admin
 	make_client controller-manager /CN=system:kube-controller-manager

@@ -51,6 +51,9 @@ fn dockerfile(bytes: &[u8], _: &Path) {
         if let Some(run) = stages::first_run(&dockerfile, build) {
             assert!(run.line as usize <= text.lines().count(), "the line is one of the file's");
         }
+        for image in stages::images(&dockerfile, build) {
+            assert!(image.line.is_some_and(|line| line as usize <= text.lines().count()), "so is that of an image");
+        }
     }
 }
 

@@ -186,7 +186,7 @@ async fn a_program_that_was_taken_over_gets_its_own_job_alone() {
         stop: &stop,
         memory: &memory,
         scratch: &scratch,
-        addresses,
+        addresses: addresses.clone(),
         sandbox: &sandbox,
     };
     let port = builder.port.local_addr().unwrap().port();

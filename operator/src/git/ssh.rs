@@ -28,7 +28,7 @@ const LIMIT: usize = 64 * 1024 * 1024;
 
 /// As [`super::resolve()`], by ssh.
 pub(super) async fn resolve(
-    addresses: AddressPolicy,
+    addresses: &AddressPolicy,
     url: &GitUrl,
     ssh: &SshUrl,
     key: Option<&SshKey>,
@@ -81,7 +81,7 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    async fn open(&self, addresses: AddressPolicy, key: &SshKey) -> Result<Session, Error> {
+    async fn open(&self, addresses: &AddressPolicy, key: &SshKey) -> Result<Session, Error> {
         let host = self.ssh.known_host();
         let keys = known_hosts::keys(&key.known_hosts, &host);
         if keys.is_empty() {
@@ -124,7 +124,11 @@ impl Exchange<'_> {
         Ok(Session { channel, _handle: handle, stderr: String::new() })
     }
 
-    async fn connect(&self, addresses: AddressPolicy) -> Result<TcpStream, Error> {
+    async fn connect(&self, addresses: &AddressPolicy) -> Result<TcpStream, Error> {
+        let host = url::Host::Domain(self.ssh.host.as_str());
+        let addresses = addresses
+            .of_host(&host, self.ssh.port)
+            .map_err(|error| self.transport(TransportFailure::AddressForbidden(error)))?;
         let connection = |error: std::io::Error| self.transport(TransportFailure::Connection(error.to_string()));
         let found = tokio::net::lookup_host((self.ssh.host.as_str(), self.ssh.port))
             .await

@@ -14,6 +14,7 @@ use crate::reason::Reason;
 use crate::references::{self, Error, Fault, GitAccess, RegistryAccess, git_access, pool_bundles, registry_access};
 use crate::tags::template;
 use kiln_registry::Reference;
+use kiln_registry::http_client::ClusterNetwork;
 
 /// The key of a Secret with a private key for ssh, as Kubernetes names it.
 const SSH_KEY: &str = "ssh-privatekey";
@@ -38,6 +39,8 @@ pub struct Inputs {
     pub(super) cache: Option<Reference>,
     /// The tarball that is written, in the namespace's directory of the archive volume.
     pub(super) archive: Option<String>,
+    /// What of the cluster's network may be reached.
+    pub(super) cluster: ClusterNetwork,
 }
 
 /// How a web server is reached with what an ImageBuild names.
@@ -107,6 +110,7 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
         ssh: by_id(ssh),
         cache,
         archive,
+        cluster: context.cluster.network(pool),
     })
 }
 

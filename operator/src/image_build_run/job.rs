@@ -82,6 +82,13 @@ impl Inputs {
             archive_path: archive.unwrap_or_default(),
             registry_mirrors: mirrors(&self.registry.mirrors),
             plain_http_registries: self.registry.plain_http.clone(),
+            cluster_ranges: self.cluster.ranges.iter().map(ToString::to_string).collect(),
+            cluster_hosts: self
+                .cluster
+                .hosts
+                .iter()
+                .map(|known| proto::ClusterHost { host: known.host.clone(), port: known.port.into() })
+                .collect(),
         }
     }
 

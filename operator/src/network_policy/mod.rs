@@ -8,26 +8,22 @@
 mod plan;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::Config;
 use kube::{Api, Client, ResourceExt as _};
 use serde::Deserialize;
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::Notify;
+use tokio::sync::watch::Receiver;
 use tracing::{info, warn};
 
+use crate::cluster_network::Endpoint;
 use crate::context::{FIELD_MANAGER, backoff, namespaced};
 use crate::trim;
 use crate::watches::{Synced, drive, watch};
-
-/// The namespace of the API server's Service, and the name of that and of its EndpointSlice.
-const API_SERVER: (&str, &str) = ("default", "kubernetes");
 
 /// What builders may reach, from the chart's values.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -47,15 +43,6 @@ pub struct Egress {
     pub api_server: Vec<Endpoint>,
 }
 
-/// An address and a port of the API server.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Endpoint {
-    /// The address.
-    pub address: IpAddr,
-    /// The port.
-    pub port: u16,
-}
-
 /// Why the policy is not written.
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -72,68 +59,65 @@ enum Error {
     Api(#[from] kube::Error),
 }
 
-/// Keeps the policy as it should be, for ever. Nothing is written while it is.
-pub async fn keep(client: Client, builders_namespace: &str, egress: &Egress) {
-    let (namespace, name) = API_SERVER;
-    let slices: Api<EndpointSlice> = namespaced(&client, namespace);
-    let policies: Api<NetworkPolicy> = namespaced(&client, builders_namespace);
+/// Keeps the policy as it should be, for ever. Nothing is written while it is. `api_server`: its addresses, once they are
+/// known.
+pub async fn keep(
+    client: &Client,
+    builders_namespace: &str,
+    egress: &Egress,
+    mut api_server: Receiver<Option<BTreeSet<Endpoint>>>,
+) {
+    let policies: Api<NetworkPolicy> = namespaced(client, builders_namespace);
     let mut synced = Synced::default();
-    let of_api_server = Config::default().fields(&format!("metadata.name={name}"));
-    let (slices, slice_changes) = watch(slices, of_api_server, trim::managed_fields, &mut synced);
     let (there, policy_changes) = watch(policies.clone(), Config::default(), trim::managed_fields, &mut synced);
     let changed = Notify::new();
-    let watched = futures::future::join(
-        drive(slice_changes, |_| changed.notify_one()),
-        drive(policy_changes, |_| changed.notify_one()),
-    );
+    let watched = drive(policy_changes, |_| changed.notify_one());
     let written = async {
         synced.wait().await;
         let mut failures = 0;
-        // An API server that ends takes its address out, and serves on for a moment: what was one stays closed.
-        let mut api_server: BTreeSet<Endpoint> = egress.api_server.iter().copied().collect();
-        let service = OnceCell::new();
         loop {
-            api_server.extend(slices.state().iter().flat_map(|slice| plan::of_slice(slice)));
-            let again = match write(&client, &service, &policies, egress, &mut api_server, &there.state()).await {
-                Ok(()) => {
-                    failures = 0;
-                    Duration::MAX
-                }
-                Err(error) => {
-                    failures += 1;
-                    warn!(%error, "the NetworkPolicy that lets builders out is not written");
-                    backoff(failures)
-                }
+            let known = api_server.borrow_and_update().clone();
+            let again = match known {
+                None => Duration::MAX,
+                Some(known) => match write(&policies, egress, &known, &there.state()).await {
+                    Ok(()) => {
+                        failures = 0;
+                        Duration::MAX
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        warn!(%error, "the NetworkPolicy that lets builders out is not written");
+                        backoff(failures)
+                    }
+                },
             };
             // A change, or the time to try again.
-            let _ = tokio::time::timeout(again, changed.notified()).await;
+            tokio::select! {
+                () = changed.notified() => {}
+                _ = api_server.changed() => {}
+                () = tokio::time::sleep(again) => {}
+            }
         }
     };
     tokio::select! {
-        _ = watched => {}
+        () = watched => {}
         () = written => {}
     }
 }
 
 async fn write(
-    client: &Client,
-    service: &OnceCell<Service>,
     policies: &Api<NetworkPolicy>,
     egress: &Egress,
-    api_server: &mut BTreeSet<Endpoint>,
+    api_server: &BTreeSet<Endpoint>,
     there: &[Arc<NetworkPolicy>],
 ) -> Result<(), Error> {
-    // Where nothing is known yet, everything would be open. Builders wait with what is there.
+    // Where nothing is known, everything would be open. Builders wait with what is there.
     if api_server.is_empty() {
         return Err(Error::Nowhere);
     }
     let find = |name: &str| there.iter().find(|policy| policy.name_any() == name);
     // It goes with the chart's: without that, nobody would remove it.
     let owner = find(&egress.owner).ok_or_else(|| Error::NoOwner(egress.owner.clone()))?;
-    let (namespace, name) = API_SERVER;
-    // Its addresses never change, and it may have one of each family.
-    let services = namespaced::<Service>(client, namespace);
-    api_server.extend(plan::of_service(service.get_or_try_init(|| services.get(name)).await?));
     let wanted = plan::policy(egress, owner, api_server);
     let is_there = find(&egress.name).is_some_and(|found| {
         found.spec == wanted.spec && found.metadata.owner_references == wanted.metadata.owner_references

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{
     IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyPeer, NetworkPolicyPort, NetworkPolicySpec,
 };
@@ -13,26 +11,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 use kube::{Resource as _, ResourceExt as _};
 
-use super::{Egress, Endpoint};
-
-/// The addresses of the API server's Service: a network plugin may judge a packet before its address is translated.
-pub(super) fn of_service(service: &Service) -> Vec<Endpoint> {
-    let Some(spec) = &service.spec else { return Vec::new() };
-    let ports = spec.ports.iter().flatten().filter_map(|port| u16::try_from(port.port).ok());
-    let addresses = spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok());
-    each(addresses, &ports.collect::<Vec<_>>())
-}
-
-/// Its own addresses.
-pub(super) fn of_slice(slice: &EndpointSlice) -> Vec<Endpoint> {
-    let ports = slice.ports.iter().flatten().filter_map(|port| u16::try_from(port.port?).ok());
-    let addresses = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
-    each(addresses.filter_map(|address| address.parse().ok()), &ports.collect::<Vec<_>>())
-}
-
-fn each(addresses: impl Iterator<Item = IpAddr>, ports: &[u16]) -> Vec<Endpoint> {
-    addresses.flat_map(|address| ports.iter().map(move |port| Endpoint { address, port: *port })).collect()
-}
+use super::Egress;
+use crate::cluster_network::Endpoint;
 
 /// The policy, removed with its `owner`.
 pub(super) fn policy(egress: &Egress, owner: &NetworkPolicy, api_server: &BTreeSet<Endpoint>) -> NetworkPolicy {
@@ -119,7 +99,6 @@ fn all_but(shut: &BTreeSet<u16>) -> Vec<NetworkPolicyPort> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn egress(private_addresses: bool) -> Egress {
         Egress {
@@ -140,16 +119,8 @@ mod tests {
     }
 
     fn api_server() -> BTreeSet<Endpoint> {
-        let service = json!({"spec": {"clusterIPs": ["198.51.100.1", "2001:db8::1"], "ports": [{"port": 443}]}});
-        let slice = json!({
-            "addressType": "IPv4", "metadata": {"name": "kubernetes"},
-            "endpoints": [{"addresses": ["203.0.113.1"]}, {"addresses": ["203.0.113.2"]}],
-            "ports": [{"port": 6443}],
-        });
-        let mut found = of_service(&serde_json::from_value(service).unwrap());
-        found.extend(of_slice(&serde_json::from_value(slice).unwrap()));
-        assert_eq!(found.len(), 4);
-        found.into_iter().collect()
+        let of = |address: &str, port| Endpoint { address: address.parse().unwrap(), port };
+        [of("198.51.100.1", 443), of("2001:db8::1", 443), of("203.0.113.1", 6443), of("203.0.113.2", 6443)].into()
     }
 
     /// The end-to-end tests try this one.

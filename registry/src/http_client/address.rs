@@ -4,13 +4,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::Host;
+
+use super::cluster::{ClusterNetwork, Standing};
 
 /// Which addresses may be reached. Loopback, link-local, unspecified, multicast, reserved and cloud metadata
-/// addresses never may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// addresses never may. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AddressPolicy {
     allow_private: bool,
     allow_loopback: bool,
+    cluster: ClusterNetwork,
 }
 
 impl Default for AddressPolicy {
@@ -21,15 +25,20 @@ impl Default for AddressPolicy {
 
 /// An address that Kiln does not connect to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{ip} is {range}: Kiln does not connect there{}", if *.private { ", because the BuilderPool's allow.privateAddresses is false" } else { "" })]
+#[error("{address} is {range}: Kiln {rule}")]
 pub struct AddressForbidden {
-    /// The address.
-    pub ip: IpAddr,
+    /// The address, or a Service's name with a port.
+    pub address: String,
     /// What it is, such as "a loopback address".
     pub range: &'static str,
-    /// Whether only the policy on private addresses forbids it.
-    pub private: bool,
+    /// What holds there, such as "does not connect there".
+    pub rule: &'static str,
 }
+
+const NEVER: &str = "does not connect there";
+const NO_PRIVATE: &str = "does not connect there, because the BuilderPool's allow.privateAddresses is false";
+const NOT_LISTED: &str = "connects there only to the Services that the BuilderPool's allow.cluster lists, by the name \
+                          SERVICE.NAMESPACE.svc and a port of theirs";
 
 /// Metadata and platform services of clouds outside the link-local range.
 const METADATA_V4: [Ipv4Addr; 3] = [
@@ -50,36 +59,77 @@ impl AddressPolicy {
     /// `allow_private`: whether private ranges may be reached: RFC 1918, unique local (RFC 4193) and carrier-grade NAT
     /// (RFC 6598). Most registries and forges are there.
     #[must_use]
-    pub const fn new(allow_private: bool) -> Self {
-        Self { allow_private, allow_loopback: false }
+    pub fn new(allow_private: bool) -> Self {
+        Self { allow_private, allow_loopback: false, cluster: ClusterNetwork::default() }
     }
 
     /// Reaches loopback addresses too: for unit tests, whose servers listen there. No setting leads here.
     #[must_use]
-    pub const fn with_loopback(self) -> Self {
+    pub fn with_loopback(self) -> Self {
         Self { allow_loopback: true, ..self }
+    }
+
+    /// Reaches of the cluster's own network only what `cluster` lists.
+    #[must_use]
+    pub fn with_cluster(self, cluster: ClusterNetwork) -> Self {
+        Self { cluster, ..self }
+    }
+
+    /// What holds for the addresses of a host, which may be an address itself, at a port: those of a host that the pool lists
+    /// may be the cluster's own.
+    ///
+    /// # Errors
+    /// Where the host is an address that may not be reached, or is listed with other ports.
+    pub fn of_host<S: AsRef<str>>(&self, host: &Host<S>, port: u16) -> Result<Self, AddressForbidden> {
+        let (text, ip) = match host {
+            Host::Ipv4(ip) => (ip.to_string(), Some(IpAddr::from(*ip))),
+            Host::Ipv6(ip) => (ip.to_string(), Some(IpAddr::from(*ip))),
+            Host::Domain(name) => (name.as_ref().to_owned(), None),
+        };
+        let policy = match (self.cluster.standing(&text, Some(port)), ip) {
+            (Standing::Reached, _) => self.clone().with_cluster(ClusterNetwork::default()),
+            (Standing::Other, _) | (Standing::OtherPort, Some(_)) => self.clone(),
+            (Standing::OtherPort, None) => {
+                let address = format!("{text}:{port}");
+                return Err(AddressForbidden { address, range: "a port of the cluster", rule: NOT_LISTED });
+            }
+        };
+        ip.map_or(Ok(()), |ip| policy.permits(ip))?;
+        Ok(policy)
+    }
+
+    /// As [`AddressPolicy::of_host`], for whoever has asked that before and does not know the port any more.
+    fn of_asked_name(&self, name: &str) -> Self {
+        match self.cluster.standing(name, None) {
+            Standing::Reached | Standing::OtherPort => self.clone().with_cluster(ClusterNetwork::default()),
+            Standing::Other => self.clone(),
+        }
     }
 
     /// Whether `ip` may be reached. IPv6 addresses that carry an IPv4 one (mapped, compatible, NAT64, 6to4) are
     /// judged by that.
-    pub fn permits(self, ip: IpAddr) -> Result<(), AddressForbidden> {
+    pub fn permits(&self, ip: IpAddr) -> Result<(), AddressForbidden> {
         if self.allow_loopback && ip.is_loopback() {
             return Ok(());
         }
-        let forbidden = match ip {
-            IpAddr::V4(v4) => never_v4(v4),
-            IpAddr::V6(v6) => match embedded_v4(v6) {
-                Some(v4) => never_v4(v4),
-                None => never_v6(v6),
-            },
+        let judged = match ip {
+            IpAddr::V4(_) => ip,
+            IpAddr::V6(v6) => embedded_v4(v6).map_or(ip, IpAddr::from),
         };
-        if let Some(range) = forbidden {
-            return Err(AddressForbidden { ip, range, private: false });
+        let never = match judged {
+            IpAddr::V4(v4) => never_v4(v4),
+            IpAddr::V6(v6) => never_v6(v6),
+        };
+        let forbidden = |range, rule| Err(AddressForbidden { address: ip.to_string(), range, rule });
+        if let Some(range) = never {
+            forbidden(range, NEVER)
+        } else if self.cluster.has(judged) {
+            forbidden("an address of the cluster (its API server, a Service, Pod or node)", NOT_LISTED)
+        } else if !self.allow_private && is_private(judged) {
+            forbidden("a private address", NO_PRIVATE)
+        } else {
+            Ok(())
         }
-        if !self.allow_private && is_private(ip) {
-            return Err(AddressForbidden { ip, range: "a private address", private: true });
-        }
-        Ok(())
     }
 }
 
@@ -127,11 +177,8 @@ fn is_private(ip: IpAddr) -> bool {
                 || (a == 198 && (b == 18 || b == 19))
                 || (a == 192 && b == 0 && c == 0)
         }
-        IpAddr::V6(v6) => match embedded_v4(v6) {
-            Some(v4) => is_private(v4.into()),
-            // fec0::/10 is the deprecated site-local range.
-            None => v6.is_unique_local() || v6.segments()[0] & 0xffc0 == 0xfec0,
-        },
+        // fec0::/10 is the deprecated site-local range.
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.segments()[0] & 0xffc0 == 0xfec0,
     }
 }
 
@@ -153,12 +200,13 @@ fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Resolves names by the system and gives only the addresses that the policy permits.
+/// Resolves names by the system and gives only the addresses that the policy permits. That the port is one that may be
+/// asked there was looked at before: a resolver is not told it.
 pub(super) struct Resolver(pub(super) AddressPolicy);
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let policy = self.0;
+        let policy = self.0.of_asked_name(name.as_str());
         Box::pin(async move {
             let mut refused = None;
             let mut permitted: Vec<SocketAddr> = Vec::new();
@@ -179,6 +227,7 @@ impl Resolve for Resolver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http_client::cluster::HostPort;
     use proptest::prelude::*;
 
     #[test]
@@ -255,6 +304,37 @@ mod tests {
             closed.permits("127.0.0.1".parse().unwrap()).unwrap_err(),
             @"127.0.0.1 is a loopback address: Kiln does not connect there"
         );
+    }
+
+    #[test]
+    fn of_the_cluster_only_what_is_listed_is_reached() {
+        let ranges = ["10.96.0.0/16", "10.217.0.11/32", "fd00:96::/108"].map(|range| range.parse().unwrap());
+        let of_node = HostPort { host: "10.217.0.11".to_owned(), port: 5000 };
+        let hosts = [HostPort::of_service("tools", "registry", 5000), of_node].into();
+        let policy = AddressPolicy::new(true).with_cluster(ClusterNetwork::new(&ranges, hosts));
+        let permits = |policy: &AddressPolicy, ip: &str| policy.permits(ip.parse().unwrap()).is_ok();
+        for (ip, expected) in [
+            ("10.96.0.1", false),
+            ("::ffff:10.96.0.1", false),
+            ("64:ff9b::10.96.0.1", false),
+            ("fd00:96::1", false),
+            ("10.217.0.11", false),
+            ("10.217.0.12", true),
+            ("10.97.0.1", true),
+            ("1.1.1.1", true),
+        ] {
+            assert_eq!(permits(&policy, ip), expected, "{ip}");
+        }
+        let of = |host: &str, port| policy.of_host(&Host::parse(host).unwrap(), port);
+        assert!(permits(&of("registry.tools.svc", 5000).unwrap(), "10.96.0.7"), "a Service that is listed");
+        assert!(!permits(&of("registry.tools.svc", 5000).unwrap(), "169.254.169.254"), "it leads nowhere else");
+        assert!(!permits(&of("git.tools.svc", 5000).unwrap(), "10.96.0.7"), "a Service that is not");
+        assert!(permits(&of("registry.example", 443).unwrap(), "1.1.1.1"));
+        assert!(of("10.217.0.11", 5000).is_ok(), "a mirror on a node");
+        assert!(of("10.217.0.11", 10250).is_err(), "its kubelet");
+        insta::assert_snapshot!(of("10.96.0.7", 5000).unwrap_err(), @"10.96.0.7 is an address of the cluster (its API server, a Service, Pod or node): Kiln connects there only to the Services that the BuilderPool's allow.cluster lists, by the name SERVICE.NAMESPACE.svc and a port of theirs");
+        insta::assert_snapshot!(of("registry.tools.svc", 22).unwrap_err(), @"registry.tools.svc:22 is a port of the cluster: Kiln connects there only to the Services that the BuilderPool's allow.cluster lists, by the name SERVICE.NAMESPACE.svc and a port of theirs");
+        assert_eq!(of("[::ffff:10.96.0.7]", 5000).unwrap_err().rule, NOT_LISTED);
     }
 
     proptest! {

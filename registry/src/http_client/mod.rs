@@ -6,6 +6,7 @@
 //! Proxy variables of the environment are ignored: behind a proxy the resolved address could not be checked.
 
 mod address;
+mod cluster;
 mod failure;
 mod tls;
 
@@ -18,6 +19,7 @@ use reqwest::{Method, RequestBuilder, Response, Url};
 use sha2::{Digest as _, Sha256};
 
 pub use address::{AddressForbidden, AddressPolicy};
+pub use cluster::{ClusterNetwork, HostPort};
 pub use failure::{FailureClass, TransportFailure};
 pub use tls::BundleError;
 
@@ -36,24 +38,19 @@ pub struct HttpClient {
 }
 
 impl HttpClient {
-    /// Starts a request. A URL whose host is a forbidden IP address is refused here, a name that resolves to one
-    /// when connecting.
+    /// Starts a request. A URL whose host is a forbidden IP address, or a Service's name with a forbidden port, is refused
+    /// here, a name that resolves to a forbidden address when connecting.
     pub fn request(&self, method: Method, url: Url) -> Result<RequestBuilder, TransportFailure> {
-        let literal = match url.host() {
-            Some(url::Host::Ipv4(ip)) => Some(ip.into()),
-            Some(url::Host::Ipv6(ip)) => Some(ip.into()),
-            _ => None,
-        };
-        if let Some(ip) = literal {
-            self.key.1.permits(ip).map_err(TransportFailure::AddressForbidden)?;
+        if let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) {
+            self.key.1.of_host(&host, port).map_err(TransportFailure::AddressForbidden)?;
         }
         Ok(self.inner.request(method, url))
     }
 
     /// Which addresses it reaches.
     #[must_use]
-    pub fn addresses(&self) -> AddressPolicy {
-        self.key.1
+    pub fn addresses(&self) -> &AddressPolicy {
+        &self.key.1
     }
 
     /// Whether both trust the same CAs and reach the same addresses.
@@ -84,11 +81,11 @@ impl Clients {
     /// A certificate of the bundle is also accepted as a server's own, whether it is marked as a CA or not.
     pub fn get(&self, ca_pem: Option<&[u8]>, policy: AddressPolicy) -> Result<HttpClient, BundleError> {
         let pem = ca_pem.unwrap_or_default();
-        let key = (Sha256::digest(pem).into(), policy);
+        let key = (Sha256::digest(pem).into(), policy.clone());
         if let Some(client) = self.touch(&key) {
             return Ok(client);
         }
-        let client = HttpClient { inner: build(ca_pem, policy)?, key };
+        let client = HttpClient { inner: build(ca_pem, policy)?, key: key.clone() };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT_CLIENTS {
             kept.remove(0);
@@ -232,7 +229,7 @@ mod tests {
         let clients = Clients::new();
         let policies = [AddressPolicy::new(true), AddressPolicy::new(false)];
         for _ in 0..3 {
-            for policy in policies {
+            for policy in policies.clone() {
                 clients.get(None, policy).unwrap();
             }
         }

@@ -15,7 +15,9 @@ use tokio::{process::Command, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Recorder, Source, archive,
+    Recorder, Source,
+    addresses::{self, Image},
+    archive,
     arguments::{self, Arguments},
     content,
     dockerfile::{Dockerfile, Instruction},
@@ -23,6 +25,7 @@ use super::{
     failure::{Circumstances, explain},
     pins, process_failure, programs,
     progress::{Progress, Update},
+    source::ContextContent,
     stages,
 };
 use crate::{
@@ -64,7 +67,16 @@ impl Build<'_> {
         let spec = self.spec;
         let text = read_dockerfile(&self.source.dockerfile_dir, &self.source.dockerfile).unwrap_or_default();
         let dockerfile = Dockerfile::read(&text);
-        let copied_only = self.only_copies(&dockerfile)?;
+        let contexts: Vec<&str> = self.source.contexts.iter().map(|context| context.name.as_str()).collect();
+        let stages = stages::Build {
+            target: &spec.target,
+            platform: &spec.platform,
+            builder: BUILDER,
+            arguments: &spec.build_args,
+            contexts: &contexts,
+        };
+        let copied_only = self.only_copies(&dockerfile, stages)?;
+        self.check_registries(&dockerfile, stages).await?;
         // On the volume: what is in memory is for all jobs.
         let output = self.work.join("output");
         fs::create_dir_all(&output).map_err(|error| JobFailure::agent("make the output's directory", &error))?;
@@ -148,16 +160,8 @@ impl Build<'_> {
     }
 
     /// Whether nothing runs for the platform. Fails where something has to, and nothing can.
-    fn only_copies(&self, dockerfile: &Dockerfile<'_>) -> Result<bool, JobFailure> {
+    fn only_copies(&self, dockerfile: &Dockerfile<'_>, build: stages::Build<'_>) -> Result<bool, JobFailure> {
         let spec = self.spec;
-        let contexts: Vec<&str> = self.source.contexts.iter().map(|context| context.name.as_str()).collect();
-        let build = stages::Build {
-            target: &spec.target,
-            platform: &spec.platform,
-            builder: BUILDER,
-            arguments: &spec.build_args,
-            contexts: &contexts,
-        };
         let Some(Instruction { rest, line, .. }) = stages::first_run(dockerfile, build) else { return Ok(true) };
         let platform = &spec.platform;
         let refuse = |reason, message: String| Err(self.failure_at(*line, dockerfile.text, reason, message));
@@ -176,6 +180,27 @@ impl Build<'_> {
             );
         }
         Ok(false)
+    }
+
+    /// Fails where BuildKit would ask a registry that the job may not reach.
+    async fn check_registries(&self, dockerfile: &Dockerfile<'_>, build: stages::Build<'_>) -> Result<(), JobFailure> {
+        let contexts = self.source.contexts.iter().filter_map(|context| match &context.content {
+            ContextContent::Image(reference) => Some(reference),
+            ContextContent::Directory(_) => None,
+        });
+        let cache = self.spec.cache.iter().flat_map(|cache| cache.from.iter().chain([&cache.to]));
+        let named = contexts.chain([&self.spec.repository]).chain(cache).cloned();
+        let named = named.map(|reference| Image { reference, line: None });
+        let images = stages::images(dockerfile, build).into_iter().chain(named);
+        let Err(forbidden) = addresses::check(self.spec, images.collect()).await else { return Ok(()) };
+        let (message, line) = (forbidden.to_string(), forbidden.image.line);
+        Err(match line {
+            Some(line) => {
+                let message = format!("{message} (line {line} of {})", self.source.dockerfile.display());
+                self.failure_at(line, dockerfile.text, Reason::AddressForbidden, message)
+            }
+            None => JobFailure::new(Reason::AddressForbidden, message),
+        })
     }
 
     /// Runs `buildctl`, and stops it where it tells nothing for too long.

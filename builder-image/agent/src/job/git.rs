@@ -132,7 +132,8 @@ impl GitJob<'_> {
             .map_err(|error| JobFailure::agent("write the Git server's credential", &error))?;
         let authorities =
             authorities(source, self.memory).map_err(|error| JobFailure::agent("write the Git server's CA", &error))?;
-        let remote = Remote::new(url, credential, authorities, self.addresses).identified(&source.credential_uid);
+        let remote =
+            Remote::new(url, credential, authorities, self.addresses.clone()).identified(&source.credential_uid);
         let history = if source.full_history { History::All } else { History::Commit };
         let commit = self.commit(remote.clone(), &source.commit, &source.r#ref, history).await?;
         self.check_out(commit, &remote, directory, Extent { context: &path, outside }, source).await

@@ -22,6 +22,7 @@ use crate::{
 use mask::{Masker, shorten, without_own_paths};
 pub use source::Source;
 
+pub mod addresses;
 pub mod archive;
 pub mod arguments;
 pub mod artifact;

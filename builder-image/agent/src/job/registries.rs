@@ -3,10 +3,10 @@
 use kiln_agent_proto::Job as Spec;
 use kiln_registry::{
     Client, Login, LoginSecret, RegistryClients, Repository, Scheme,
-    http_client::{AddressPolicy, BundleError, Clients, SecretString},
+    http_client::{BundleError, Clients, SecretString},
 };
 
-use super::content::Contents;
+use super::{addresses, content::Contents};
 use crate::trust::Trust;
 
 /// Clients of registries, and what is known of images.
@@ -29,8 +29,7 @@ impl Registries {
     /// A client of the registry of `repository`, with what the job has for it.
     pub fn client(&self, spec: &Spec, repository: &Repository) -> Result<Client, BundleError> {
         let pem = self.trust.of_registry(&repository.registry);
-        let policy = AddressPolicy::new(spec.allow_private_addresses);
-        let http = self.http.get((!pem.is_empty()).then_some(pem.as_bytes()), policy)?;
+        let http = self.http.get((!pem.is_empty()).then_some(pem.as_bytes()), addresses::policy(spec))?;
         let is_plain = spec.plain_http_registries.contains(&repository.registry);
         let scheme = if is_plain { Scheme::Http } else { Scheme::Https };
         Ok(self.clients.get(&http, scheme, login(spec, repository).as_ref()))

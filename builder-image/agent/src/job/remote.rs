@@ -104,7 +104,7 @@ impl Remote {
     #[must_use]
     pub fn at(&self, url: GitUrl) -> Self {
         let credential = if url.is_same_server(&self.url) { self.credential.clone() } else { Credential::None };
-        Self::new(url, credential, self.authorities.clone(), self.policy).identified(&self.identity)
+        Self::new(url, credential, self.authorities.clone(), self.policy.clone()).identified(&self.identity)
     }
 
     /// Whether a credential is sent.
@@ -135,7 +135,7 @@ impl Remote {
 
     /// A client that trusts and reaches whom this remote may.
     pub fn http(&self) -> Result<HttpClient, BundleError> {
-        Clients::new().get(self.authorities.as_ref().map(|(pem, _)| pem.as_bytes()), self.policy)
+        Clients::new().get(self.authorities.as_ref().map(|(pem, _)| pem.as_bytes()), self.policy.clone())
     }
 
     /// The host and its port, where that is not the usual one.
@@ -149,10 +149,18 @@ impl Remote {
     /// Looks the host's addresses up and leaves out those that builds may not reach; fails where no other is left. `git`
     /// then connects to just these, so that a name which stands for another address a moment later gains nothing.
     pub async fn check_addresses(&mut self) -> Result<(), JobFailure> {
-        let addresses: Vec<IpAddr> = match self.url.https().and_then(reqwest::Url::host) {
-            Some(Host::Ipv4(address)) => vec![address.into()],
-            Some(Host::Ipv6(address)) => vec![address.into()],
-            _ => match tokio::net::lookup_host((self.url.host(), self.url.port())).await {
+        let server = self.host();
+        let forbidden = |forbidden: &AddressForbidden| {
+            let message = format!("the Git server {server} is not asked: {forbidden}");
+            JobFailure::new(Reason::AddressForbidden, message)
+        };
+        let host = self.url.https().and_then(reqwest::Url::host);
+        let host = host.unwrap_or_else(|| Host::Domain(self.url.host()));
+        let policy = self.policy.of_host(&host, self.url.port()).map_err(|why| forbidden(&why))?;
+        let addresses: Vec<IpAddr> = match host {
+            Host::Ipv4(address) => vec![address.into()],
+            Host::Ipv6(address) => vec![address.into()],
+            Host::Domain(_) => match tokio::net::lookup_host((self.url.host(), self.url.port())).await {
                 Ok(found) => found.map(|address| address.ip()).collect(),
                 // Behind a proxy, names may be known to the proxy alone, and it is the proxy that connects.
                 Err(_)
@@ -173,17 +181,17 @@ impl Remote {
         let mut refused = None;
         self.addresses.clear();
         for address in addresses {
-            match self.policy.permits(address) {
+            match policy.permits(address) {
                 Ok(()) if self.addresses.contains(&address) => {}
                 Ok(()) => self.addresses.push(address),
                 Err(forbidden) => refused = Some(forbidden),
             }
         }
-        if !self.addresses.is_empty() {
-            return Ok(());
+        match refused {
+            Some(why) if self.addresses.is_empty() => Err(forbidden(&why)),
+            // A look-up that succeeds has an address.
+            _ => Ok(()),
         }
-        let why = refused.map_or("has no address".to_owned(), |forbidden| forbids(&forbidden));
-        Err(JobFailure::new(Reason::AddressForbidden, format!("the Git server {} {why}", self.host())))
     }
 
     /// Git's configuration for this remote.
@@ -262,16 +270,6 @@ impl Remote {
     }
 }
 
-/// Why builds do not connect to a server, after its name.
-fn forbids(AddressForbidden { ip, range, private }: &AddressForbidden) -> String {
-    let why = if *private {
-        "and the BuilderPool's allow.privateAddresses is false; use a public server, or ask for another pool"
-    } else {
-        "which builds may not reach"
-    };
-    format!("has the address {ip}: it is {range}, {why}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -343,7 +341,7 @@ mod tests {
             "https://169.254.169.254/x",
             "https://2130706433/x",
         ] {
-            assert!(message(url, true).await.contains("which builds may not reach"), "{url}");
+            assert!(message(url, true).await.contains("Kiln does not connect there"), "{url}");
         }
         // Redirects and submodules inherit it.
         let remote =

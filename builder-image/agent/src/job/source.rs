@@ -6,10 +6,9 @@ use std::{
 };
 
 use kiln_agent_proto::{Job as Spec, context, source::Kind};
-use kiln_registry::http_client::AddressPolicy;
 use tokio_util::sync::CancellationToken;
 
-use super::{artifact, git::GitJob, inline, registries::Registries, repositories::Repositories, tarball};
+use super::{addresses, artifact, git::GitJob, inline, registries::Registries, repositories::Repositories, tarball};
 use crate::{
     paths,
     reasons::{JobFailure, Reason},
@@ -103,10 +102,17 @@ impl Fetch<'_> {
     /// Fetches the source and the contexts beside it, and finds the Dockerfile.
     pub async fn fetch(&self) -> Result<Source, JobFailure> {
         let directory = self.work.join("source");
-        let addresses = AddressPolicy::new(self.spec.allow_private_addresses);
+        let addresses = addresses::policy(self.spec);
         let scratch = self.work.join("scratch");
         let (repositories, stop, memory) = (self.repositories, self.stop, self.memory);
-        let git = GitJob { repositories, stop, memory, scratch: &scratch, addresses, sandbox: self.sandbox };
+        let git = GitJob {
+            repositories,
+            stop,
+            memory,
+            scratch: &scratch,
+            addresses: addresses.clone(),
+            sandbox: self.sandbox,
+        };
         let mut source = match self.spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
             Some(Kind::Git(source)) => git.fetch(source, &directory, self.is_dockerfile_outside()).await?,
             Some(Kind::Inline(inline)) => inline::write(inline, &directory)?,

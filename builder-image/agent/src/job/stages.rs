@@ -1,8 +1,10 @@
 //! Whether building an image runs something for the platform that it is for, or only copies files: then a builder of
-//! any architecture makes it.
+//! any architecture makes it. And which other images it takes files from.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
+use super::addresses::Image;
 use super::dockerfile::{Dockerfile, Instruction, Stage, arguments};
 
 /// What a build's stages are resolved with.
@@ -23,36 +25,43 @@ pub struct Build<'a> {
 /// The first `RUN` for the target platform that the target needs.
 #[must_use]
 pub fn first_run<'d>(dockerfile: &'d Dockerfile<'_>, build: Build<'_>) -> Option<&'d Instruction> {
+    let resolved = Resolved::of(&dockerfile.stages, build, variables(dockerfile, build));
+    resolved.walk(&dockerfile.stages, |index, instruction, _| match instruction {
+        Some((written, done)) if done.keyword == "RUN" && resolved.for_target[index] => ControlFlow::Break(written),
+        _ => ControlFlow::Continue(()),
+    })
+}
+
+/// The images that the target needs beside its own stages and contexts, each with the line that names it.
+#[must_use]
+pub fn images(dockerfile: &Dockerfile<'_>, build: Build<'_>) -> Vec<Image> {
     let stages = &dockerfile.stages;
     let resolved = Resolved::of(stages, build, variables(dockerfile, build));
-    let target = match build.target {
-        "" => stages.len().checked_sub(1)?,
-        name => resolved.stage_called(name, stages.len()).or_else(|| name.parse().ok())?,
+    let mut images = Vec::new();
+    let mut name = |reference: String, line| {
+        let is_context = build.contexts.iter().any(|context| context.eq_ignore_ascii_case(&reference));
+        if !is_context && reference != "scratch" {
+            images.push(Image { reference, line: Some(line) });
+        }
     };
-    let (mut wanted, mut seen) = (vec![target], vec![false; stages.len()]);
-    while let Some(index) = wanted.pop() {
-        let Some(stage) = stages.get(index) else { continue };
-        if std::mem::replace(&mut seen[index], true) {
-            continue;
-        }
-        let base = resolved.bases[index];
-        wanted.extend(base);
-        let local = resolved.local_variables(stage);
-        // What the stage below holds back is done here.
-        let below = base.iter().flat_map(|base| &stages[*base].instructions);
-        let held_back = below.filter_map(|instruction| Some((instruction, instruction.held_back()?)));
-        for (written, held_back) in held_back
-            .map(|(written, held)| (written, Some(held)))
-            .chain(stage.instructions.iter().map(|own| (own, None)))
-        {
-            let done = held_back.as_ref().unwrap_or(written);
-            if done.keyword == "RUN" && resolved.for_target[index] {
-                return Some(written);
+    let walked: Option<()> = resolved.walk(stages, |index, instruction, local| {
+        match instruction {
+            None if resolved.bases[index].is_none() => {
+                name(expand(&stages[index].base, &resolved.variables), stages[index].line);
             }
-            wanted.extend(resolved.taken_from(done, index, &local));
+            None => {}
+            Some((written, done)) => {
+                for from in names_in(done, local) {
+                    if resolved.stage_in(&from, index).is_none() {
+                        name(from, written.line);
+                    }
+                }
+            }
         }
-    }
-    None
+        ControlFlow::Continue(())
+    });
+    debug_assert!(walked.is_none());
+    images
 }
 
 struct Resolved<'b> {
@@ -109,22 +118,64 @@ impl<'b> Resolved<'b> {
         variables
     }
 
-    /// The stages that an instruction of the stage `index` takes files from.
-    fn taken_from(&self, instruction: &Instruction, index: usize, variables: &HashMap<String, String>) -> Vec<usize> {
-        let names: Vec<&str> = match instruction.keyword.as_str() {
-            "COPY" => instruction.options("from").collect(),
-            "RUN" => instruction
-                .options("mount")
-                .flat_map(|mount| mount.split(','))
-                .filter_map(|field| field.trim_matches('"').strip_prefix("from="))
-                .collect(),
-            _ => Vec::new(),
+    /// Goes through what the target needs: of each stage itself first, then its instructions, as written and as done, those
+    /// too that the stage below holds back; with the variables that they see. Ends early where `visit` says so.
+    fn walk<'d, B>(
+        &self,
+        stages: &'d [Stage],
+        mut visit: impl FnMut(usize, Option<(&'d Instruction, &Instruction)>, &HashMap<String, String>) -> ControlFlow<B>,
+    ) -> Option<B> {
+        let target = match self.build.target {
+            "" => stages.len().checked_sub(1)?,
+            name => self.stage_called(name, stages.len()).or_else(|| name.parse().ok())?,
         };
-        let stage = |name: String| {
-            self.stage_called(&name, index).or_else(|| name.parse().ok().filter(|number| *number < index))
-        };
-        names.into_iter().filter_map(|name| stage(expand(name, variables))).collect()
+        let (mut wanted, mut seen) = (vec![target], vec![false; stages.len()]);
+        while let Some(index) = wanted.pop() {
+            let Some(stage) = stages.get(index) else { continue };
+            if std::mem::replace(&mut seen[index], true) {
+                continue;
+            }
+            let base = self.bases[index];
+            wanted.extend(base);
+            let local = self.local_variables(stage);
+            if let ControlFlow::Break(found) = visit(index, None, &local) {
+                return Some(found);
+            }
+            // What the stage below holds back is done here.
+            let below = base.iter().flat_map(|base| &stages[*base].instructions);
+            let held_back = below.filter_map(|instruction| Some((instruction, instruction.held_back()?)));
+            for (written, held_back) in held_back
+                .map(|(written, held)| (written, Some(held)))
+                .chain(stage.instructions.iter().map(|own| (own, None)))
+            {
+                let done = held_back.as_ref().unwrap_or(written);
+                if let ControlFlow::Break(found) = visit(index, Some((written, done)), &local) {
+                    return Some(found);
+                }
+                wanted.extend(names_in(done, &local).iter().filter_map(|name| self.stage_in(name, index)));
+            }
+        }
+        None
     }
+
+    /// The stage that an instruction of the stage `index` means by a name or number.
+    fn stage_in(&self, name: &str, index: usize) -> Option<usize> {
+        self.stage_called(name, index).or_else(|| name.parse().ok().filter(|number| *number < index))
+    }
+}
+
+/// The names that an instruction takes files from.
+fn names_in(instruction: &Instruction, variables: &HashMap<String, String>) -> Vec<String> {
+    let names: Vec<&str> = match instruction.keyword.as_str() {
+        "COPY" => instruction.options("from").collect(),
+        "RUN" => instruction
+            .options("mount")
+            .flat_map(|mount| mount.split(','))
+            .filter_map(|field| field.trim_matches('"').strip_prefix("from="))
+            .collect(),
+        _ => Vec::new(),
+    };
+    names.into_iter().map(|name| expand(name, variables)).collect()
 }
 
 /// The variables that `FROM` sees: the arguments before the first stage, and the platforms.
@@ -253,6 +304,39 @@ mod tests {
     }
 
     #[test]
+    fn images_that_are_taken_from() {
+        let text = "ARG V=1
+ARG REGISTRY=r.example
+FROM ${REGISTRY}/base:$V AS base
+ONBUILD COPY --from=held.example/x / /
+FROM unneeded.example/x
+FROM scratch AS empty
+FROM given
+FROM base
+ARG TOOLS=tools.example/x
+COPY --from=0 a a
+COPY --from=empty a a
+COPY --from=given a a
+COPY --from=$TOOLS a a
+RUN --mount=type=bind,from=mount.example/x,target=/x true
+";
+        let arguments = [("REGISTRY".to_owned(), "other.example".to_owned())].into();
+        let build = Build {
+            target: "",
+            platform: "linux/arm64",
+            builder: "linux/amd64",
+            arguments: &arguments,
+            contexts: &["given"],
+        };
+        let mut images = images(&Dockerfile::read(text), build);
+        images.sort();
+        let images: Vec<_> = images.iter().map(|image| (image.reference.as_str(), image.line.unwrap())).collect();
+        let expected =
+            [("held.example/x", 4), ("mount.example/x", 14), ("other.example/base:1", 3), ("tools.example/x", 13)];
+        assert_eq!(images, expected);
+    }
+
+    #[test]
     fn of_the_target() {
         let text = "FROM x AS one\nCOPY a a\nFROM x AS two\nRUN b\n";
         for (target, expected) in [("one", None), ("TWO", Some(4)), ("0", None), ("1", Some(4)), ("none", None)] {
@@ -265,7 +349,13 @@ mod tests {
         fn any_stages_are_followed(words in proptest::collection::vec(prop::sample::select(vec![
             "\nFROM", "a", "b", " AS a", " AS b", "\nRUN x", "\nCOPY --from=a x y", "\nONBUILD RUN", "--platform=$X", "${", "}", "$", ":-", " ",
         ]), 0..60), target in "[ab012]{0,2}") {
-            line(&words.concat(), &target);
+            let text = words.concat();
+            line(&text, &target);
+            let build = Build { target: &target, platform: "linux/arm64", builder: "linux/amd64", arguments: &HashMap::new(), contexts: &[] };
+            let lines = text.lines().count();
+            for image in images(&Dockerfile::read(&text), build) {
+                prop_assert!(image.line.is_some_and(|line| line as usize <= lines));
+            }
         }
     }
 }

@@ -7,12 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kiln_crds::image_build::CacheSpec;
 use kiln_e2e::cluster::operator_namespace;
 use kiln_e2e::git::Commit;
+use kiln_e2e::plain_front::PlainFront;
 use kiln_e2e::recorder::Recorder;
 use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::{CA, condition, image_of, run_of};
@@ -26,6 +27,8 @@ kiln_e2e::tests![
     steps_reach_what_builds_need_and_nothing_else,
     private_addresses_can_be_closed,
     git_servers_and_registries_at_forbidden_addresses,
+    the_cluster_itself_is_no_source_and_no_registry,
+    services_are_reached_where_the_pool_lists_them,
     rebinding_names_gain_nothing
 ];
 
@@ -145,6 +148,100 @@ async fn git_servers_and_registries_at_forbidden_addresses() {
     .await;
 }
 
+async fn the_cluster_itself_is_no_source_and_no_registry() {
+    Tenant::fresh("own", async |tenant| {
+        let front = PlainFront::open_before_registry(&tenant.cluster).await;
+        let service = service_before(tenant, "unlisted", &front.host).await;
+        tenant.build(&Build::inline(tenant, "first", &[("Dockerfile", "FROM busybox\n")]).amd64()).await;
+        let builder = tenant.builders().await.remove(0);
+        let node = builder.status.as_ref().and_then(|status| status.host_ip.clone()).expect("a pod knows its node");
+        let pod = address(&builder);
+        let mut hosts = vec![format!("{node}:10250"), format!("{pod}:{AGENT}"), service.clone()];
+        hosts.extend(api_server(tenant).await.iter().map(ToString::to_string));
+        hosts.push("kubernetes.default.svc".to_owned());
+        // What is open and what is shut looks the same.
+        hosts.push(format!("{node}:1"));
+        for (number, host) in hosts.iter().enumerate() {
+            let git = Build::inline(tenant, &format!("git-{number}"), &[]).amd64();
+            tenant.create_build(&with_url(git, &format!("https://{host}/app.git"))).await;
+            let from = format!("FROM busybox\nCOPY --from={host}/app / /\n");
+            let built = Build::inline(tenant, &format!("from-{number}"), &[("Dockerfile", &from)]).amd64();
+            tenant.create_build(&built.with(|spec| spec.image = None)).await;
+            let pushed = Build::inline(tenant, &format!("push-{number}"), &[("Dockerfile", "FROM busybox\n")]).amd64();
+            let pushed = pushed.with(|spec| {
+                spec.image.as_mut().unwrap().repository = format!("{host}/app");
+                spec.image.as_mut().unwrap().secret_ref = None;
+            });
+            tenant.create_build(&pushed).await;
+        }
+        for (number, host) in hosts.iter().enumerate() {
+            for name in ["git", "push", "from"] {
+                let build = tenant.not_ready(&format!("{name}-{number}"), "AddressForbidden").await;
+                let message = condition(&build, "Ready").unwrap().message.clone();
+                assert!(message.contains("allow.cluster lists"), "{host}: {message}");
+                // The operator asks Git servers and the registry of the image; of base images only a builder knows.
+                assert_eq!(!run_of(&build).is_empty(), name == "from", "{host}: {message}");
+                assert_eq!(message.contains("line 2 of Dockerfile"), name == "from", "{host}: {message}");
+            }
+        }
+    })
+    .await;
+}
+
+async fn services_are_reached_where_the_pool_lists_them() {
+    Tenant::fresh("listed", async |tenant| {
+        let front = PlainFront::open_before_registry(&tenant.cluster).await;
+        let service = service_before(tenant, "registry", &front.host).await;
+        let port: u16 = service.rsplit_once(':').unwrap().1.parse().unwrap();
+        let pool = |ports: Vec<u16>| {
+            let listed = json!({"cluster": [{"namespace": tenant.namespace, "service": "registry", "ports": ports}]});
+            let plain = json!([{"host": service, "plainHttp": true}]);
+            tenant.pool(if ports.contains(&port) { "listed" } else { "other-port" }, move |spec| {
+                spec.allow = Some(serde_json::from_value(listed).unwrap());
+                spec.registries = serde_json::from_value(plain).unwrap();
+            })
+        };
+        let (listed, other_port) = (pool(vec![port]).await, pool(vec![1]).await);
+        let dockerfile = format!("FROM {service}/docker.io/library/busybox\nRUN echo built >/built\n");
+        let build = |name: &str, pool: &str| {
+            Build::inline(tenant, name, &[("Dockerfile", &dockerfile)]).amd64().pool(pool).with(|spec| {
+                let image = spec.image.as_mut().unwrap();
+                image.repository = format!("{service}/e2e/{}/{name}", tenant.id);
+                image.secret_ref = None;
+                image.ca_ref = None;
+            })
+        };
+        tenant.create_build(&build("refused", &other_port)).await;
+        let built = image_of(&tenant.build(&build("app", &listed)).await);
+        assert!(built.repository.starts_with(&service), "{}", built.repository);
+        let refused = tenant.not_ready("refused", "AddressForbidden").await;
+        let message = &condition(&refused, "Ready").unwrap().message;
+        assert!(message.contains("a port of the cluster"), "{message}");
+    })
+    .await;
+}
+
+/// A Service of the tenant's before an address that is none of the cluster's; `name:port`.
+async fn service_before(tenant: &Tenant, name: &str, place: &str) -> String {
+    let (address, port) = place.rsplit_once(':').expect("address and port");
+    let port: u16 = port.parse().unwrap();
+    let service: Service = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {"ports": [{"port": port, "targetPort": port}]},
+    }))
+    .unwrap();
+    tenant.api::<Service>().create(&PostParams::default(), &service).await.unwrap();
+    let slice: EndpointSlice = serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [address]}],
+        "ports": [{"port": port, "protocol": "TCP"}],
+    }))
+    .unwrap();
+    tenant.api::<EndpointSlice>().create(&PostParams::default(), &slice).await.unwrap();
+    format!("{name}.{}.svc:{port}", tenant.namespace)
+}
+
 /// A name that is a good server when the operator looks it up, and another address when the builder does.
 async fn rebinding_names_gain_nothing() {
     let Some(recorder) = Recorder::here() else { return };
@@ -232,7 +329,7 @@ fn address(pod: &Pod) -> IpAddr {
 
 /// All addresses of the API server: the Service's and the real ones.
 async fn api_server(tenant: &Tenant) -> Vec<SocketAddr> {
-    let services: Api<k8s_openapi::api::core::v1::Service> = Api::namespaced(tenant.cluster.client.clone(), "default");
+    let services: Api<Service> = Api::namespaced(tenant.cluster.client.clone(), "default");
     let service = services.get("kubernetes").await.unwrap().spec.unwrap();
     let port = u16::try_from(service.ports.unwrap()[0].port).unwrap();
     let mut found = vec![SocketAddr::new(service.cluster_ip.unwrap().parse().unwrap(), port)];

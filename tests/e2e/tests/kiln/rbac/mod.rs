@@ -77,6 +77,7 @@ const ROUNDS: &[(Provocation, &[Right])] = &[
         &[
             (Everywhere, "namespaces", "list"),
             (Everywhere, "nodes", "list"),
+            (Everywhere, "servicecidrs", "list"),
             (Builders, "pods", "list"),
             (Builders, "persistentvolumeclaims", "list"),
             (Builders, "networkpolicies", "list"),
@@ -91,6 +92,7 @@ const ROUNDS: &[(Provocation, &[Right])] = &[
             (Everywhere, "builderpools", "watch"),
             (Everywhere, "namespaces", "watch"),
             (Everywhere, "nodes", "watch"),
+            (Everywhere, "servicecidrs", "watch"),
             (Builders, "pods", "watch"),
             (Builders, "persistentvolumeclaims", "watch"),
             (Builders, "networkpolicies", "watch"),
