@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Uri, header};
 use axum::response::Response;
 use reqwest::Certificate;
@@ -28,6 +29,8 @@ pub enum Habit {
     /// Takes a mount of another repository's blob for the begin of an upload, as a registry may
     /// (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#mounting-a-blob-from-another-repository>).
     NoMounts,
+    /// Has a second server, of another address and the same CA, which hands out tokens and blobs.
+    Apart,
 }
 
 /// A request, and what came of it.
@@ -71,6 +74,8 @@ pub struct RegistryFront {
     pub host: String,
     passed: Arc<Mutex<Vec<Passed>>>,
     _server: HostileServer,
+    /// Of [`Habit::Apart`].
+    aside: Option<HostileServer>,
 }
 
 impl RegistryFront {
@@ -84,10 +89,15 @@ impl RegistryFront {
             .expect("a client can be made");
         let passed = Arc::<Mutex<Vec<Passed>>>::default();
         let (noted, upstream) = (Arc::clone(&passed), upstream.to_owned());
+        let aside = match habit {
+            Habit::Apart => Some(HostileServer::serve(cluster, aside(http.clone(), upstream.clone())).await),
+            _ => None,
+        };
+        let place = aside.as_ref().map(|aside| aside.host.clone()).unwrap_or_default();
         let router = Router::new().fallback(move |request: Request| {
-            let (noted, upstream, http) = (Arc::clone(&noted), upstream.clone(), http.clone());
+            let (noted, upstream, http, place) = (Arc::clone(&noted), upstream.clone(), http.clone(), place.clone());
             async move {
-                let (parts, body) = request.into_parts();
+                let (mut parts, body) = request.into_parts();
                 let body = to_bytes(body, LARGEST_BODY).await.unwrap_or_default();
                 let text =
                     |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
@@ -103,7 +113,8 @@ impl RegistryFront {
                     });
                     noted.len()
                 };
-                let response = match refusal(habit, number, body.len()) {
+                let sent = if place.is_empty() { None } else { send_aside(&place, &mut parts) };
+                let response = match sent.or_else(|| refusal(habit, number, body.len())) {
                     Some(refusal) => refusal,
                     None => pass(&http, &upstream, habit, parts.method, &parts.uri, parts.headers, body).await,
                 };
@@ -113,7 +124,16 @@ impl RegistryFront {
             }
         });
         let server = HostileServer::serve(cluster, router).await;
-        Self { host: server.host.clone(), passed, _server: server }
+        Self { host: server.host.clone(), passed, _server: server, aside }
+    }
+
+    /// Where tokens and blobs come from.
+    ///
+    /// # Panics
+    /// With another habit than [`Habit::Apart`].
+    #[must_use]
+    pub fn aside(&self) -> &str {
+        &self.aside.as_ref().expect("this front has a second server").host
     }
 
     /// What was asked for until now.
@@ -121,6 +141,48 @@ impl RegistryFront {
     pub fn passed(&self) -> Vec<Passed> {
         self.passed.lock().expect("no test panics while it holds this").clone()
     }
+}
+
+/// Sends a request to `place` for its token, or for a blob. The token is the login that was shown there.
+fn send_aside(place: &str, parts: &mut Parts) -> Option<Response> {
+    let shown = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let Some(token) = shown.strip_prefix("Bearer ").map(str::to_owned) else {
+        let challenge = format!("Bearer realm=\"https://{place}/token\",service=\"front\"");
+        return Some(reply(401, &[("www-authenticate", &challenge)], r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#));
+    };
+    if parts.method == Method::GET && parts.uri.path().contains("/blobs/sha256:") {
+        // As clouds do it: the address itself is the credential.
+        let location = format!("https://{place}{}?login={token}", parts.uri.path());
+        return Some(reply(307, &[("location", &location)], ""));
+    }
+    let login = format!("Basic {token}").parse().expect("a header's value, as it was one before");
+    parts.headers.insert(header::AUTHORIZATION, login);
+    None
+}
+
+/// The second server of [`Habit::Apart`].
+fn aside(http: reqwest::Client, upstream: String) -> Router {
+    Router::new().fallback(move |request: Request| {
+        let (upstream, http) = (upstream.clone(), http.clone());
+        async move {
+            let (mut parts, _) = request.into_parts();
+            let query = parts.uri.query().unwrap_or_default();
+            let login = query.split('&').find_map(|pair| pair.strip_prefix("login=")).map(str::to_owned);
+            let Some(login) = login else {
+                let shown = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+                let Some(login) = shown.and_then(|shown| shown.strip_prefix("Basic ")) else {
+                    return reply(401, &[], "");
+                };
+                let token = format!(r#"{{"token":"{login}","access_token":"{login}","expires_in":300}}"#);
+                return reply(200, &[("content-type", "application/json")], token);
+            };
+            let login = format!("Basic {login}").parse().expect("a header's value, as it was one before");
+            parts.headers.insert(header::AUTHORIZATION, login);
+            parts.headers.remove(header::HOST);
+            let path: Uri = parts.uri.path().parse().expect("a path");
+            pass(&http, &upstream, Habit::Watch, parts.method, &path, parts.headers, Bytes::new()).await
+        }
+    })
 }
 
 fn refusal(habit: Habit, number: usize, length: usize) -> Option<Response> {

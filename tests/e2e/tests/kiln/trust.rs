@@ -4,6 +4,8 @@
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kiln_crds::{CaRef, CaRefKind, SecretRef};
 use kiln_e2e::build::{file, git};
+use kiln_e2e::hostile_server::ca;
+use kiln_e2e::registry_front::{Habit, RegistryFront};
 use kiln_e2e::tenant::{condition, image_of};
 use kiln_e2e::tls_front::TlsFront;
 use kiln_e2e::{Build, Repository, Tenant};
@@ -13,6 +15,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 kiln_e2e::tests![
     a_new_ca_works_without_touching_the_pool,
     a_ca_counts_for_its_registry_alone,
+    a_ca_counts_for_where_its_registry_sends_to,
     a_self_signed_certificate_is_trusted_where_it_is_named,
     a_certificate_for_another_name_says_how_to_make_a_good_one
 ];
@@ -35,12 +38,16 @@ fn self_signed(names: &[&str], is_ca: IsCa) -> (String, String) {
 
 /// An ImageBuild that pushes to this front with the registry's credential, and names this CA.
 async fn build(tenant: &Tenant, name: &str, front: &TlsFront, ca: &str) -> Build {
+    build_at(tenant, name, &front.host, ca).await
+}
+
+async fn build_at(tenant: &Tenant, name: &str, host: &str, ca: &str) -> Build {
     let secret = |part| format!("{name}-{part}");
     let login =
         [("username", tenant.cluster.registry_user.as_str()), ("password", tenant.cluster.registry_password.as_str())];
     tenant.secret(&secret("login"), "kubernetes.io/basic-auth", &login).await;
     tenant.secret(&secret("ca"), "Opaque", &[("ca.crt", ca)]).await;
-    let repository = format!("{}/e2e/{}/{name}", front.host, tenant.namespace);
+    let repository = format!("{host}/e2e/{}/{name}", tenant.namespace);
     Build::inline(tenant, name, &DOCKERFILE).amd64().with(|spec| {
         spec.image.as_mut().unwrap().repository = repository;
         spec.image.as_mut().unwrap().secret_ref = Some(SecretRef { name: secret("login") });
@@ -134,6 +141,32 @@ async fn a_ca_counts_for_its_registry_alone() {
             let message = &condition(&failed, "Ready").unwrap().message;
             assert!(message.contains("caRefs"), "{name}: {message}");
         }
+    })
+    .await;
+}
+
+/// The registry's token service and the server of its blobs have certificates of the same CA, which nobody else names.
+async fn a_ca_counts_for_where_its_registry_sends_to() {
+    Tenant::fresh("sent", async |tenant| {
+        let front = RegistryFront::before(&tenant.cluster, &tenant.cluster.registry, Habit::Apart).await;
+        let from = format!("FROM {}/docker.io/library/busybox:latest\nRUN echo 1 > /file\n", front.host);
+        let app = build_at(tenant, "app", &front.host, &ca()).await.with(|spec| {
+            *file(spec, "Dockerfile") = from;
+        });
+        let built = image_of(&tenant.build(&app).await);
+        assert!(built.repository.starts_with(&front.host));
+        // The operator and the builder, both sent for a token; the builder for blobs.
+        let sent = |status: u16, by_operator: bool| {
+            let sent = front.passed().into_iter().filter(|passed| passed.status == status);
+            sent.filter(|passed| passed.user_agent.starts_with("kiln/") == by_operator).count()
+        };
+        assert!(sent(401, true) > 0 && sent(401, false) > 0 && sent(307, false) > 0, "{:?}", front.passed());
+
+        // Where a build names it for nothing, that server is a stranger.
+        let add = format!("FROM scratch\nADD https://{}/v2/ /file\n", front.aside());
+        let other = build_at(tenant, "other", &front.host, &ca()).await.with(|spec| *file(spec, "Dockerfile") = add);
+        tenant.create_build(&other).await;
+        tenant.not_ready("other", "DownloadCertificateUntrusted").await;
     })
     .await;
 }
