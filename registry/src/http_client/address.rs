@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::Host;
 
-use super::cluster::{ClusterNetwork, Standing};
+use super::cluster::ClusterNetwork;
 
 /// Which addresses may be reached. Loopback, link-local, unspecified, multicast, reserved and cloud metadata
 /// addresses never may. Cheap to clone.
@@ -27,8 +27,8 @@ impl Default for AddressPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{address} is {range}: Kiln {rule}")]
 pub struct AddressForbidden {
-    /// The address, or a Service's name with a port.
-    pub address: String,
+    /// The address.
+    pub address: IpAddr,
     /// What it is, such as "a loopback address".
     pub range: &'static str,
     /// What holds there, such as "does not connect there".
@@ -79,31 +79,26 @@ impl AddressPolicy {
     /// may be the cluster's own.
     ///
     /// # Errors
-    /// Where the host is an address that may not be reached, or is listed with other ports.
+    /// Where the host is an address that may not be reached.
     pub fn of_host<S: AsRef<str>>(&self, host: &Host<S>, port: u16) -> Result<Self, AddressForbidden> {
         let (text, ip) = match host {
             Host::Ipv4(ip) => (ip.to_string(), Some(IpAddr::from(*ip))),
             Host::Ipv6(ip) => (ip.to_string(), Some(IpAddr::from(*ip))),
             Host::Domain(name) => (name.as_ref().to_owned(), None),
         };
-        let policy = match (self.cluster.standing(&text, Some(port)), ip) {
-            (Standing::Reached, _) => self.clone().with_cluster(ClusterNetwork::default()),
-            (Standing::Other, _) | (Standing::OtherPort, Some(_)) => self.clone(),
-            (Standing::OtherPort, None) => {
-                let address = format!("{text}:{port}");
-                return Err(AddressForbidden { address, range: "a port of the cluster", rule: NOT_LISTED });
-            }
-        };
+        let policy = if self.cluster.reaches(&text, port) { self.everywhere_in_the_cluster() } else { self.clone() };
         ip.map_or(Ok(()), |ip| policy.permits(ip))?;
         Ok(policy)
     }
 
-    /// As [`AddressPolicy::of_host`], for whoever has asked that before and does not know the port any more.
-    fn of_asked_name(&self, name: &str) -> Self {
-        match self.cluster.standing(name, None) {
-            Standing::Reached | Standing::OtherPort => self.clone().with_cluster(ClusterNetwork::default()),
-            Standing::Other => self.clone(),
-        }
+    /// Whether hosts in the cluster are listed.
+    pub(super) fn lists_hosts(&self) -> bool {
+        !self.cluster.hosts.is_empty()
+    }
+
+    /// The same without what holds for the cluster's own addresses.
+    pub(super) fn everywhere_in_the_cluster(&self) -> Self {
+        self.clone().with_cluster(ClusterNetwork::default())
     }
 
     /// Whether `ip` may be reached. IPv6 addresses that carry an IPv4 one (mapped, compatible, NAT64, 6to4) are
@@ -120,7 +115,7 @@ impl AddressPolicy {
             IpAddr::V4(v4) => never_v4(v4),
             IpAddr::V6(v6) => never_v6(v6),
         };
-        let forbidden = |range, rule| Err(AddressForbidden { address: ip.to_string(), range, rule });
+        let forbidden = |range, rule| Err(AddressForbidden { address: ip, range, rule });
         if let Some(range) = never {
             forbidden(range, NEVER)
         } else if self.cluster.has(judged) {
@@ -200,13 +195,12 @@ fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Resolves names by the system and gives only the addresses that the policy permits. That the port is one that may be
-/// asked there was looked at before: a resolver is not told it.
+/// Resolves names by the system and gives only the addresses that the policy permits.
 pub(super) struct Resolver(pub(super) AddressPolicy);
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let policy = self.0.of_asked_name(name.as_str());
+        let policy = self.0.clone();
         Box::pin(async move {
             let mut refused = None;
             let mut permitted: Vec<SocketAddr> = Vec::new();
@@ -332,8 +326,10 @@ mod tests {
         assert!(permits(&of("registry.example", 443).unwrap(), "1.1.1.1"));
         assert!(of("10.217.0.11", 5000).is_ok(), "a mirror on a node");
         assert!(of("10.217.0.11", 10250).is_err(), "its kubelet");
+        // A mirror's host may be a Git server's, too: it is judged by its address.
+        assert!(of("10.97.0.1", 2222).is_ok());
         insta::assert_snapshot!(of("10.96.0.7", 5000).unwrap_err(), @"10.96.0.7 is an address of the cluster (its API server, a Service, Pod or node): Kiln connects there only to the Services that the BuilderPool's allow.cluster lists, by the name SERVICE.NAMESPACE.svc and a port of theirs");
-        insta::assert_snapshot!(of("registry.tools.svc", 22).unwrap_err(), @"registry.tools.svc:22 is a port of the cluster: Kiln connects there only to the Services that the BuilderPool's allow.cluster lists, by the name SERVICE.NAMESPACE.svc and a port of theirs");
+        assert!(!permits(&of("registry.tools.svc", 22).unwrap(), "10.96.0.7"), "another port of it");
         assert_eq!(of("[::ffff:10.96.0.7]", 5000).unwrap_err().rule, NOT_LISTED);
     }
 

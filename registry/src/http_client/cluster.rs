@@ -34,17 +34,6 @@ impl HostPort {
     }
 }
 
-/// How a host stands to those that may be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// It is none of them.
-    Other,
-    /// One of them, on this port.
-    Reached,
-    /// One of them, but on another port.
-    OtherPort,
-}
-
 impl ClusterNetwork {
     /// `ranges` in any order, and some in others; what is said twice is left out.
     #[must_use]
@@ -59,18 +48,11 @@ impl ClusterNetwork {
         self.ranges.iter().any(|range| range.contains(&ip))
     }
 
-    /// How `host` stands to those that may be reached, at `port`; `None`: at any.
-    pub(super) fn standing(&self, host: &str, port: Option<u16>) -> Standing {
+    /// Whether `host` is one of those that may be reached, at `port`.
+    pub(super) fn reaches(&self, host: &str, port: u16) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         let name = host.strip_suffix(DOMAIN).unwrap_or(&host);
-        let mut found = Standing::Other;
-        for known in self.hosts.iter().filter(|known| known.host == name || known.host == host) {
-            if port.is_none_or(|port| port == known.port) {
-                return Standing::Reached;
-            }
-            found = Standing::OtherPort;
-        }
-        found
+        self.hosts.iter().any(|known| known.port == port && (known.host == name || known.host == host))
     }
 }
 
@@ -84,23 +66,22 @@ mod tests {
         let of = |port| HostPort::of_service("tools", "registry", port);
         let network = ClusterNetwork::new(&[], [of(5000), of(443), mirror].into());
         for (host, port, expected) in [
-            ("registry.tools.svc", Some(5000), Standing::Reached),
-            ("registry.tools.svc", Some(443), Standing::Reached),
-            ("registry.tools.svc", None, Standing::Reached),
-            ("Registry.Tools.SVC.", Some(443), Standing::Reached),
-            ("registry.tools.svc.cluster.local", Some(443), Standing::Reached),
-            ("registry.tools.svc.cluster.local.", None, Standing::Reached),
-            ("registry.tools.svc", Some(5001), Standing::OtherPort),
-            ("registry.tools.svc.evil.example", Some(443), Standing::Other),
-            ("registry.tools.svc.cluster.local.evil.example", Some(443), Standing::Other),
-            ("x.registry.tools.svc", Some(443), Standing::Other),
-            ("registry.other.svc", Some(443), Standing::Other),
-            ("registry.tools", Some(443), Standing::Other),
-            ("registry", None, Standing::Other),
-            ("mirror.example", Some(443), Standing::Reached),
-            ("mirror.example", Some(80), Standing::OtherPort),
+            ("registry.tools.svc", 5000, true),
+            ("registry.tools.svc", 443, true),
+            ("Registry.Tools.SVC.", 443, true),
+            ("registry.tools.svc.cluster.local", 443, true),
+            ("registry.tools.svc.cluster.local.", 5000, true),
+            ("registry.tools.svc", 5001, false),
+            ("registry.tools.svc.evil.example", 443, false),
+            ("registry.tools.svc.cluster.local.evil.example", 443, false),
+            ("x.registry.tools.svc", 443, false),
+            ("registry.other.svc", 443, false),
+            ("registry.tools", 443, false),
+            ("registry", 443, false),
+            ("mirror.example", 443, true),
+            ("mirror.example", 80, false),
         ] {
-            assert_eq!(network.standing(host, port), expected, "{host} {port:?}");
+            assert_eq!(network.reaches(host, port), expected, "{host} {port}");
         }
     }
 

@@ -34,17 +34,23 @@ const KEPT_CLIENTS: usize = 64;
 #[derive(Clone, Debug)]
 pub struct HttpClient {
     inner: reqwest::Client,
+    /// For the hosts in the cluster that the policy lists: a resolver is not told the port.
+    listed: Option<reqwest::Client>,
     key: Key,
 }
 
 impl HttpClient {
-    /// Starts a request. A URL whose host is a forbidden IP address, or a Service's name with a forbidden port, is refused
-    /// here, a name that resolves to a forbidden address when connecting.
+    /// Starts a request. A URL whose host is a forbidden IP address is refused here, a name that resolves to one when
+    /// connecting.
     pub fn request(&self, method: Method, url: Url) -> Result<RequestBuilder, TransportFailure> {
+        let mut client = &self.inner;
         if let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) {
-            self.key.1.of_host(&host, port).map_err(TransportFailure::AddressForbidden)?;
+            let policy = self.key.1.of_host(&host, port).map_err(TransportFailure::AddressForbidden)?;
+            if policy != self.key.1 {
+                client = self.listed.as_ref().unwrap_or(client);
+            }
         }
-        Ok(self.inner.request(method, url))
+        Ok(client.request(method, url))
     }
 
     /// Which addresses it reaches.
@@ -85,7 +91,8 @@ impl Clients {
         if let Some(client) = self.touch(&key) {
             return Ok(client);
         }
-        let client = HttpClient { inner: build(ca_pem, policy)?, key: key.clone() };
+        let listed = policy.lists_hosts().then(|| build(ca_pem, policy.everywhere_in_the_cluster())).transpose()?;
+        let client = HttpClient { inner: build(ca_pem, policy)?, listed, key: key.clone() };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT_CLIENTS {
             kept.remove(0);

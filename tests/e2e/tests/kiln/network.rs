@@ -216,7 +216,7 @@ async fn services_are_reached_where_the_pool_lists_them() {
         assert!(built.repository.starts_with(&service), "{}", built.repository);
         let refused = tenant.not_ready("refused", "AddressForbidden").await;
         let message = &condition(&refused, "Ready").unwrap().message;
-        assert!(message.contains("a port of the cluster"), "{message}");
+        assert!(message.contains("an address of the cluster"), "{message}");
     })
     .await;
 }
