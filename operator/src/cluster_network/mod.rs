@@ -10,6 +10,7 @@ mod addresses;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -31,6 +32,11 @@ use crate::watches::{Synced, drive, watch as watch_kind};
 
 /// The namespace of the API server's Service, and the name of that and of its EndpointSlice.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
+/// How long the first look at the EndpointSlice may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often an API server is asked whether it knows a kind by now.
+const UPGRADED: Duration = Duration::from_hours(1);
 
 /// An address and a port of the API server.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd)]
@@ -136,10 +142,10 @@ pub async fn keep(
     nodes_changed: &Notify,
 ) {
     let (namespace, name) = API_SERVER;
-    let (mut synced, mut of_services) = (synced.clone(), Synced::default());
+    let (mut of_slices, mut of_services) = (Synced::default(), Synced::default());
     let of_api_server = Config::default().fields(&format!("metadata.name={name}"));
     let slices: Api<EndpointSlice> = namespaced(client, namespace);
-    let (slices, slice_changes) = watch_kind(slices, of_api_server, trim::managed_fields, &mut synced);
+    let (slices, slice_changes) = watch_kind(slices, of_api_server, trim::managed_fields, &mut of_slices);
     let service_ranges: Api<ServiceCIDR> = Api::all(client.clone());
     let (service_cidrs, service_changes) =
         watch_kind(service_ranges.clone(), Config::default(), trim::managed_fields, &mut of_services);
@@ -147,9 +153,8 @@ pub async fn keep(
     let watched = futures::future::join4(
         drive(slice_changes, |_| changed.notify_one()),
         async {
-            if is_there(&service_ranges, &asked[0]).await {
-                drive(service_changes, |_| changed.notify_one()).await;
-            }
+            is_there(&service_ranges, &asked[0], named.ranges.is_empty()).await;
+            drive(service_changes, |_| changed.notify_one()).await;
         },
         async {
             of_services.wait().await;
@@ -163,6 +168,9 @@ pub async fn keep(
     let kept = async {
         synced.wait().await;
         // What cannot be read does not hold up what is known.
+        if tokio::time::timeout(PATIENCE, of_slices.wait()).await.is_err() {
+            warn!("the API server's EndpointSlice default/kubernetes cannot be read; builds begin without it");
+        }
         for asked in &asked {
             asked.wait().await;
         }
@@ -193,24 +201,31 @@ pub async fn keep(
     }
 }
 
-/// Whether the API server has this kind: before Kubernetes 1.33 it has not, and a watch would ask for it for ever. `asked`
-/// is set once that was tried.
-async fn is_there(ranges: &Api<ServiceCIDR>, asked: &SetOnce<()>) -> bool {
+/// Waits until the API server has this kind: before Kubernetes 1.33 it has not, and a watch would ask for it all the time.
+/// `asked` is set once that was tried. `is_all`: nothing else tells where Services are.
+async fn is_there(ranges: &Api<ServiceCIDR>, asked: &SetOnce<()>, is_all: bool) {
     let mut failures = 0;
     loop {
-        match ranges.list(&ListParams::default().limit(1)).await {
-            Ok(_) => return true,
+        let answer = ranges.list(&ListParams::default().limit(1)).await;
+        let is_first = asked.set(()).is_ok();
+        let again = match answer {
+            Ok(_) => return,
             Err(kube::Error::Api(status)) if status.is_not_found() => {
-                let _ = asked.set(());
-                return false;
+                if is_first && is_all {
+                    warn!(
+                        "this API server does not tell the ranges of its Services' addresses, as none before Kubernetes \
+                         1.33: builds may reach Services until the chart's clusterRanges names them"
+                    );
+                }
+                UPGRADED
             }
             Err(error) => {
-                let _ = asked.set(());
                 failures += 1;
                 warn!(%error, "the ranges of the Services' addresses cannot be read");
-                tokio::time::sleep(backoff(failures)).await;
+                backoff(failures)
             }
-        }
+        };
+        tokio::time::sleep(again).await;
     }
 }
 

@@ -76,7 +76,7 @@ impl AddressPolicy {
     }
 
     /// What holds for the addresses of a host, which may be an address itself, at a port: those of a host that the pool lists
-    /// may be the cluster's own.
+    /// may be the cluster's own, which are private nearly everywhere.
     ///
     /// # Errors
     /// Where the host is an address that may not be reached.
@@ -98,7 +98,7 @@ impl AddressPolicy {
 
     /// The same without what holds for the cluster's own addresses.
     pub(super) fn everywhere_in_the_cluster(&self) -> Self {
-        self.clone().with_cluster(ClusterNetwork::default())
+        Self { allow_private: true, ..self.clone() }.with_cluster(ClusterNetwork::default())
     }
 
     /// Whether `ip` may be reached. IPv6 addresses that carry an IPv4 one (mapped, compatible, NAT64, 6to4) are
@@ -329,6 +329,10 @@ mod tests {
         // A mirror's host may be a Git server's, too: it is judged by its address.
         assert!(of("10.97.0.1", 2222).is_ok());
         insta::assert_snapshot!(of("10.96.0.7", 5000).unwrap_err(), @"10.96.0.7 is an address of the cluster (its API server, a Service, Pod or node): Kiln connects there only to the Services that the BuilderPool's allow.cluster lists, by the name SERVICE.NAMESPACE.svc and a port of theirs");
+        let strict = AddressPolicy { allow_private: false, ..policy.clone() };
+        let listed = strict.of_host(&Host::parse("registry.tools.svc").unwrap(), 5000).unwrap();
+        assert!(permits(&listed, "10.96.0.7"), "the pool lists it, whatever it says of private addresses");
+        assert!(!permits(&strict, "10.97.0.1"));
         assert!(!permits(&of("registry.tools.svc", 22).unwrap(), "10.96.0.7"), "another port of it");
         assert_eq!(of("[::ffff:10.96.0.7]", 5000).unwrap_err().rule, NOT_LISTED);
     }

@@ -1,10 +1,14 @@
 //! The registry without TLS: a front that passes on what it is asked, and has the registry name it in its answers.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::response::Response;
+use axum::serve::ListenerExt as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::Certificate;
@@ -20,6 +24,7 @@ const LARGEST_BODY: usize = 256 << 20;
 pub struct PlainFront {
     /// `address:port`.
     pub host: String,
+    accepted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -46,10 +51,21 @@ impl PlainFront {
             request.headers_mut().extend(added.clone());
             pass(http.clone(), upstream.clone(), request)
         });
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let count = accepted.clone();
+        let listener = listener.tap_io(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
         let task = tokio::spawn(async move {
             axum::serve(listener, router).await.expect("a server goes on until it is stopped");
         });
-        Self { host, task }
+        Self { host, accepted, task }
+    }
+
+    /// How many connections were made to it, whatever came of them.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 }
 

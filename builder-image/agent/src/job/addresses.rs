@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_agent_proto::Job as Spec;
-use kiln_registry::Reference;
 use kiln_registry::http_client::{AddressForbidden, AddressPolicy, ClusterNetwork, HostPort};
+use kiln_registry::{Reference, Repository};
 use url::{Host, Url};
 
 /// Of how many registries the addresses are looked at: an honest build has a few.
@@ -41,27 +41,61 @@ pub struct Forbidden {
     pub why: AddressForbidden,
 }
 
-/// Looks the registries of `images` up before BuildKit does. Of a name with several addresses all have to be permitted, for
-/// BuildKit takes any. A name that is not found is BuildKit's to tell; a registry that the pool mirrors is the pool's.
-pub async fn check(spec: &Spec, images: Vec<Image>) -> Result<(), Forbidden> {
-    let policy = policy(spec);
-    let mut registries: BTreeMap<String, Image> = BTreeMap::new();
-    for image in images {
-        let Ok(reference) = image.reference.parse::<Reference>() else { continue };
-        let repository = reference.repository;
-        let is_mirrored = spec.registry_mirrors.iter().any(|mirrors| mirrors.registry == repository.registry);
-        if !is_mirrored && registries.len() < MOST_REGISTRIES {
-            registries.entry(repository.api_host().to_owned()).or_insert(image);
-        }
-    }
-    let looks = registries.into_iter().map(|(host, image)| {
-        let scheme = if spec.plain_http_registries.contains(&host) { "http" } else { "https" };
-        let policy = &policy;
-        async move { look(policy, scheme, &host).await.map_err(|why| Forbidden { image, why }) }
-    });
-    futures::future::try_join_all(looks).await.map(drop)
+/// The registries that BuildKit may ask: their addresses were looked at.
+pub struct Permitted<'a> {
+    spec: &'a Spec,
+    policy: AddressPolicy,
+    registries: BTreeSet<String>,
 }
 
+impl<'a> Permitted<'a> {
+    /// Looks the registries of `images` up before BuildKit does. The Dockerfile's are a guess: what it asks for beside them
+    /// is learned when it is refused. A registry that the pool mirrors is the pool's.
+    pub async fn of(spec: &'a Spec, images: Vec<Image>) -> Result<Self, Forbidden> {
+        let mirrored = spec.registry_mirrors.iter().map(|mirrors| mirrors.registry.clone());
+        let mut permitted = Self { spec, policy: policy(spec), registries: mirrored.collect() };
+        let mut found: BTreeMap<String, (Repository, Image)> = BTreeMap::new();
+        for image in images {
+            if let Ok(Reference { repository, .. }) = image.reference.parse()
+                && !permitted.registries.contains(&repository.registry)
+            {
+                found.entry(repository.registry.clone()).or_insert((repository, image));
+            }
+        }
+        let some = found.into_values().take(MOST_REGISTRIES);
+        let looks = some.map(|(repository, image)| permitted.look(repository, image)).collect::<Vec<_>>();
+        let looked_at = futures::future::try_join_all(looks).await?;
+        permitted.registries.extend(looked_at);
+        Ok(permitted)
+    }
+
+    /// Looks at the registry of an image that BuildKit was refused. `false`: nothing is learned.
+    pub async fn learn(&mut self, image: Image) -> Result<bool, Forbidden> {
+        let Ok(Reference { repository, .. }) = image.reference.parse() else { return Ok(false) };
+        if self.registries.contains(&repository.registry) || self.registries.len() >= MOST_REGISTRIES {
+            return Ok(false);
+        }
+        let registry = self.look(repository, image).await?;
+        Ok(self.registries.insert(registry))
+    }
+
+    /// As BuildKit calls them, such as `docker.io`.
+    pub fn registries(&self) -> impl Iterator<Item = &str> {
+        self.registries.iter().map(String::as_str)
+    }
+
+    async fn look(&self, repository: Repository, image: Image) -> Result<String, Forbidden> {
+        let host = repository.api_host();
+        let scheme = if self.spec.plain_http_registries.iter().any(|plain| plain == host) { "http" } else { "https" };
+        match look(&self.policy, scheme, host).await {
+            Ok(()) => Ok(repository.registry),
+            Err(why) => Err(Forbidden { image, why }),
+        }
+    }
+}
+
+/// Of a name with several addresses all have to be permitted, for BuildKit takes any. A name that is not found is BuildKit's
+/// to tell.
 async fn look(policy: &AddressPolicy, scheme: &str, host: &str) -> Result<(), AddressForbidden> {
     let Ok(url) = Url::parse(&format!("{scheme}://{host}/")) else { return Ok(()) };
     let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else { return Ok(()) };
@@ -77,6 +111,16 @@ mod tests {
     use kiln_agent_proto::{ClusterHost, RegistryMirrors};
 
     #[tokio::test]
+    async fn no_more_than_an_honest_build_has() {
+        let spec = Spec { allow_private_addresses: true, ..Spec::default() };
+        let image = |number: usize| Image { reference: format!("10.0.0.{number}/x"), line: None };
+        let mut permitted = Permitted::of(&spec, (0..100).map(image).collect()).await.unwrap();
+        assert_eq!(permitted.registries().count(), MOST_REGISTRIES);
+        assert!(!permitted.learn(image(200)).await.unwrap());
+        assert_eq!(permitted.registries().count(), MOST_REGISTRIES);
+    }
+
+    #[tokio::test]
     async fn registries_of_forbidden_addresses() {
         let spec = Spec {
             allow_private_addresses: true,
@@ -87,12 +131,22 @@ mod tests {
         };
         let check = async |reference: &str| {
             let image = Image { reference: reference.into(), line: Some(3) };
-            check(&spec, vec![image]).await.map_err(|forbidden| forbidden.to_string())
+            let registries = |permitted: Permitted<'_>| permitted.registries().collect::<Vec<_>>().join(" ");
+            let said = Permitted::of(&spec, vec![image.clone()]).await.map(registries);
+            let mut none = Permitted::of(&spec, Vec::new()).await.unwrap();
+            let learned = none.learn(image).await.map(|_| registries(none));
+            assert_eq!(said.as_ref().map_err(ToString::to_string), learned.as_ref().map_err(ToString::to_string));
+            said.map_err(|forbidden| forbidden.to_string())
         };
-        for permitted in
-            ["10.97.0.1:5000/x", "192.168.1.1/x", "localhost:1/x", "registry.tools.svc:5000/x", "a.invalid/x", "-"]
-        {
-            assert_eq!(check(permitted).await, Ok(()), "{permitted}");
+        for (permitted, registries) in [
+            ("10.97.0.1:5000/x", "10.97.0.1:5000 localhost:1"),
+            ("192.168.1.1/x", "192.168.1.1 localhost:1"),
+            ("localhost:1/x", "localhost:1"),
+            ("registry.tools.svc:5000/x", "localhost:1 registry.tools.svc:5000"),
+            ("a.invalid/x", "a.invalid localhost:1"),
+            ("-", "localhost:1"),
+        ] {
+            assert_eq!(check(permitted).await.as_deref(), Ok(registries), "{permitted}");
         }
         for (forbidden, why) in [
             ("10.96.0.1:5000/x", "an address of the cluster"),

@@ -26,8 +26,8 @@ pub struct Arguments<'a> {
     pub memory: &'a Path,
     /// The file that buildctl describes the image in.
     pub metadata: &'a Path,
-    /// A source policy, which says which images are taken for names.
-    pub policy: Option<&'a Path>,
+    /// The source policy, which says which registries are asked, and which images are taken for names.
+    pub policy: &'a Path,
     /// The tarball that is written in place of a push.
     pub archive: Option<&'a Path>,
 }
@@ -42,7 +42,7 @@ impl Arguments<'_> {
         list.push(format!("--local=context={}", source.context.display()));
         list.push(format!("--local=dockerfile={}", source.dockerfile_dir.display()));
         list.extend(source.context_arguments());
-        list.extend(self.policy.map(|policy| format!("--source-policy-file={}", policy.display())));
+        list.push(format!("--source-policy-file={}", self.policy.display()));
         list.extend(self.options()?.into_iter().map(|(name, value)| format!("--opt={name}={value}")));
         if spec.no_cache {
             list.push("--no-cache".to_owned());

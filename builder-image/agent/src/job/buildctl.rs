@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Recorder, Source,
-    addresses::{self, Image},
+    addresses::{Image, Permitted},
     archive,
     arguments::{self, Arguments},
     content,
     dockerfile::{Dockerfile, Instruction},
     excerpt::{Excerpt, read_dockerfile},
-    failure::{Circumstances, explain},
+    failure::{Circumstances, explain, refused_image},
     pins, process_failure, programs,
     progress::{Progress, Update},
     source::ContextContent,
@@ -51,6 +51,16 @@ pub struct Build<'a> {
     pub memory: &'a Path,
 }
 
+/// Where a build writes to.
+struct Outputs<'a> {
+    /// The directory that `metadata` is in.
+    directory: PathBuf,
+    /// What describes the image.
+    metadata: &'a Path,
+    /// The tarball in place of a push.
+    archive: Option<&'a archive::Target>,
+}
+
 /// The longest description of an image that is read.
 const LONGEST_METADATA: u64 = 16 << 20;
 
@@ -76,56 +86,15 @@ impl Build<'_> {
             contexts: &contexts,
         };
         let copied_only = self.only_copies(&dockerfile, stages)?;
-        self.check_registries(&dockerfile, stages).await?;
+        let permitted = self.check_registries(&dockerfile, stages).await?;
         // On the volume: what is in memory is for all jobs.
         let output = self.work.join("output");
         fs::create_dir_all(&output).map_err(|error| JobFailure::agent("make the output's directory", &error))?;
         let metadata = output.join("metadata.json");
         let archives = self.registry.config().archives_dir.as_deref();
         let archive = archive::Target::of(spec, archives)?;
-        let policy = pins::policy(spec, &self.registry.config().state_dir, self.memory);
-        let arguments = Arguments {
-            spec,
-            source: self.source,
-            dockerfile: &dockerfile,
-            memory: self.memory,
-            metadata: &metadata,
-            policy: policy.as_deref(),
-            archive: archive.as_ref().map(archive::Target::temporary),
-        };
-
-        let mut progress = Progress::new(recorder.masker());
-        let writes = archive.as_ref().map(|archive| archive.temporary().to_owned());
-        // An image may be as large as the volume for archives lets it be.
-        let file_bytes = if writes.is_some() { None } else { Some(LARGEST_FILE) };
-        let writes = [output].into_iter().chain(writes).collect();
-        let command = self.command(arguments.list()?, writes, file_bytes);
-        let ended = self.buildctl(command, &mut progress, recorder, stop).await?;
-        if !ended.success() {
-            if has_crashed(ended, progress.text()) {
-                let why = plain_text(progress.text().lines().next().unwrap_or_default(), 200);
-                let message = format!("buildctl broke down ({why}); the builder's pod may have too many processes");
-                return Err(JobFailure::new(Reason::AgentFailed, message));
-            }
-            if policy.is_some() {
-                // A digest may be gone from its registry: the next attempt asks for the names again.
-                pins::forget(&self.registry.config().state_dir);
-            }
-            let content = Some(text.as_str());
-            let dockerfile = self.source.dockerfile.to_string_lossy();
-            let build = Circumstances {
-                dockerfile: &dockerfile,
-                platform: &spec.platform,
-                repository: &spec.repository,
-                arguments: Some(&spec.build_args),
-                no_network: spec.no_network,
-                volume_full: is_full(&self.source.context),
-                content,
-            };
-            let failure = explain(progress.text(), progress.failed_step().as_ref(), build);
-            let failure = JobFailure { warnings: progress.warnings().to_vec(), ..failure };
-            return Err(if failure.reason == Reason::LintFailed { self.lint_failure(failure, &text) } else { failure });
-        }
+        let to = Outputs { directory: output, metadata: &metadata, archive: archive.as_ref() };
+        let progress = self.build(&dockerfile, permitted, to, recorder, stop).await?;
         // BuildKit puts the build's platform on the image whatever the base was: the wrong programs under the right
         // name. Its linter notices.
         if let Some(warning) = progress.warnings().iter().find(|warning| warning.rule == "InvalidBaseImagePlatform") {
@@ -159,6 +128,82 @@ impl Build<'_> {
         Ok(result)
     }
 
+    /// Has buildctl build. Where BuildKit was refused an image whose registry may be asked, once more: neither a look at the
+    /// Dockerfile nor its own names all that a base image holds back.
+    async fn build<'r>(
+        &self,
+        dockerfile: &Dockerfile<'_>,
+        mut permitted: Permitted<'_>,
+        to: Outputs<'_>,
+        recorder: &'r Recorder,
+        stop: &CancellationToken,
+    ) -> Result<Progress<'r>, JobFailure> {
+        let state = &self.registry.config().state_dir;
+        let pins = pins::of(self.spec, state);
+        let archive = to.archive.map(archive::Target::temporary);
+        // An image may be as large as the volume for archives lets it be.
+        let file_bytes = if archive.is_some() { None } else { Some(LARGEST_FILE) };
+        let writes: Vec<PathBuf> = [to.directory].into_iter().chain(archive.map(Path::to_owned)).collect();
+        loop {
+            let policy = pins::write_policy(&pins, permitted.registries(), self.memory)
+                .map_err(|error| JobFailure::agent("write BuildKit's source policy", &error))?;
+            let arguments = Arguments {
+                spec: self.spec,
+                source: self.source,
+                dockerfile,
+                memory: self.memory,
+                metadata: to.metadata,
+                policy: &policy,
+                archive,
+            };
+            let mut progress = Progress::new(recorder.masker());
+            let command = self.command(arguments.list()?, writes.clone(), file_bytes);
+            let ended = self.buildctl(command, &mut progress, recorder, stop).await?;
+            if ended.success() {
+                return Ok(progress);
+            }
+            let failure = self.failure(ended, &progress, dockerfile.text);
+            if let Some(reference) = refused_image(progress.text()) {
+                match permitted.learn(Image { reference, line: None }).await {
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(forbidden) => {
+                        let JobFailure { dockerfile, line, .. } = &failure;
+                        let at = if *line > 0 { format!(" (line {line} of {dockerfile})") } else { String::new() };
+                        return Err(JobFailure { message: format!("{forbidden}{at}"), ..failure });
+                    }
+                }
+            }
+            if !pins.is_empty() {
+                // A digest may be gone from its registry: the next attempt asks for the names again.
+                pins::forget(state);
+            }
+            return Err(failure);
+        }
+    }
+
+    /// Why a build failed.
+    fn failure(&self, ended: ExitStatus, progress: &Progress<'_>, text: &str) -> JobFailure {
+        if has_crashed(ended, progress.text()) {
+            let why = plain_text(progress.text().lines().next().unwrap_or_default(), 200);
+            let message = format!("buildctl broke down ({why}); the builder's pod may have too many processes");
+            return JobFailure::new(Reason::AgentFailed, message);
+        }
+        let dockerfile = self.source.dockerfile.to_string_lossy();
+        let build = Circumstances {
+            dockerfile: &dockerfile,
+            platform: &self.spec.platform,
+            repository: &self.spec.repository,
+            arguments: Some(&self.spec.build_args),
+            no_network: self.spec.no_network,
+            volume_full: is_full(&self.source.context),
+            content: Some(text),
+        };
+        let failure = explain(progress.text(), progress.failed_step().as_ref(), build);
+        let failure = JobFailure { warnings: progress.warnings().to_vec(), ..failure };
+        if failure.reason == Reason::LintFailed { self.lint_failure(failure, text) } else { failure }
+    }
+
     /// Whether nothing runs for the platform. Fails where something has to, and nothing can.
     fn only_copies(&self, dockerfile: &Dockerfile<'_>, build: stages::Build<'_>) -> Result<bool, JobFailure> {
         let spec = self.spec;
@@ -182,8 +227,12 @@ impl Build<'_> {
         Ok(false)
     }
 
-    /// Fails where BuildKit would ask a registry that the job may not reach.
-    async fn check_registries(&self, dockerfile: &Dockerfile<'_>, build: stages::Build<'_>) -> Result<(), JobFailure> {
+    /// The registries that BuildKit may ask, as far as the Dockerfile tells them. Fails where one is none that the job may reach.
+    async fn check_registries(
+        &self,
+        dockerfile: &Dockerfile<'_>,
+        build: stages::Build<'_>,
+    ) -> Result<Permitted<'_>, JobFailure> {
         let contexts = self.source.contexts.iter().filter_map(|context| match &context.content {
             ContextContent::Image(reference) => Some(reference),
             ContextContent::Directory(_) => None,
@@ -192,7 +241,10 @@ impl Build<'_> {
         let named = contexts.chain([&self.spec.repository]).chain(cache).cloned();
         let named = named.map(|reference| Image { reference, line: None });
         let images = stages::images(dockerfile, build).into_iter().chain(named);
-        let Err(forbidden) = addresses::check(self.spec, images.collect()).await else { return Ok(()) };
+        let forbidden = match Permitted::of(self.spec, images.collect()).await {
+            Ok(permitted) => return Ok(permitted),
+            Err(forbidden) => forbidden,
+        };
         let (message, line) = (forbidden.to_string(), forbidden.image.line);
         Err(match line {
             Some(line) => {

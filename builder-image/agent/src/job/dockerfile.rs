@@ -188,9 +188,11 @@ fn is_comment(line: &str) -> bool {
     line.trim_start().starts_with('#')
 }
 
-/// A line without the escape character that ends it, and whether there is one.
+/// A line without the escape character that ends it, and whether there is one. After another it stands for itself, as in
+/// `C:\\`.
 fn continued(line: &str, escape: char) -> (&str, bool) {
-    line.trim_end().strip_suffix(escape).map_or((line, false), |line| (line, true))
+    let ended = line.trim_end().strip_suffix(escape).filter(|line| !line.ends_with(escape));
+    ended.map_or((line, false), |line| (line, true))
 }
 
 /// The escape character that a parser directive at the top chooses.

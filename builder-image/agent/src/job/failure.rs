@@ -69,6 +69,18 @@ pub fn explain(text: &str, step: Option<&FailedStep>, build: Circumstances<'_>) 
     }
 }
 
+/// The image that BuildKit was refused by its source policy, where that is what `text` tells of. A step cannot make it up:
+/// its failure has an exit code.
+#[must_use]
+pub fn refused_image(text: &str) -> Option<String> {
+    let cause = cause(text);
+    if exit_code(&cause).is_some() {
+        return None;
+    }
+    let source = between(&cause, "source \"docker-image", "\" denied by policy")?;
+    source.split_once("://").map(|(_, reference)| reference.to_owned())
+}
+
 fn classify(
     cause: &str,
     exit_code: Option<i32>,
@@ -82,6 +94,12 @@ fn classify(
     }
     if let Some(code) = exit_code {
         return step::failure(code, step, build);
+    }
+    if let Some(image) = refused_image(cause) {
+        let message = format!(
+            "the registry of {image} is not asked: its address was not looked at; name fewer registries, and names that Kiln can read"
+        );
+        return (Reason::AddressForbidden, message);
     }
     if has(&["no space left on device", "disk quota exceeded"]) {
         return (

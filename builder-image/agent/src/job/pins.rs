@@ -1,5 +1,7 @@
 //! `pull: IfNotPresent`: which digest the builder took for a base image's name, so that it need not be asked for again.
 //!
+//! And which registries BuildKit may ask at all: only those whose addresses were looked at.
+//!
 //! BuildKit's OCI worker keeps no list of images by name, so `image-resolve-mode=local` does nothing there: it looks
 //! each tag up at each build. What it has by digest it takes without a look. So the agent keeps the names, and gives
 //! BuildKit a source policy that puts the digests in their place.
@@ -14,6 +16,7 @@ use std::{
 use futures::StreamExt as _;
 use kiln_agent_proto::{Job as Spec, PullPolicy};
 use kiln_registry::Reference;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::registries::Registries;
@@ -27,18 +30,23 @@ const AT_ONCE: usize = 8;
 const MOST: usize = 1000;
 
 /// Names with their digests, such as `docker.io/library/busybox:latest` and `sha256:…`.
-type Pins = BTreeMap<String, String>;
+pub type Pins = BTreeMap<String, String>;
 
-/// Writes a source policy to the job's memory, where it is to pull only what is not there, and gives its path.
+/// The digests that are put in the place of names: where the job is to pull only what is not there.
 #[must_use]
-pub fn policy(spec: &Spec, state: &Path, memory: &Path) -> Option<PathBuf> {
-    let pins = if spec.pull() == PullPolicy::PullIfNotPresent { read(state) } else { Pins::new() };
-    if pins.is_empty() {
-        return None;
-    }
+pub fn of(spec: &Spec, state: &Path) -> Pins {
+    if spec.pull() == PullPolicy::PullIfNotPresent { read(state) } else { Pins::new() }
+}
+
+/// Writes the source policy to the job's memory, and gives its path.
+pub fn write_policy<'a>(
+    pins: &Pins,
+    registries: impl Iterator<Item = &'a str>,
+    memory: &Path,
+) -> std::io::Result<PathBuf> {
     let path = memory.join(POLICY);
-    fs::write(&path, rules(&pins)).ok()?;
-    Some(path)
+    fs::write(&path, rules(pins, registries))?;
+    Ok(path)
 }
 
 /// Keeps what names stood for in a build, where the job wants it. What the build says of that is a hint, which its Dockerfile
@@ -125,19 +133,31 @@ fn read(state: &Path) -> Pins {
     fs::read(path(state)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
-/// <https://github.com/moby/buildkit/blob/v0.33.1/sourcepolicy/pb/policy.proto>
-fn rules(pins: &Pins) -> String {
-    let rules: Vec<_> = pins
-        .iter()
-        .map(|(name, digest)| {
-            serde_json::json!({
-                "action": "CONVERT",
-                "selector": {"identifier": format!("docker-image://{name}"), "matchType": "EXACT"},
-                "updates": {"identifier": format!("docker-image://{name}@{digest}")},
-            })
+/// With the names that Go's own JSON has for fields, which `buildctl` reads: a name that it does not know it passes over. The
+/// last rule that matches says whether an image is asked for, and what a digest is put into is judged anew:
+/// <https://github.com/moby/buildkit/blob/v0.33.1/sourcepolicy/engine.go>.
+fn rules<'a>(pins: &Pins, registries: impl Iterator<Item = &'a str>) -> String {
+    // Of images and of single blobs.
+    let judged = |action: &str, of: &str| {
+        let selector = json!({"identifier": format!("^docker-image(\\+blob)?://{of}"), "match_type": "REGEX"});
+        json!({"action": action, "selector": selector})
+    };
+    let permitted = registries.map(|registry| judged("ALLOW", &format!("(?i:{})/", quoted(registry))));
+    let pinned = pins.iter().map(|(name, digest)| {
+        json!({
+            "action": "CONVERT",
+            "selector": {"identifier": format!("docker-image://{name}"), "match_type": "EXACT"},
+            "updates": {"identifier": format!("docker-image://{name}@{digest}")},
         })
-        .collect();
-    serde_json::json!({"version": 1, "rules": rules}).to_string()
+    });
+    let rules: Vec<_> = [judged("DENY", "")].into_iter().chain(permitted).chain(pinned).collect();
+    json!({"version": 1, "rules": rules}).to_string()
+}
+
+/// For Go's regular expressions: every character that is no letter and no digit stands for itself.
+fn quoted(text: &str) -> String {
+    let escape = |char: char| (!char.is_ascii_alphanumeric()).then_some('\\').into_iter().chain([char]);
+    text.chars().filter(char::is_ascii_graphic).flat_map(escape).collect()
 }
 
 #[cfg(test)]
@@ -148,13 +168,16 @@ mod tests {
     fn names_are_kept_and_used_where_asked_for() {
         let (state, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let spec = Spec { pull: PullPolicy::PullIfNotPresent.into(), ..Spec::default() };
-        assert_eq!(policy(&spec, state.path(), memory.path()), None);
+        assert!(of(&spec, state.path()).is_empty());
         for (name, digest) in [("a:1", "sha256:1"), ("b:1", "sha256:2"), ("a:1", "sha256:3")] {
             keep(state.path(), vec![(format!("docker.io/library/{name}"), digest.to_owned())]);
         }
-        insta::assert_snapshot!(fs::read_to_string(policy(&spec, state.path(), memory.path()).unwrap()).unwrap());
-        assert_eq!(policy(&Spec::default(), state.path(), memory.path()), None);
+        let registries = ["docker.io", "[fd00::1]:5000"].into_iter();
+        let written = write_policy(&of(&spec, state.path()), registries, memory.path()).unwrap();
+        let written: serde_json::Value = serde_json::from_slice(&fs::read(written).unwrap()).unwrap();
+        insta::assert_snapshot!(serde_json::to_string_pretty(&written).unwrap());
+        assert!(of(&Spec::default(), state.path()).is_empty());
         forget(state.path());
-        assert_eq!(policy(&spec, state.path(), memory.path()), None);
+        assert!(of(&spec, state.path()).is_empty());
     }
 }

@@ -171,7 +171,8 @@ fn names_in(instruction: &Instruction, variables: &HashMap<String, String>) -> V
         "RUN" => instruction
             .options("mount")
             .flat_map(|mount| mount.split(','))
-            .filter_map(|field| field.trim_matches('"').strip_prefix("from="))
+            .filter_map(|field| field.trim_matches('"').split_once('='))
+            .filter_map(|(key, value)| key.eq_ignore_ascii_case("from").then_some(value))
             .collect(),
         _ => Vec::new(),
     };

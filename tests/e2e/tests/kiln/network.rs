@@ -184,6 +184,20 @@ async fn the_cluster_itself_is_no_source_and_no_registry() {
                 assert_eq!(message.contains("line 2 of Dockerfile"), name == "from", "{host}: {message}");
             }
         }
+        // What the agent's own look at a Dockerfile does not show it: BuildKit has to be refused it.
+        let base = format!("FROM busybox\nONBUILD COPY --from={service}/app / /\n");
+        let base = Build::inline(tenant, "base", &[("Dockerfile", &base)]).amd64();
+        let base = image_of(&tenant.build(&base).await);
+        for (name, dockerfile) in [
+            ("of-a-base", format!("FROM {}@{}\n", base.repository, base.digest)),
+            ("behind-a-quote", format!("FROM busybox AS first\nRUN echo \"<<END\"\nFROM {service}/app\n")),
+        ] {
+            tenant.create_build(&Build::inline(tenant, name, &[("Dockerfile", &dockerfile)]).amd64()).await;
+            let build = tenant.not_ready(name, "AddressForbidden").await;
+            let message = condition(&build, "Ready").unwrap().message.clone();
+            assert!(message.contains("allow.cluster lists"), "{name}: {message}");
+        }
+        assert_eq!(front.connections(), 0, "nobody came to the Service");
     })
     .await;
 }
@@ -217,6 +231,7 @@ async fn services_are_reached_where_the_pool_lists_them() {
         let refused = tenant.not_ready("refused", "AddressForbidden").await;
         let message = &condition(&refused, "Ready").unwrap().message;
         assert!(message.contains("an address of the cluster"), "{message}");
+        assert!(front.connections() > 0, "connections are counted");
     })
     .await;
 }

@@ -13,7 +13,7 @@ fn list(spec: &Spec, text: &str, commit_time: Option<i64>) -> Result<String, Job
         dockerfile: &Dockerfile::read(text),
         memory: Path::new("/memory/job"),
         metadata: Path::new("/memory/job/metadata.json"),
-        policy: None,
+        policy: Path::new("/memory/job/policy.json"),
         archive: spec.archive_path.strip_prefix("archive").map(|_| Path::new("/archives/x.part")),
     };
     arguments.list().map(|list| list.join("\n"))
