@@ -15,6 +15,7 @@ use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
@@ -29,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::server::{Health, serve};
 use crate::trace::Traces;
 use crate::trim;
-use crate::turns::Turns;
+use crate::turns::{ALL, OF_NAMESPACE, Turns};
 use crate::watches::{Changes, PAGE, Synced, Wake, drive, stream, tell, wakes, watch};
 use crate::{builder_pool, cluster_network, image_build, image_build_run, network_policy};
 
@@ -284,7 +285,7 @@ async fn control(
                 "imagebuild",
                 changed_image_builds,
                 stores.image_builds.clone(),
-                woken.image_builds,
+                (wake.image_builds.clone(), woken.image_builds),
                 &context,
                 &stop,
                 image_build::reconcile,
@@ -293,7 +294,7 @@ async fn control(
                 "imagebuildrun",
                 changed_runs,
                 stores.runs.clone(),
-                woken.runs,
+                (wake.runs.clone(), woken.runs),
                 &context,
                 &stop,
                 image_build_run::reconcile,
@@ -302,7 +303,7 @@ async fn control(
                 "builderpool",
                 changed_pools,
                 stores.pools.clone(),
-                woken.pools,
+                (wake.pools.clone(), woken.pools),
                 &context,
                 &stop,
                 builder_pool::reconcile,
@@ -363,7 +364,7 @@ async fn reconcile_all<K, E, F>(
     name: &'static str,
     changes: crate::watches::Changes<K>,
     store: kube::runtime::reflector::Store<K>,
-    woken: tokio::sync::mpsc::UnboundedReceiver<ObjectRef<K>>,
+    (wake, woken): (UnboundedSender<ObjectRef<K>>, UnboundedReceiver<ObjectRef<K>>),
     context: &Arc<Context>,
     stop: &CancellationToken,
     reconcile: fn(Arc<K>, Arc<Context>) -> F,
@@ -381,33 +382,37 @@ async fn reconcile_all<K, E, F>(
         warn!(controller = name, object = key(&object), error = %problem, failed, "a reconcile failed");
         Action::requeue(crate::context::backoff(failed))
     };
-    let turns: Arc<Turns> = Arc::default();
+    let turns = Turns::new(OF_NAMESPACE, wake);
+    let went_on = turns.clone();
     let each = move |object: Arc<K>, context: Arc<Context>| {
         let (failures, turns) = (failures.clone(), turns.clone());
-        let span = info_span!("reconcile", controller = name, object = key(&object));
         async move {
             context.stores.synced.wait().await;
-            let _turn = turns.take(object.meta().namespace.as_deref().unwrap_or_default()).await;
+            // Who waits is woken.
+            let Some(_turn) = turns.take(&ObjectRef::from_obj(&*object)) else { return Ok(Action::await_change()) };
             let begun = Instant::now();
-            // In a box that is made only now: ten thousand may wait for their turns.
-            let result = Box::pin(reconcile(object.clone(), context.clone())).await;
+            let span = info_span!("reconcile", controller = name, object = key(&object));
+            let result = reconcile(object.clone(), context.clone()).instrument(span).await;
             context.metrics.reconciled(name, begun.elapsed().as_secs_f64(), result.is_err());
             if result.is_ok() {
                 failures.remove(&key(&object));
             }
             result
         }
-        .instrument(span)
     };
     Controller::for_stream(changes, store)
+        .with_config(controller::Config::default().concurrency(ALL))
         .reconcile_on(stream(woken))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(each, on_error, context.clone())
-        .for_each(|result| async move {
+        .for_each(async |result| {
             match result {
                 // The error policy has told these.
-                // Nor is anything left to do for an object that is gone.
-                Ok(_) | Err(controller::Error::ReconcilerFailed(..) | controller::Error::ObjectNotFound(_)) => {}
+                Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
+                // It may have been woken for its turn.
+                Err(controller::Error::ObjectNotFound(gone)) => {
+                    went_on.next(gone.namespace.as_deref().unwrap_or_default());
+                }
                 Err(problem) => error!(controller = name, error = %problem, "a controller's stream failed"),
             }
         })

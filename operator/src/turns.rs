@@ -1,107 +1,159 @@
-//! How many reconciles of a kind go on at once. When the operator starts, all objects wait for theirs, and each that has
-//! begun holds memory and may hold a connection: so few begin, and the others wait, small. Every namespace has a share of
-//! its own: one whose Git server or registry is slow waits for itself.
+//! How many reconciles of a namespace go on at once. When the operator starts, ten thousand objects wait for theirs, and
+//! each that has begun holds memory and may hold a connection. So few begin, of each namespace its share: one whose Git
+//! server or registry is slow waits for itself. Who waits is a name in a queue, and is woken.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use kube::Resource;
+use kube::runtime::reflector::ObjectRef;
+use tokio::sync::mpsc::UnboundedSender;
 
-/// How many go on at once.
-const ALL: usize = 256;
+/// How many reconciles of a kind go on at once.
+pub const ALL: u16 = 128;
 /// How many of them are of one namespace.
-const OF_NAMESPACE: usize = 16;
+pub const OF_NAMESPACE: usize = 8;
 
-/// Gives turns.
-pub struct Turns {
-    all: Arc<Semaphore>,
+/// Gives turns to objects of a kind.
+pub struct Turns<K: Resource<DynamicType = ()>> {
     of_namespace: usize,
-    shares: Mutex<HashMap<String, Weak<Semaphore>>>,
+    shares: Mutex<HashMap<String, Share<K>>>,
+    wake: UnboundedSender<ObjectRef<K>>,
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self::new(ALL, OF_NAMESPACE)
-    }
+/// What a namespace has of turns.
+struct Share<K: Resource<DynamicType = ()>> {
+    going: usize,
+    /// In the order in which they came; one that has had its turn since is in `waiting` no more.
+    queue: VecDeque<ObjectRef<K>>,
+    waiting: HashSet<ObjectRef<K>>,
 }
 
-/// Lasts until it is dropped.
+/// Lasts until it is dropped; then the next one of its namespace is woken.
 #[must_use]
-#[derive(Debug)]
-pub struct Turn {
-    _share: Option<OwnedSemaphorePermit>,
-    _of_all: Option<OwnedSemaphorePermit>,
+pub struct Turn<K: Resource<DynamicType = ()>> {
+    turns: Arc<Turns<K>>,
+    namespace: String,
 }
 
-impl Turns {
-    fn new(all: usize, of_namespace: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), of_namespace, shares: Mutex::default() }
-    }
-
-    /// Waits for a turn of a namespace; `""` is that of objects without one. First come, first served.
-    pub async fn take(&self, namespace: &str) -> Turn {
-        // The own share first: who waits for it holds nothing that others wait for. A semaphore here is never closed.
-        let share = self.share(namespace).acquire_owned().await.ok();
-        let of_all = self.all.clone().acquire_owned().await.ok();
-        Turn { _share: share, _of_all: of_all }
-    }
-
-    fn share(&self, namespace: &str) -> Arc<Semaphore> {
-        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = shares.get(namespace).and_then(Weak::upgrade) {
-            return share;
+impl<K: Resource<DynamicType = ()>> Drop for Turn<K> {
+    fn drop(&mut self) {
+        if let Some(share) = self.turns.shares().get_mut(&self.namespace) {
+            share.going -= 1;
         }
-        // Whoever holds or waits for a turn of a namespace keeps its share.
-        shares.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(Semaphore::new(self.of_namespace));
-        shares.insert(namespace.to_owned(), Arc::downgrade(&share));
-        share
+        self.turns.next(&self.namespace);
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + Debug> Turns<K> {
+    /// Nobody has one yet. `wake` is sent those whose turn has come.
+    #[must_use]
+    pub fn new(of_namespace: usize, wake: UnboundedSender<ObjectRef<K>>) -> Arc<Self> {
+        Arc::new(Self { of_namespace, shares: Mutex::default(), wake })
+    }
+
+    /// The object's turn. `None`: it waits, and is woken.
+    pub fn take(self: &Arc<Self>, object: &ObjectRef<K>) -> Option<Turn<K>> {
+        let namespace = object.namespace.clone().unwrap_or_default();
+        let mut shares = self.shares();
+        let share = shares.entry(namespace.clone()).or_insert_with(|| Share {
+            going: 0,
+            queue: VecDeque::new(),
+            waiting: HashSet::new(),
+        });
+        if share.going < self.of_namespace {
+            share.going += 1;
+            share.waiting.remove(object);
+            return Some(Turn { turns: self.clone(), namespace });
+        }
+        if share.waiting.insert(object.clone()) {
+            share.queue.push_back(object.clone());
+        }
+        None
+    }
+}
+
+impl<K: Resource<DynamicType = ()>> Turns<K> {
+    /// Wakes who waits longest in a namespace: a turn has ended, or the object that was woken is gone.
+    pub fn next(&self, namespace: &str) {
+        let mut shares = self.shares();
+        let Some(share) = shares.get_mut(namespace) else { return };
+        while let Some(object) = share.queue.pop_front() {
+            if share.waiting.remove(&object) {
+                // The receiver lives as long as the controllers do.
+                let _ = self.wake.send(object);
+                return;
+            }
+        }
+        if share.going == 0 {
+            shares.remove(namespace);
+        }
+    }
+
+    fn shares(&self) -> MutexGuard<'_, HashMap<String, Share<K>>> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::FutureExt as _;
+    use k8s_openapi::api::core::v1::Pod;
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-    fn now(turns: &Turns, namespace: &str) -> Option<Turn> {
-        turns.take(namespace).now_or_never()
+    fn turns(of_namespace: usize) -> (Arc<Turns<Pod>>, UnboundedReceiver<ObjectRef<Pod>>) {
+        let (wake, woken) = unbounded_channel();
+        (Turns::new(of_namespace, wake), woken)
+    }
+
+    fn object(namespace: &str, name: &str) -> ObjectRef<Pod> {
+        ObjectRef::new(name).within(namespace)
     }
 
     #[test]
-    fn a_namespace_that_is_slow_waits_for_itself() {
-        let turns = Turns::new(4, 2);
-        let slow = [now(&turns, "slow"), now(&turns, "slow")];
-        assert!(slow.iter().all(Option::is_some));
-        assert!(now(&turns, "slow").is_none(), "its share is used up");
-        let other = now(&turns, "other");
-        assert!(other.is_some(), "another has its own");
-        drop(slow);
-        assert!(now(&turns, "slow").is_some());
+    fn a_namespace_that_is_slow_waits_for_itself_and_is_woken_in_order() {
+        let (turns, mut woken) = turns(2);
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| object("slow", name));
+        let (of_a, of_b) = (turns.take(&a), turns.take(&b));
+        assert!(of_a.is_some() && of_b.is_some());
+        assert!(turns.take(&c).is_none() && turns.take(&d).is_none() && turns.take(&c).is_none());
+        assert!(turns.take(&object("other", "x")).is_some(), "another namespace has its own");
+        assert!(woken.try_recv().is_err());
+        drop(of_a);
+        assert_eq!(woken.try_recv(), Ok(c.clone()));
+        let of_c = turns.take(&c);
+        assert!(of_c.is_some());
+        drop((of_b, of_c));
+        assert_eq!(woken.try_recv(), Ok(d), "once");
+        assert!(woken.try_recv().is_err());
+        assert!(turns.shares().is_empty(), "nothing is kept of who has had enough");
     }
 
     #[test]
-    fn all_together_are_bounded_and_what_is_held_for_the_gone_is_forgotten() {
-        let turns = Turns::new(3, 2);
-        let held: Vec<_> = ["a", "a", "b"].map(|namespace| now(&turns, namespace)).into();
-        assert!(held.iter().all(Option::is_some));
-        assert!(now(&turns, "c").is_none());
-        drop(held);
-        assert!(now(&turns, "d").is_some());
-        assert_eq!(turns.shares.lock().unwrap().len(), 1, "that of d");
+    fn one_that_is_gone_holds_up_nobody() {
+        let (turns, mut woken) = turns(1);
+        let [a, gone, b] = ["a", "gone", "b"].map(|name| object("ns", name));
+        let of_a = turns.take(&a);
+        assert!(turns.take(&gone).is_none() && turns.take(&b).is_none());
+        drop(of_a);
+        assert_eq!(woken.try_recv(), Ok(gone));
+        turns.next("ns");
+        assert_eq!(woken.try_recv(), Ok(b));
     }
 
-    #[tokio::test]
-    async fn the_first_that_waits_is_the_first_that_goes_on() {
-        let turns = Turns::new(1, 1);
-        let held = now(&turns, "a");
-        let mut first = Box::pin(turns.take("b"));
-        assert!((&mut first).now_or_never().is_none());
-        let mut second = Box::pin(turns.take("c"));
-        assert!((&mut second).now_or_never().is_none());
-        drop(held);
-        assert!((&mut second).now_or_never().is_none());
-        drop(first.await);
-        drop(second.await);
+    #[test]
+    fn one_that_had_its_turn_meanwhile_is_not_woken() {
+        let (turns, mut woken) = turns(1);
+        let [a, b, c] = ["a", "b", "c"].map(|name| object("ns", name));
+        let of_a = turns.take(&a);
+        assert!(turns.take(&b).is_none() && turns.take(&c).is_none());
+        drop(of_a);
+        assert_eq!(woken.try_recv(), Ok(b));
+        // It comes by itself, for it has changed.
+        let of_c = turns.take(&c);
+        assert!(of_c.is_some());
+        drop(of_c);
+        assert!(woken.try_recv().is_err());
     }
 }
