@@ -26,8 +26,9 @@ const LARGE: usize = 200;
 const RUNS: usize = 2;
 /// How many change at the end, and are built.
 const BUILT: usize = 20;
-/// The most that the operator may use, in MiB.
-const MOST: u64 = 100;
+/// The most that the operator may use, in MiB: with its program, which takes some 20 as it ships and 40 as it is tested, no
+/// more than 100.
+const MOST: u64 = 80;
 /// How many requests are sent at once.
 const AT_ONCE: usize = 16;
 
@@ -42,11 +43,16 @@ async fn large_files_are_not_kept() {
         let text = "0123456789abcdef".repeat(15_250);
         let large: Vec<_> = ["a", "b", "c", "d"].map(|part| (part, text.as_str())).into();
         let make = |number: usize| {
-            let files = if number < LARGE { large.as_slice() } else { &[] };
-            let files = [&[("Dockerfile", "FROM busybox\n")][..], files].concat();
             // Neighbours by name: a page of a list has many of them.
-            let name = if number < LARGE { format!("large-{number}") } else { format!("small-{number}") };
-            Build::inline(tenant, &name, &files).amd64().with(|spec| spec.suspend = true)
+            let build = if number < LARGE {
+                let files = [&[("Dockerfile", "FROM busybox\n")][..], large.as_slice()].concat();
+                Build::inline(tenant, &format!("large-{number}"), &files)
+            } else {
+                let git = json!({"git": {"url": "https://git.example/app.git"}});
+                let source = serde_json::from_value(git).expect("it is a source");
+                Build::inline(tenant, &format!("small-{number}"), &[]).with(|spec| spec.source = source)
+            };
+            build.amd64().with(|spec| spec.suspend = true)
         };
         futures::stream::iter(0..ALL)
             .map(async |number| {
@@ -138,12 +144,12 @@ async fn is_small(operator: &Operator<'_>, when: &str) {
     assert!(now <= MOST, "the operator has {now} MiB {when}");
 }
 
-/// What the operator uses, in MiB.
+/// What the operator uses beside its program, in MiB.
 async fn resident(operator: &Operator<'_>) -> u64 {
     let leader = operator.leader().await;
     let process = Operator::processes(&leader)[0];
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the process is there");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the kernel tells what it uses");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("the kernel tells what it uses");
     let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("in kB");
     kibibytes >> 10
 }
