@@ -41,6 +41,11 @@ pub const FIELD_MANAGER: &str = "kiln";
 /// How many objects are read with their files at once. It is for the API server alone to say how long one is held.
 const WITH_FILES: usize = 4;
 
+/// How many Events wait to be written at most: one more is left out, and the log says so.
+const WAITING_EVENTS: usize = 1_000;
+/// How many are written at once: each takes a connection.
+const EVENTS_AT_ONCE: usize = 16;
+
 /// Copies of the cluster's objects, kept by watches.
 pub struct Stores {
     /// All ImageBuilds.
@@ -91,6 +96,8 @@ pub struct Context {
     pub placing: tokio::sync::Mutex<()>,
     /// Held while an object is in memory with its files, a megabyte of them.
     pub with_files: Semaphore,
+    /// Room for Events that wait to be written, and for those that are being written.
+    pub events: (Arc<Semaphore>, Arc<Semaphore>),
     /// Whether the API server was seen to drop `hostUsers: false`.
     pub api_drops_host_users: AtomicBool,
     /// What is remembered of each ImageBuild between reconciles, by UID.
@@ -140,6 +147,7 @@ impl Context {
             traces: None,
             placing: tokio::sync::Mutex::default(),
             with_files: Semaphore::new(WITH_FILES),
+            events: (Arc::new(Semaphore::new(WAITING_EVENTS)), Arc::new(Semaphore::new(EVENTS_AT_ONCE))),
             api_drops_host_users: false.into(),
             image_builds: Remembered::default(),
             cancelled: Notify::new(),
@@ -167,6 +175,12 @@ impl Context {
         K: kube::Resource<DynamicType = ()>,
     {
         let regarding = object.object_ref(&());
+        let (waiting, at_once) = &self.events;
+        let Ok(room) = waiting.clone().try_acquire_owned() else {
+            warn!(reason, object = regarding.name, "an Event is left out: too many wait to be written");
+            return;
+        };
+        let at_once = at_once.clone();
         let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
         let now = Timestamp::now();
         let event = Event {
@@ -188,6 +202,8 @@ impl Context {
         };
         let events = namespaced::<Event>(&self.client, &namespace);
         tokio::spawn(async move {
+            let _room = room;
+            let _turn = at_once.acquire().await;
             match events.create(&PostParams::default(), &event).await {
                 // Its namespace is being deleted: nobody is left to read it.
                 Err(kube::Error::Api(status)) if status.is_not_found() || is_terminating(&status) => {}
