@@ -26,9 +26,9 @@ const LARGE: usize = 200;
 const RUNS: usize = 2;
 /// How many change at the end, and are built.
 const BUILT: usize = 20;
-/// The most that the operator may use, in MiB: with its program, which takes some 20 as it ships and 40 as it is tested, no
-/// more than 100.
-const MOST: u64 = 80;
+/// The most that the operator may use beside its program, in MiB. The program takes 17 as it ships (`make bench`), 37 as it is
+/// tested; 100 for both is the aim.
+const MOST: u64 = 95;
 /// How many requests are sent at once.
 const AT_ONCE: usize = 16;
 
