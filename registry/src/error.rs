@@ -235,9 +235,9 @@ fn classify(status: StatusCode, answer: &Answer, writes_tag: bool) -> ErrorKind 
         401 => ErrorKind::Unauthorized,
         403 => ErrorKind::Denied,
         _ if answer.code == "NAME_INVALID" => ErrorKind::NameInvalid,
-        404 if matches!(answer.code.as_str(), "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN" | "MANIFEST_BLOB_UNKNOWN") => {
-            ErrorKind::NotFound
-        }
+        // It has taken what a manifest names, and does not find it yet: it answers so to the PUT of the manifest.
+        _ if answer.code == "MANIFEST_BLOB_UNKNOWN" => ErrorKind::Unavailable,
+        404 if matches!(answer.code.as_str(), "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN") => ErrorKind::NotFound,
         404 => ErrorKind::NameUnknown,
         _ => ErrorKind::Protocol,
     }
@@ -269,6 +269,8 @@ mod tests {
             (403, "DENIED", "requested access to the resource is denied", false, ErrorKind::Denied),
             (404, "NAME_UNKNOWN", "repository name not known to registry", false, ErrorKind::NameUnknown),
             (404, "MANIFEST_UNKNOWN", "manifest unknown", false, ErrorKind::NotFound),
+            (400, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", false, ErrorKind::Unavailable),
+            (404, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", true, ErrorKind::Unavailable),
             (400, "NAME_INVALID", "invalid repository name", false, ErrorKind::NameInvalid),
             (429, "TOOMANYREQUESTS", "slow down", false, ErrorKind::RateLimited),
             (503, "", "", false, ErrorKind::Unavailable),

@@ -141,6 +141,10 @@ fn registry_answer(cause: &str) -> Answer {
         "network is unreachable",
         "no route to host",
         "server misbehaving",
+        // A manifest is sent after all that it names. Registries that keep files read what a blob is called while another
+        // platform's push writes it again; those with several replicas may not have heard of it.
+        "blob unknown to registry",
+        "blob unknown: ",
     ]) {
         Answer::Unavailable
     } else if has(&["not found", "404 Not Found", "404", "410 Gone", "name unknown", "repository name not known"]) {

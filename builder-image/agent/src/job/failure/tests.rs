@@ -48,6 +48,10 @@ fn answers_that_no_test_registry_gives() {
             "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/blobs/uploads/1: 503 Service Unavailable",
             Reason::RegistryUnavailable,
         ),
+        (
+            "failed to push r.io/x: errors:\nunknown: provided digest did not match uploaded content\nunknown: blob unknown to registry - sha256:583522de0e23385bb5e9d8e1b002ec537be5a890d9ef6e99fc67a8641e7d00f6\n",
+            Reason::RegistryUnavailable,
+        ),
         ("failed to push r.io/x: server message: insufficient_scope: authorization failed", Reason::PushDenied),
         (
             "failed to push r.io/x: name unknown: The repository with name 'x' does not exist",
