@@ -13,6 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    collect::Limits,
     process::{self, ProcessError},
     sandbox::{Confinement, Network, Sandbox},
     trust::Trust,
@@ -26,8 +27,10 @@ const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_ERROR: usize = 16 << 10;
 /// Says which spans the SDK of OpenTelemetry keeps.
 pub const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
-/// Asks for the sizes of all but cache mounts: of one that has changed, the size is counted with its lock held.
-const USAGE: [&str; 5] = ["du", "--filter", "type!=exec.cachemount", "--format", "{{range .}}{{.Size}} {{end}}"];
+/// Asks for the sizes of all that the cache holds.
+const SIZES: [&str; 3] = ["du", "--format", "{{range .}}{{.Size}} {{end}}"];
+/// Leaves cache mounts out: of one that has changed, the size is counted with its lock held.
+const NO_MOUNTS: [&str; 2] = ["--filter", "type!=exec.cachemount"];
 /// How long the usage of the cache holds, and how long it may take to tell.
 const USAGE_HOLDS: Duration = Duration::from_secs(1);
 const USAGE_PATIENCE: Duration = Duration::from_millis(800);
@@ -67,8 +70,6 @@ pub struct About {
     pub version: String,
     /// OCI platform strings that it can build, the native one first.
     pub platforms: Vec<String>,
-    /// The most bytes that its cache may hold before it drops something. 0: unknown.
-    pub cache_size: u64,
 }
 
 /// A buildkitd and what is known of it.
@@ -84,7 +85,7 @@ pub struct Buildkit {
 /// The builds that run. While BuildKit adds up what its cache holds, it takes hold of each cache mount that has changed, and
 /// gives a step that wants it an empty one in its place.
 #[derive(Debug, Default)]
-struct Builds(watch::Sender<usize>);
+pub struct Builds(watch::Sender<usize>);
 
 /// A build that runs, from before its first request.
 #[must_use]
@@ -97,14 +98,21 @@ impl Drop for Building<'_> {
 }
 
 impl Builds {
-    fn begin(&self) -> Building<'_> {
+    /// A build begins.
+    pub fn begin(&self) -> Building<'_> {
         self.0.send_modify(|running| *running += 1);
         Building(self)
     }
 
+    /// How many run, from now on.
+    #[must_use]
+    pub fn running(&self) -> watch::Receiver<usize> {
+        self.0.subscribe()
+    }
+
     /// The answer to `question`, if no build runs before it is there.
-    async fn between<T>(&self, question: impl Future<Output = T>) -> Option<T> {
-        let mut running = self.0.subscribe();
+    pub async fn between<T>(&self, question: impl Future<Output = T>) -> Option<T> {
+        let mut running = self.running();
         tokio::select! {
             biased;
             _ = running.wait_for(|running| *running > 0) => None,
@@ -123,6 +131,12 @@ impl Buildkit {
     /// A build begins: what it waits for until it needs buildkitd is time for others to let go of the cache.
     pub fn begin(&self) -> Building<'_> {
         self.builds.begin()
+    }
+
+    /// The builds that run.
+    #[must_use]
+    pub fn builds(&self) -> &Builds {
+        &self.builds
     }
 
     /// `buildctl`, to be given a command; beside what its every use needs it reads and writes these files.
@@ -202,7 +216,8 @@ impl Buildkit {
         if let Some((_, used)) = usage.filter(|(asked, _)| asked.elapsed() < USAGE_HOLDS) {
             return Some(used);
         }
-        let sizes = self.builds.between(self.ask(&USAGE));
+        let question = [&SIZES[..], &NO_MOUNTS].concat();
+        let sizes = self.builds.between(self.ask(&question));
         // A large cache may take longer: what was true a while ago still says more than nothing.
         let Ok(Some(Ok(sizes))) = tokio::time::timeout(USAGE_PATIENCE, sizes).await else {
             return usage.map(|(_, used)| used);
@@ -212,14 +227,17 @@ impl Buildkit {
         Some(used)
     }
 
-    /// Has buildkitd drop at once what it would drop in a minute: what a failed step wrote, and what is above the cache's
-    /// limit. On a full volume the next build would fail too.
-    pub async fn make_room(&self) -> Result<(), BuildkitError> {
-        let limit = self.about().await?.cache_size;
-        // Where no limit is known, a filter that nothing matches.
-        let keep =
-            if limit > 0 { format!("--keep-storage={}", limit / 1_000_000) } else { "--filter=id==none".to_owned() };
-        self.ask(&["prune", &keep]).await.map(drop)
+    /// How many bytes the cache holds, cache mounts with them; not to be asked while a build runs.
+    pub async fn cache_with_mounts(&self) -> Result<u64, BuildkitError> {
+        self.wait(&CancellationToken::new()).await?;
+        self.ask(&SIZES).await.map(|sizes| sum(&sizes))
+    }
+
+    /// Has buildkitd drop what failed steps wrote, and what is above the limits.
+    pub async fn prune(&self, limits: Limits) -> Result<(), BuildkitError> {
+        self.wait(&CancellationToken::new()).await?;
+        let arguments = pruning(limits);
+        self.ask(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await.map(drop)
     }
 
     async fn ask(&self, question: &[&str]) -> Result<Vec<u8>, BuildkitError> {
@@ -245,6 +263,21 @@ fn sum(sizes: &[u8]) -> u64 {
     sizes.split_whitespace().filter_map(|size| size.parse::<u64>().ok()).fold(0, u64::saturating_add)
 }
 
+/// What has `buildctl` bring the cache within these limits.
+fn pruning(limits: Limits) -> Vec<String> {
+    let mut arguments = vec!["prune".to_owned(), "--all".to_owned()];
+    let Limits { reserved, most, free } = limits;
+    for (option, bytes) in [("keep-storage-min", reserved), ("keep-storage", most), ("free-storage", free)] {
+        // Its unit is a million bytes.
+        arguments.push(format!("--{option}={}.{:06}", bytes / 1_000_000, bytes % 1_000_000));
+    }
+    // Without a limit it would drop everything: a filter that nothing matches.
+    if limits == Limits::default() {
+        arguments.push("--filter=id==none".to_owned());
+    }
+    arguments
+}
+
 /// Reads the answer of `buildctl debug workers`.
 fn about(workers: &[u8]) -> Result<About, BuildkitError> {
     #[derive(Deserialize)]
@@ -252,14 +285,6 @@ fn about(workers: &[u8]) -> Result<About, BuildkitError> {
     struct Worker {
         platforms: Vec<Platform>,
         buildkit_version: Version,
-        #[serde(rename = "gcPolicy", default)]
-        policies: Option<Vec<Policy>>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Policy {
-        #[serde(default)]
-        max_used_space: u64,
     }
     #[derive(Deserialize)]
     struct Version {
@@ -274,9 +299,6 @@ fn about(workers: &[u8]) -> Result<About, BuildkitError> {
     }
     let workers: Vec<Worker> = serde_json::from_slice(workers).map_err(BuildkitError::Answer)?;
     let version = workers.first().map(|worker| worker.buildkit_version.version.clone()).unwrap_or_default();
-    // The policy for everything comes last, and those before it are narrower.
-    let policies = workers.first().and_then(|worker| worker.policies.as_deref()).unwrap_or_default();
-    let cache_size = policies.last().map_or(0, |policy| policy.max_used_space);
     let mut platforms = Vec::new();
     for Platform { os, architecture, variant } in workers.into_iter().flat_map(|worker| worker.platforms) {
         let variant = if variant.is_empty() { variant } else { format!("/{variant}") };
@@ -285,7 +307,7 @@ fn about(workers: &[u8]) -> Result<About, BuildkitError> {
             platforms.push(platform);
         }
     }
-    Ok(About { version, platforms, cache_size })
+    Ok(About { version, platforms })
 }
 
 #[cfg(test)]
@@ -296,6 +318,15 @@ mod tests {
     fn adds_the_sizes_up() {
         assert_eq!(sum(b"1 20 -1 300 \n"), 321);
         assert_eq!(sum(b"\n"), 0);
+    }
+
+    #[test]
+    fn the_cache_is_pruned_to_its_limits() {
+        assert_eq!(
+            pruning(Limits { reserved: 1 << 20, most: 10_000_000, free: 0 }).join(" "),
+            "prune --all --keep-storage-min=1.048576 --keep-storage=10.000000 --free-storage=0.000000"
+        );
+        assert!(pruning(Limits::default()).contains(&"--filter=id==none".to_owned()), "nothing is dropped");
     }
 
     #[tokio::test]
@@ -323,7 +354,7 @@ mod tests {
     #[test]
     fn reads_what_buildkitd_is() {
         let about = about(include_bytes!("testdata/workers.json")).unwrap();
-        assert_eq!((about.version.as_str(), about.cache_size), ("v0.33.1", 100_000_000_000));
+        assert_eq!(about.version, "v0.33.1");
         assert_eq!(
             about.platforms,
             ["linux/amd64", "linux/amd64/v2", "linux/amd64/v3", "linux/amd64/v4", "linux/arm64", "linux/386"]

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
+use crate::collect::Limits;
+
 /// The agent of a Kiln builder pod.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(version, about)]
@@ -39,9 +41,15 @@ pub struct Config {
     /// called `REGISTRY.crt`. May be absent.
     #[arg(long, env = "KILN_REGISTRY_TRUST_DIR", default_value = "/etc/kiln/buildkitd/registries")]
     pub registry_trust_dir: PathBuf,
-    /// The most bytes that the cache may hold. 0: what buildkitd's own configuration says.
+    /// The bytes that the cache may hold whatever else is on its volume.
+    #[arg(long, env = "KILN_CACHE_RESERVED", default_value_t = 0)]
+    pub cache_reserved: u64,
+    /// The most bytes that the cache may hold. 0: no limit.
     #[arg(long, env = "KILN_CACHE_SIZE", default_value_t = 0)]
     pub cache_size: u64,
+    /// The bytes that are to stay free on the cache's volume.
+    #[arg(long, env = "KILN_CACHE_FREE", default_value_t = 0)]
+    pub cache_free: u64,
     /// The most bytes of memory that the agent's container may use. 0: no limit.
     #[arg(long, env = "KILN_MEMORY_LIMIT", default_value_t = 0)]
     pub memory_limit: u64,
@@ -63,6 +71,12 @@ pub enum LogFormat {
 }
 
 impl Config {
+    /// The limits of the cache.
+    #[must_use]
+    pub fn cache_limits(&self) -> Limits {
+        Limits { reserved: self.cache_reserved, most: self.cache_size, free: self.cache_free }
+    }
+
     /// Starts the log on standard error; `RUST_LOG` filters it, `info` unless set.
     pub fn start_logging(&self) {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

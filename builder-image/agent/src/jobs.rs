@@ -341,7 +341,7 @@ impl Registry {
     /// Has room made on a full volume, before anybody hears that it is full and tries again.
     async fn make_room(&self) {
         let _ = fs::remove_file(self.config.state_dir.join("ballast"));
-        match tokio::time::timeout(MAKING_ROOM, self.buildkit.make_room()).await {
+        match tokio::time::timeout(MAKING_ROOM, self.buildkit.prune(self.config.cache_limits())).await {
             Ok(Ok(())) => tracing::info!("made room on the full volume"),
             Ok(Err(error)) => tracing::warn!(error = crate::chain(&error), "no room can be made on the full volume"),
             Err(_) => tracing::warn!("making room on the full volume takes long"),

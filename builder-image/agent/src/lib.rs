@@ -11,6 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub mod buildkit;
+pub mod collect;
 pub mod config;
 pub mod events;
 pub mod files;
@@ -106,6 +107,7 @@ pub async fn serve(config: config::Config) -> Result<(), AgentError> {
     let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
     tracing::info!(builder = config.builder, listen = %config.listen, max_jobs = config.max_jobs, "the agent is ready");
 
+    tokio::spawn(collect::run(Arc::clone(&registry)));
     let over = CancellationToken::new();
     let drain = {
         let (registry, over) = (Arc::clone(&registry), over.clone());

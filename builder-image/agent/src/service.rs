@@ -47,7 +47,6 @@ impl Agent for Service {
         let about =
             self.registry.buildkit().about().await.map_err(|error| Status::unavailable(crate::chain(&error)))?;
         let used = self.registry.buildkit().cache_used().await;
-        let configured = self.registry.config().cache_size;
         Ok(Response::new(DescribeResponse {
             buildkit_version: about.version,
             platforms: about.platforms,
@@ -55,7 +54,7 @@ impl Agent for Service {
             draining: self.registry.draining(),
             cache_used_bytes: used.unwrap_or(0),
             sandbox_problem: self.registry.sandbox().problem().unwrap_or_default().to_owned(),
-            cache_size_bytes: if configured > 0 { configured } else { about.cache_size },
+            cache_size_bytes: self.registry.config().cache_size,
         }))
     }
 

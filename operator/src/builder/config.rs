@@ -72,22 +72,10 @@ pub fn registry_path(registry: &str) -> String {
     format!("registries/{registry}.crt")
 }
 
-/// How large the cache may grow: reserved, kept at most, and left free on the volume, in bytes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct CacheSize {
-    /// The volume's size. 0: unknown, as with an emptyDir.
-    pub volume: u64,
-}
-
 /// The content of the builder's ConfigMap, by file name.
 #[must_use]
-pub fn files(
-    pool: &BuilderPoolSpec,
-    profile: Profile,
-    bundles: &Bundles,
-    cache: CacheSize,
-) -> BTreeMap<String, String> {
-    let mut files = BTreeMap::from([("buildkitd.toml".to_owned(), buildkitd(pool, bundles, cache))]);
+pub fn files(pool: &BuilderPoolSpec, profile: Profile, bundles: &Bundles) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::from([("buildkitd.toml".to_owned(), buildkitd(pool, bundles))]);
     for bundle in bundles.iter().filter(|bundle| bundle.registry.is_none()) {
         files.insert(format!("{}.crt", bundle.hash()), bundle.pem.clone());
     }
@@ -104,18 +92,10 @@ pub fn files(
 }
 
 /// buildkitd's configuration: <https://github.com/moby/buildkit/blob/master/docs/buildkitd.toml.md>.
-fn buildkitd(pool: &BuilderPoolSpec, bundles: &Bundles, cache: CacheSize) -> String {
+fn buildkitd(pool: &BuilderPoolSpec, bundles: &Bundles) -> String {
     let mut text = String::from("# Written by Kiln's operator from the BuilderPool.\n[worker.oci]\n  enabled = true\n");
-    // Absolute figures: BuildKit's own defaults look at the node's whole disk, and drop large cache mounts after 48 h.
-    let volume = if cache.volume == 0 { 20 << 30 } else { cache.volume };
-    let reserved = volume / 10;
-    let most = volume / 10 * 8;
-    let free = volume / 10;
-    text.push_str("  gc = true\n");
-    let _ = write!(
-        text,
-        "  [[worker.oci.gcpolicy]]\n    all = true\n    reservedSpace = {reserved}\n    maxUsedSpace = {most}\n    minFreeSpace = {free}\n"
-    );
+    // It would collect beside builds, and cost them their cache mounts: the agent collects.
+    text.push_str("  gc = false\n");
     text.push_str("[worker.containerd]\n  enabled = false\n");
     // Its history would keep what steps print on the volume, secrets and all.
     text.push_str("[history]\n  maxEntries = 0\n");
@@ -173,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn configuration_names_mirrors_and_absolute_cache_sizes() {
+    fn configuration_names_mirrors_and_cas() {
         let pool = BuilderPoolSpec {
             registries: vec![
                 PoolRegistry {
@@ -193,17 +173,13 @@ mod tests {
         let own = |registry: &str, pem: &str| Bundle { registry: Some(registry.into()), pem: pem.into() };
         let bundles =
             [Bundle::of_pool("p"), own("own.example:5000", "a"), own("own.example:5000", "b"), own("docker.io", "c")];
-        insta::assert_snapshot!(buildkitd(&pool, &bundles.into(), CacheSize { volume: 10 << 30 }));
+        insta::assert_snapshot!(buildkitd(&pool, &bundles.into()));
     }
 
     #[test]
     fn only_a_user_namespace_needs_its_own_ids() {
         let bundles = Bundles::from([Bundle::of_pool("-----BEGIN CERTIFICATE-----\n")]);
-        let names = |profile| {
-            files(&BuilderPoolSpec::default(), profile, &bundles, CacheSize { volume: 0 })
-                .into_keys()
-                .collect::<Vec<_>>()
-        };
+        let names = |profile| files(&BuilderPoolSpec::default(), profile, &bundles).into_keys().collect::<Vec<_>>();
         assert_eq!(names(Profile::UserNamespace).len(), 4);
         assert_eq!(names(Profile::Rootless).len(), 2);
     }

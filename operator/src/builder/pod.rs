@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kiln_crds::BuilderPoolSpec;
 use sha2::{Digest, Sha256};
 
-use super::config::{Bundle, Bundles, CacheSize, DIRECTORY, files, of_registries, registry_key, registry_path};
+use super::config::{Bundle, Bundles, DIRECTORY, files, of_registries, registry_key, registry_path};
 use super::identity::{BuilderId, hex};
 use super::profile::Profile;
 
@@ -60,7 +60,7 @@ impl Template<'_> {
     /// What a builder's volume asks for, in bytes; 0 where it has none.
     #[must_use]
     pub fn volume_size(&self) -> u64 {
-        self.cache().volume
+        if self.has_volume() { bytes(&self.cache_size()).unwrap_or(0) } else { 0 }
     }
 
     fn cache_size(&self) -> Quantity {
@@ -85,19 +85,31 @@ impl Template<'_> {
         };
         let mut pod = self.pod(&id, profile, &Bundles::new(), &owner("", ""));
         pod.metadata = ObjectMeta::default();
-        let files = files(self.pool, profile, &Bundles::new(), self.cache());
+        let files = files(self.pool, profile, &Bundles::new());
         let text = serde_json::to_string(&(LAYOUT, pod, files)).unwrap_or_default();
         hex(&Sha256::digest(text)[..8])
     }
 
-    fn cache(&self) -> CacheSize {
-        CacheSize { volume: if self.has_volume() { bytes(&self.cache_size()).unwrap_or(0) } else { 0 } }
+    /// What the agent keeps the cache within. Absolute figures: BuildKit's own defaults look at the node's whole disk, and
+    /// drop large cache mounts after 48 h.
+    fn cache_limits(&self) -> [EnvVar; 3] {
+        let volume = match self.volume_size() {
+            // Unknown, as with an emptyDir.
+            0 => 20 << 30,
+            volume => volume,
+        };
+        let variable = |name, bytes: u64| variable(name, &bytes.to_string());
+        [
+            variable("KILN_CACHE_RESERVED", volume / 10),
+            variable("KILN_CACHE_SIZE", volume / 10 * 8),
+            variable("KILN_CACHE_FREE", volume / 10),
+        ]
     }
 
     /// The content of the builder's ConfigMap.
     #[must_use]
     pub fn files(&self, profile: Profile, bundles: &Bundles) -> BTreeMap<String, String> {
-        files(self.pool, profile, bundles, self.cache())
+        files(self.pool, profile, bundles)
     }
 
     /// The cache volume's claim. It outlives the pod.
@@ -260,6 +272,7 @@ impl Template<'_> {
         let mut env = vec![variable("KILN_BUILDER", &id.name()), variable("KILN_MAX_JOBS", &limit.to_string())];
         let memory = bytes(&Quantity(AGENT.memory[1].to_owned())).unwrap_or_default();
         env.push(variable("KILN_MEMORY_LIMIT", &memory.to_string()));
+        env.extend(self.cache_limits());
         let mut mounts = vec![
             mount("socket", "/run/buildkit"),
             VolumeMount { sub_path: Some("agent".to_owned()), ..mount("cache", "/var/lib/kiln/agent") },

@@ -1,12 +1,19 @@
 //! Layers and cache mounts live on the builder's volume: a second build finds them, also when the pod is another one.
 
-use kiln_crds::ImageBuild;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kiln_crds::builder_pool::PoolCache;
+use kiln_crds::{BuilderPool, ImageBuild};
+use kiln_e2e::build::file;
 use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::{image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant};
-use kube::ResourceExt;
+use kube::{Api, ResourceExt};
 
-kiln_e2e::tests![layers_and_cache_mounts_outlive_builds_and_builders, no_cache_runs_every_step_afresh];
+kiln_e2e::tests![
+    layers_and_cache_mounts_outlive_builds_and_builders,
+    no_cache_runs_every_step_afresh,
+    a_cache_is_kept_within_its_limit,
+];
 
 /// The first step's content is random, so it is the same in two images only where its layer was kept; the last one
 /// runs at each new content of `input`, and adds a line to a file in a cache mount.
@@ -66,6 +73,41 @@ async fn no_cache_runs_every_step_afresh() {
         let [first, second] = [contents(tenant, &first).await, contents(tenant, &second).await];
         assert_ne!(first[0].kept, second[0].kept);
         assert_eq!([first[0].lines, second[0].lines], [1, 1], "cache mounts begin empty too, as under docker build");
+    })
+    .await;
+}
+
+async fn a_cache_is_kept_within_its_limit() {
+    Tenant::fresh("cache-limit", async |tenant| {
+        let pool = tenant
+            .pool("small", |spec| {
+                // Nothing drops below a tenth or has to before four fifths: 51 of 64.
+                spec.cache = Some(PoolCache { size: Some(Quantity("64Mi".to_owned())), ..PoolCache::default() });
+            })
+            .await;
+        let large = "FROM busybox\nRUN dd if=/dev/urandom of=/one bs=1M count=30\nRUN dd if=/dev/urandom of=/two bs=1M count=30\n";
+        tenant.build(&Build::inline(tenant, "large", &[("Dockerfile", large)]).amd64().pool(&pool)).await;
+
+        // A builder is asked what it holds after each of its builds.
+        let mut built = tenant.build(&Build::inline(tenant, "small", &[("Dockerfile", "FROM busybox\n")]).amd64().pool(&pool)).await;
+        let mut seen = Vec::new();
+        for number in 0..20 {
+            tenant
+                .edit("small", |build| format!("FROM busybox\nLABEL n={number}\n").clone_into(file(&mut build.spec, "Dockerfile")))
+                .await;
+            built = tenant.built_after("small", &run_of(&built)).await;
+            let pool = Api::<BuilderPool>::all(tenant.cluster.client.clone()).get(&pool).await.unwrap();
+            let builders = pool.status.iter().flat_map(|status| &status.builders);
+            let used: Vec<u32> = builders
+                .filter_map(|builder| builder.cache_used.as_ref()?.0.strip_suffix("Mi")?.parse().ok())
+                .collect();
+            // One of the layers is still there, and the other one is not.
+            if used.iter().any(|used| (20..=51).contains(used)) {
+                return;
+            }
+            seen.extend(used);
+        }
+        panic!("the cache was never seen within its limit: {seen:?} MiB");
     })
     .await;
 }
