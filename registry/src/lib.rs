@@ -34,7 +34,7 @@ pub use inspect::{Image, Layer, inspect};
 use oci_spec::image::Sha256Digest;
 pub use oci_spec::image::{Descriptor, Digest};
 pub use publish::{PublishOutcome, publish};
-pub use reference::{DOCKER_HUB, Identifier, Reference, ReferenceError, Repository, Tag};
+pub use reference::{DOCKER_HUB, DOCKER_HUB_NAMES, Identifier, Reference, ReferenceError, Repository, Tag};
 pub use upload::{BlobStream, OpenBlob};
 
 /// The SHA-256 digest of `bytes`, as registries name content.

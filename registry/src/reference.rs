@@ -10,6 +10,10 @@ use url::Url;
 /// The registry that names without a host mean.
 pub const DOCKER_HUB: &str = "docker.io";
 
+/// What Docker Hub is called: all are taken for [`DOCKER_HUB`].
+pub const DOCKER_HUB_NAMES: [&str; 4] =
+    [DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
+
 /// Where an image is kept, without tag or digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Repository {
@@ -236,7 +240,7 @@ enum Cause {
 
 /// Whether `host` is one of the names that Docker Hub goes by, in images and in old credential files.
 pub(super) fn is_docker_hub(host: &str) -> bool {
-    matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com")
+    DOCKER_HUB_NAMES.contains(&host)
 }
 
 /// Docker's rule for telling a host from the first word of a path.

@@ -37,6 +37,8 @@ pub struct Inputs {
     pub(super) ssh: HashMap<String, Vec<u8>>,
     /// The cache in a registry.
     pub(super) cache: Option<Reference>,
+    /// Other caches that are read.
+    pub(super) cache_from: Vec<Reference>,
     /// The tarball that is written, in the namespace's directory of the archive volume.
     pub(super) archive: Option<String>,
     /// What of the cluster's network may be reached.
@@ -67,6 +69,11 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
         ),
         None => None,
     };
+    // The name that the agent looks up has to be the one that BuildKit asks for.
+    let cache_from = build.cache.iter().flat_map(|cache| &cache.from).enumerate().map(|(number, from)| {
+        from.parse().map_err(|error| Fault::user(Reason::RepositoryInvalid, format!("cache.from[{number}]: {error}")))
+    });
+    let cache_from = cache_from.collect::<Result<Vec<Reference>, _>>()?;
     let pool_bundles = pool_bundles(context, pool).await?;
     let (registry, git, http, contexts, secrets, ssh) = futures::try_join!(
         registry_access(context, &namespace, build, pool, &pool_bundles),
@@ -109,6 +116,7 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
         secrets: by_id(secrets),
         ssh: by_id(ssh),
         cache,
+        cache_from,
         archive,
         cluster: context.cluster.network(pool),
     })

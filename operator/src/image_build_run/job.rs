@@ -164,10 +164,11 @@ impl Inputs {
         let to = self.cache.as_ref().map(|reference| cache_of(reference, platform).to_string());
         let last_good = self.last_good.as_ref().filter(|_| cache.inline).and_then(|image| {
             let of = image.platforms.iter().find(|of| of.name == platform)?;
-            (!image.repository.is_empty()).then(|| format!("{}@{}", image.repository, of.digest))
+            // A status that somebody else wrote may hold anything.
+            format!("{}@{}", image.repository, of.digest).parse::<Reference>().ok()
         });
         proto::Cache {
-            from: to.iter().cloned().chain(last_good).chain(cache.from.iter().cloned()).collect(),
+            from: to.iter().cloned().chain(last_good.iter().chain(&self.cache_from).map(ToString::to_string)).collect(),
             to: to.unwrap_or_default(),
             max: cache.registry.as_ref().is_some_and(|registry| registry.mode != Some(CacheMode::Min)),
             inline: cache.inline,

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_agent_proto::Job as Spec;
 use kiln_registry::http_client::{AddressForbidden, AddressPolicy, ClusterNetwork, HostPort};
-use kiln_registry::{Reference, Repository};
+use kiln_registry::{Reference, ReferenceError, Repository};
 use url::{Host, Url};
 
-/// Of how many registries the addresses are looked at: an honest build has a few.
-const MOST_REGISTRIES: usize = 64;
+/// Of how many registries that a Dockerfile names the addresses are looked at: an honest build has a few.
+pub const MOST_REGISTRIES: usize = 64;
 
 /// What the job may reach.
 #[must_use]
@@ -31,65 +31,99 @@ pub struct Image {
     pub line: Option<u32>,
 }
 
-/// A registry that the job may not reach.
+/// A registry that BuildKit may not ask.
 #[derive(Debug, thiserror::Error)]
-#[error("the registry of {}: {why}", .image.reference)]
-pub struct Forbidden {
-    /// The image that it has.
-    pub image: Image,
-    /// The address.
-    pub why: AddressForbidden,
+pub enum Refused {
+    /// The job may not reach its address.
+    #[error("the registry of {}: {why}", .image.reference)]
+    Forbidden {
+        /// The image that it has.
+        image: Image,
+        /// The address.
+        why: AddressForbidden,
+    },
+    /// The ImageBuild's name of an image cannot be read, so nobody knows whom BuildKit would ask.
+    #[error(transparent)]
+    Unreadable(#[from] ReferenceError),
 }
 
-/// The registries that BuildKit may ask: their addresses were looked at.
+/// What came of an image that BuildKit was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// Its registry may be asked from now on.
+    Permitted,
+    /// Its registry might have been asked before.
+    Nothing,
+    /// Its name cannot be read.
+    Unreadable,
+    /// The build has asked as many registries as it may.
+    TooMany,
+}
+
+/// The registries that BuildKit may ask.
 pub struct Permitted<'a> {
     spec: &'a Spec,
     policy: AddressPolicy,
-    registries: BTreeSet<String>,
+    /// The pool's own: it names where they are mirrored.
+    mirrored: BTreeSet<String>,
+    /// Of how many addresses are looked at.
+    most: usize,
+    /// Those whose addresses were looked at.
+    looked_at: BTreeSet<String>,
 }
 
 impl<'a> Permitted<'a> {
-    /// Looks the registries of `images` up before BuildKit does. The Dockerfile's are a guess: what it asks for beside them
-    /// is learned when it is refused. A registry that the pool mirrors is the pool's.
-    pub async fn of(spec: &'a Spec, images: Vec<Image>) -> Result<Self, Forbidden> {
-        let mirrored = spec.registry_mirrors.iter().map(|mirrors| mirrors.registry.clone());
-        let mut permitted = Self { spec, policy: policy(spec), registries: mirrored.collect() };
+    /// Looks the registries up before BuildKit does: those that the ImageBuild names, and some of those that the Dockerfile
+    /// seems to. What it asks for beside them is learned when it is refused. Caches and the push it is never refused.
+    pub async fn of(spec: &'a Spec, named: Vec<String>, guessed: Vec<Image>) -> Result<Self, Refused> {
+        let mirrored = spec.registry_mirrors.iter().map(|mirrors| mirrors.registry.clone()).collect();
         let mut found: BTreeMap<String, (Repository, Image)> = BTreeMap::new();
-        for image in images {
+        for reference in named {
+            let Reference { repository, .. } = reference.parse()?;
+            let image = Image { reference, line: None };
+            found.entry(repository.registry.clone()).or_insert((repository, image));
+        }
+        let most = found.len() + MOST_REGISTRIES;
+        let mut permitted = Self { spec, policy: policy(spec), mirrored, most, looked_at: BTreeSet::new() };
+        for image in guessed {
             if let Ok(Reference { repository, .. }) = image.reference.parse()
-                && !permitted.registries.contains(&repository.registry)
+                && (found.len() < most || found.contains_key(&repository.registry))
             {
                 found.entry(repository.registry.clone()).or_insert((repository, image));
             }
         }
-        let some = found.into_values().take(MOST_REGISTRIES);
-        let looks = some.map(|(repository, image)| permitted.look(repository, image)).collect::<Vec<_>>();
-        let looked_at = futures::future::try_join_all(looks).await?;
-        permitted.registries.extend(looked_at);
+        found.retain(|registry, _| !permitted.mirrored.contains(registry));
+        let looks =
+            found.into_values().map(|(repository, image)| permitted.look(repository, image)).collect::<Vec<_>>();
+        permitted.looked_at = futures::future::try_join_all(looks).await?.into_iter().collect();
         Ok(permitted)
     }
 
-    /// Looks at the registry of an image that BuildKit was refused. `false`: nothing is learned.
-    pub async fn learn(&mut self, image: Image) -> Result<bool, Forbidden> {
-        let Ok(Reference { repository, .. }) = image.reference.parse() else { return Ok(false) };
-        if self.registries.contains(&repository.registry) || self.registries.len() >= MOST_REGISTRIES {
-            return Ok(false);
+    /// Looks at the registry of an image that BuildKit was refused.
+    pub async fn learn(&mut self, image: Image) -> Result<Learned, Refused> {
+        let Ok(Reference { repository, .. }) = image.reference.parse() else { return Ok(Learned::Unreadable) };
+        if self.registries().any(|known| known == repository.registry) {
+            return Ok(Learned::Nothing);
+        }
+        if self.looked_at.len() >= self.most {
+            return Ok(Learned::TooMany);
         }
         let registry = self.look(repository, image).await?;
-        Ok(self.registries.insert(registry))
+        self.looked_at.insert(registry);
+        Ok(Learned::Permitted)
     }
 
-    /// As BuildKit calls them, such as `docker.io`.
+    /// As Kiln calls them, such as `docker.io`.
     pub fn registries(&self) -> impl Iterator<Item = &str> {
-        self.registries.iter().map(String::as_str)
+        self.mirrored.union(&self.looked_at).map(String::as_str)
     }
 
-    async fn look(&self, repository: Repository, image: Image) -> Result<String, Forbidden> {
+    async fn look(&self, repository: Repository, image: Image) -> Result<String, Refused> {
         let host = repository.api_host();
         let scheme = if self.spec.plain_http_registries.iter().any(|plain| plain == host) { "http" } else { "https" };
         match look(&self.policy, scheme, host).await {
             Ok(()) => Ok(repository.registry),
-            Err(why) => Err(Forbidden { image, why }),
+            Err(why) => Err(Refused::Forbidden { image, why }),
         }
     }
 }
@@ -110,14 +144,42 @@ mod tests {
     use super::*;
     use kiln_agent_proto::{ClusterHost, RegistryMirrors};
 
+    fn image(number: usize) -> Image {
+        Image { reference: format!("10.0.0.{number}/x"), line: Some(1) }
+    }
+
     #[tokio::test]
     async fn no_more_than_an_honest_build_has() {
-        let spec = Spec { allow_private_addresses: true, ..Spec::default() };
-        let image = |number: usize| Image { reference: format!("10.0.0.{number}/x"), line: None };
-        let mut permitted = Permitted::of(&spec, (0..100).map(image).collect()).await.unwrap();
-        assert_eq!(permitted.registries().count(), MOST_REGISTRIES);
-        assert!(!permitted.learn(image(200)).await.unwrap());
-        assert_eq!(permitted.registries().count(), MOST_REGISTRIES);
+        let mirrors =
+            (100..200).map(|number| RegistryMirrors { registry: format!("10.0.0.{number}"), mirrors: Vec::new() });
+        let spec = Spec { allow_private_addresses: true, registry_mirrors: mirrors.collect(), ..Spec::default() };
+        let named = ["192.168.0.1/cache".to_owned(), "192.168.0.2/push".to_owned()];
+        let mut permitted = Permitted::of(&spec, named.to_vec(), (0..90).map(image).collect()).await.unwrap();
+        let (looked_at, mirrored) = (MOST_REGISTRIES + named.len(), 100);
+        assert_eq!(permitted.registries().count(), looked_at + mirrored);
+        assert_eq!(permitted.learn(image(201)).await.unwrap(), Learned::TooMany);
+        assert_eq!(permitted.registries().count(), looked_at + mirrored);
+
+        let mut permitted = Permitted::of(&spec, Vec::new(), Vec::new()).await.unwrap();
+        assert_eq!(permitted.learn(image(1)).await.unwrap(), Learned::Permitted, "mirrors do not count");
+        assert_eq!(permitted.learn(image(1)).await.unwrap(), Learned::Nothing);
+        assert_eq!(permitted.learn(image(100)).await.unwrap(), Learned::Nothing);
+        let odd = Image { reference: "10.0.0.1:0443/x".into(), line: None };
+        assert_eq!(permitted.learn(odd).await.unwrap(), Learned::Unreadable);
+    }
+
+    #[tokio::test]
+    async fn what_the_imagebuild_names_is_looked_at_whatever_the_dockerfile_names() {
+        let spec =
+            Spec { cluster_ranges: vec!["192.168.0.0/16".into()], allow_private_addresses: true, ..Spec::default() };
+        let cache = "192.168.0.1:5000/cache".to_owned();
+        let same = Image { reference: cache.clone(), line: Some(1) };
+        let guessed = || (0..90).map(image).chain([same.clone()]).collect();
+        let refused = Permitted::of(&spec, vec![cache.clone()], guessed()).await.err().unwrap();
+        assert!(matches!(&refused, Refused::Forbidden { image: Image { line: None, .. }, .. }), "{refused}");
+        // BuildKit would take it, and is never refused a cache.
+        let refused = Permitted::of(&spec, vec!["192.168.0.1:05000/cache".to_owned()], guessed()).await.err().unwrap();
+        assert!(matches!(refused, Refused::Unreadable(_)), "{refused}");
     }
 
     #[tokio::test]
@@ -132,8 +194,8 @@ mod tests {
         let check = async |reference: &str| {
             let image = Image { reference: reference.into(), line: Some(3) };
             let registries = |permitted: Permitted<'_>| permitted.registries().collect::<Vec<_>>().join(" ");
-            let said = Permitted::of(&spec, vec![image.clone()]).await.map(registries);
-            let mut none = Permitted::of(&spec, Vec::new()).await.unwrap();
+            let said = Permitted::of(&spec, Vec::new(), vec![image.clone()]).await.map(registries);
+            let mut none = Permitted::of(&spec, Vec::new(), Vec::new()).await.unwrap();
             let learned = none.learn(image).await.map(|_| registries(none));
             assert_eq!(said.as_ref().map_err(ToString::to_string), learned.as_ref().map_err(ToString::to_string));
             said.map_err(|forbidden| forbidden.to_string())

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Recorder, Source,
-    addresses::{Image, Permitted},
+    addresses::{Image, Learned, MOST_REGISTRIES, Permitted, Refused},
     archive,
     arguments::{self, Arguments},
     content,
@@ -164,15 +164,22 @@ impl Build<'_> {
             }
             let failure = self.failure(ended, &progress, dockerfile.text);
             if let Some(reference) = refused_image(progress.text()) {
-                match permitted.learn(Image { reference, line: None }).await {
-                    Ok(true) => continue,
-                    Ok(false) => {}
-                    Err(forbidden) => {
-                        let JobFailure { dockerfile, line, .. } = &failure;
-                        let at = if *line > 0 { format!(" (line {line} of {dockerfile})") } else { String::new() };
-                        return Err(JobFailure { message: format!("{forbidden}{at}"), ..failure });
+                let of = format!("the registry of {reference} is not asked");
+                let message = match permitted.learn(Image { reference, line: None }).await {
+                    Ok(Learned::Permitted) => continue,
+                    Ok(Learned::Nothing) => of,
+                    Ok(Learned::Unreadable) => {
+                        format!("{of}: Kiln cannot read this name; write it as registry, path, and tag or digest")
                     }
-                }
+                    Ok(Learned::TooMany) => format!(
+                        "{of}: the build uses images of more than {MOST_REGISTRIES} registries; let it use fewer"
+                    ),
+                    Err(refused) => refused.to_string(),
+                };
+                let JobFailure { dockerfile, line, .. } = &failure;
+                let at = if *line > 0 { format!(" (line {line} of {dockerfile})") } else { String::new() };
+                let message = format!("{message}{at}");
+                return Err(JobFailure { message, ..failure });
             }
             if !pins.is_empty() {
                 // A digest may be gone from its registry: the next attempt asks for the names again.
@@ -238,20 +245,19 @@ impl Build<'_> {
             ContextContent::Directory(_) => None,
         });
         let cache = self.spec.cache.iter().flat_map(|cache| cache.from.iter().chain([&cache.to]));
-        let named = contexts.chain([&self.spec.repository]).chain(cache).cloned();
-        let named = named.map(|reference| Image { reference, line: None });
-        let images = stages::images(dockerfile, build).into_iter().chain(named);
-        let forbidden = match Permitted::of(self.spec, images.collect()).await {
+        let named = contexts.chain([&self.spec.repository]).chain(cache).filter(|name| !name.is_empty()).cloned();
+        let refused = match Permitted::of(self.spec, named.collect(), stages::images(dockerfile, build)).await {
             Ok(permitted) => return Ok(permitted),
-            Err(forbidden) => forbidden,
+            Err(refused) => refused,
         };
-        let (message, line) = (forbidden.to_string(), forbidden.image.line);
-        Err(match line {
-            Some(line) => {
+        let message = refused.to_string();
+        Err(match refused {
+            Refused::Forbidden { image: Image { line: Some(line), .. }, .. } => {
                 let message = format!("{message} (line {line} of {})", self.source.dockerfile.display());
                 self.failure_at(line, dockerfile.text, Reason::AddressForbidden, message)
             }
-            None => JobFailure::new(Reason::AddressForbidden, message),
+            Refused::Forbidden { .. } => JobFailure::new(Reason::AddressForbidden, message),
+            Refused::Unreadable(_) => JobFailure::new(Reason::InvalidJob, message),
         })
     }
 

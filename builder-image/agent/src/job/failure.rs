@@ -96,9 +96,7 @@ fn classify(
         return step::failure(code, step, build);
     }
     if let Some(image) = refused_image(cause) {
-        let message = format!(
-            "the registry of {image} is not asked: its address was not looked at; name fewer registries, and names that Kiln can read"
-        );
+        let message = format!("the registry of {image} is not asked");
         return (Reason::AddressForbidden, message);
     }
     if has(&["no space left on device", "disk quota exceeded"]) {

@@ -15,7 +15,7 @@ use std::{
 
 use futures::StreamExt as _;
 use kiln_agent_proto::{Job as Spec, PullPolicy};
-use kiln_registry::Reference;
+use kiln_registry::{DOCKER_HUB, DOCKER_HUB_NAMES, Reference};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -142,7 +142,10 @@ fn rules<'a>(pins: &Pins, registries: impl Iterator<Item = &'a str>) -> String {
         let selector = json!({"identifier": format!("^docker-image(\\+blob)?://{of}"), "match_type": "REGEX"});
         json!({"action": action, "selector": selector})
     };
-    let permitted = registries.map(|registry| judged("ALLOW", &format!("(?i:{})/", quoted(registry))));
+    // BuildKit itself knows only some of Docker Hub's names for one.
+    let names = |registry| if registry == DOCKER_HUB { DOCKER_HUB_NAMES.to_vec() } else { vec![registry] };
+    let permitted = registries.flat_map(names);
+    let permitted = permitted.map(|name| judged("ALLOW", &format!("(?i:{})/", quoted(name))));
     let pinned = pins.iter().map(|(name, digest)| {
         json!({
             "action": "CONVERT",
