@@ -30,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::server::{Health, serve};
 use crate::trace::Traces;
 use crate::trim;
-use crate::turns::{ALL, OF_NAMESPACE, Turns};
+use crate::turns::{self, Turns};
 use crate::watches::{Changes, PAGE, Synced, Wake, drive, stream, tell, wakes, watch};
 use crate::{builder_pool, cluster_network, image_build, image_build_run, network_policy};
 
@@ -283,29 +283,29 @@ async fn control(
         futures::future::join3(
             reconcile_all(
                 "imagebuild",
-                changed_image_builds,
-                stores.image_builds.clone(),
+                (changed_image_builds, stores.image_builds.clone()),
                 (wake.image_builds.clone(), woken.image_builds),
                 &context,
                 &stop,
+                |_| turns::Kind::Usual,
                 image_build::reconcile,
             ),
             reconcile_all(
                 "imagebuildrun",
-                changed_runs,
-                stores.runs.clone(),
+                (changed_runs, stores.runs.clone()),
                 (wake.runs.clone(), woken.runs),
                 &context,
                 &stop,
+                image_build_run::waits_for,
                 image_build_run::reconcile,
             ),
             reconcile_all(
                 "builderpool",
-                changed_pools,
-                stores.pools.clone(),
+                (changed_pools, stores.pools.clone()),
                 (wake.pools.clone(), woken.pools),
                 &context,
                 &stop,
+                |_| turns::Kind::Usual,
                 builder_pool::reconcile,
             ),
         )
@@ -362,11 +362,11 @@ fn pool_changed(pool: &BuilderPool, known: &KnownPools, wake: &Wake, context: &C
 /// Runs one controller. Every error is logged and counted, and the object tried again with a growing delay.
 async fn reconcile_all<K, E, F>(
     name: &'static str,
-    changes: crate::watches::Changes<K>,
-    store: kube::runtime::reflector::Store<K>,
+    (changes, store): (crate::watches::Changes<K>, kube::runtime::reflector::Store<K>),
     (wake, woken): (UnboundedSender<ObjectRef<K>>, UnboundedReceiver<ObjectRef<K>>),
     context: &Arc<Context>,
     stop: &CancellationToken,
+    waits_for: fn(&K) -> turns::Kind,
     reconcile: fn(Arc<K>, Arc<Context>) -> F,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned + Send + Sync + 'static,
@@ -382,14 +382,16 @@ async fn reconcile_all<K, E, F>(
         warn!(controller = name, object = key(&object), error = %problem, failed, "a reconcile failed");
         Action::requeue(crate::context::backoff(failed))
     };
-    let turns = Turns::new(OF_NAMESPACE, wake);
+    let turns = Turns::new(wake);
     let went_on = turns.clone();
     let each = move |object: Arc<K>, context: Arc<Context>| {
         let (failures, turns) = (failures.clone(), turns.clone());
         async move {
             context.stores.synced.wait().await;
             // Who waits is woken.
-            let Some(_turn) = turns.take(&ObjectRef::from_obj(&*object)) else { return Ok(Action::await_change()) };
+            let Some(_turn) = turns.take(&ObjectRef::from_obj(&*object), waits_for(&object)) else {
+                return Ok(Action::await_change());
+            };
             let begun = Instant::now();
             let span = info_span!("reconcile", controller = name, object = key(&object));
             let result = reconcile(object.clone(), context.clone()).instrument(span).await;
@@ -401,7 +403,7 @@ async fn reconcile_all<K, E, F>(
         }
     };
     Controller::for_stream(changes, store)
-        .with_config(controller::Config::default().concurrency(ALL))
+        .with_config(controller::Config::default().concurrency(turns::ALL))
         .reconcile_on(stream(woken))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(each, on_error, context.clone())
@@ -409,9 +411,10 @@ async fn reconcile_all<K, E, F>(
             match result {
                 // The error policy has told these.
                 Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
-                // It may have been woken for its turn.
                 Err(controller::Error::ObjectNotFound(gone)) => {
-                    went_on.next(gone.namespace.as_deref().unwrap_or_default());
+                    let namespace = gone.namespace.as_deref().unwrap_or_default();
+                    let object = ObjectRef::new(&gone.name);
+                    went_on.gone(&if namespace.is_empty() { object } else { object.within(namespace) });
                 }
                 Err(problem) => error!(controller = name, error = %problem, "a controller's stream failed"),
             }

@@ -98,14 +98,18 @@ impl Jobs {
         Self { connections, entries: Arc::default(), wake }
     }
 
-    /// Keeps a place on a builder for a job whose status is about to be written. `false`: it has one already.
+    /// Keeps a place on a builder for a job whose status is about to be written. `false`: it has one there already.
     #[must_use]
     pub fn reserve(&self, job: &str, builder: &str) -> bool {
-        self.with(|entries| {
-            let is_new = !entries.contains_key(job);
-            entries.entry(job.to_owned()).or_insert_with(|| Entry::new(builder));
-            is_new
-        })
+        let (is_new, former) = self.with(|entries| match entries.get(job) {
+            Some(entry) if entry.builder == builder => (false, None),
+            // It was given to one that goes.
+            _ => (true, entries.insert(job.to_owned(), Entry::new(builder))),
+        });
+        if let Some(follower) = former.and_then(|entry| entry.follower) {
+            follower.abort();
+        }
+        is_new
     }
 
     /// The builder that a job was given to.

@@ -158,17 +158,18 @@ pub async fn remove_pod(
     missing_is_done(pods.delete(&id.name(), &params).await.map(drop), "deleting", "Pod", id)
 }
 
-/// Removes everything that belongs to the builder, its volume too.
+/// Removes everything that belongs to the builder, its volume too. The volume last: as long as it is there, what could not
+/// be removed is tried again.
 pub async fn remove(client: &Client, namespace: &str, id: &BuilderId) -> Result<(), Error> {
     let params = DeleteParams::default().grace_period(crate::builder_pool::IDLE_GRACE);
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    missing_is_done(pods.delete(&id.name(), &params).await.map(drop), "deleting", "Pod", id)?;
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    missing_is_done(claims.delete(&id.name(), &params).await.map(drop), "deleting", "PersistentVolumeClaim", id)?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     missing_is_done(secrets.delete(&tls_name(id), &params).await.map(drop), "deleting", "Secret", id)?;
     let configs: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    missing_is_done(configs.delete(&config_name(id), &params).await.map(drop), "deleting", "ConfigMap", id)
+    missing_is_done(configs.delete(&config_name(id), &params).await.map(drop), "deleting", "ConfigMap", id)?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    missing_is_done(pods.delete(&id.name(), &params).await.map(drop), "deleting", "Pod", id)?;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    missing_is_done(claims.delete(&id.name(), &params).await.map(drop), "deleting", "PersistentVolumeClaim", id)
 }
 
 fn missing_is_done(

@@ -186,7 +186,8 @@ fn is_up(pod: &Pod) -> bool {
 
 fn volumes(context: &Context, pool: &BuilderPool, living: &Living) -> Vec<Volume> {
     let claims = context.stores.claims.state();
-    let of_pool = claims.iter().filter_map(|claim| {
+    let staying = claims.iter().filter(|claim| !observe::is_going(context, &claim.metadata));
+    let of_pool = staying.filter_map(|claim| {
         let id = BuilderId::of(&claim.metadata).filter(|id| id.pool == pool.name_any())?;
         let used = claim.annotations().get(LAST_USED).and_then(|time| time.parse().ok());
         let created = claim.creation_timestamp().map(|time| time.0);

@@ -20,7 +20,7 @@ use super::plan::job_id;
 use super::publish::{Published, publish};
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
-use super::{Error, FINALIZER, agent_of, image_build, pod_of, taken, tell, warnings};
+use super::{Error, FINALIZER, agent_of, image_build, pod_of, taken, tell, waits_for, warnings};
 use crate::context::{Context, backoff, namespaced, until, write_status};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
@@ -50,7 +50,12 @@ pub(super) async fn finish(
         Ok(claimed) => claimed,
         Err(fault) => return end(run, status, RunPhase::Failed, failure_of(&fault), context, now).await,
     };
+    let waited_for = waits_for(run);
     let run = claim(run, &mut status, claimed, context, now).await?;
+    if waits_for(&run) != waited_for {
+        // The write wakes it, for a turn of the other kind.
+        return Ok(Action::await_change());
+    }
     let moving = Tagging::new(status.tags.clone(), left(&run, context));
     let published = publish_while_wanted(&run, &mut status, context, &moving).await;
     if published.is_none() && !moving.has_begun() {

@@ -50,6 +50,7 @@ use crate::condition::find;
 use crate::context::{Context, is_conflict, namespaced, until, write_status};
 use crate::references::{self, Fault};
 use crate::trace::traceparent;
+use crate::turns;
 use kiln_registry::http_client::FailureClass;
 
 /// Keeps a run until its jobs are cancelled.
@@ -397,6 +398,17 @@ fn image_build(context: &Context, run: &ImageBuildRun) -> Option<Arc<ImageBuild>
 pub fn is_unwanted(context: &Context, run: &ImageBuildRun) -> bool {
     let known = context.stores.runs.get(&ObjectRef::from_obj(run));
     known.is_none_or(|known| known.spec.cancel || known.metadata.deletion_timestamp.is_some())
+}
+
+/// What a reconcile of the run may wait for.
+#[must_use]
+pub fn waits_for(run: &ImageBuildRun) -> turns::Kind {
+    let publishes = run.status.as_ref().filter(|status| status.phase == RunPhase::Publishing);
+    let wanted = !run.spec.cancel && run.metadata.deletion_timestamp.is_none();
+    match publishes {
+        Some(status) if wanted && publish::transfers(run, status) => turns::Kind::Transfers,
+        _ => turns::Kind::Usual,
+    }
 }
 
 /// Whether the run's ImageBuild has no newer one.

@@ -36,6 +36,14 @@ pub enum Published {
     CopyFailed(String),
 }
 
+/// Whether layers are copied from one repository to another before the index is pushed.
+pub(super) fn transfers(run: &ImageBuildRun, status: &ImageBuildRunStatus) -> bool {
+    let build = &run.spec.build;
+    build.image.as_ref().is_some_and(|image| !image.copies.is_empty())
+        || build.platforms.iter().flatten().any(|platform| platform.image.is_some())
+        || copied(run, status).is_some()
+}
+
 /// Pushes index and tags, and says in `tagging` how far the tags have come. Fails where another ImageBuild has one of the
 /// tags that the run's status claims.
 pub async fn publish(
