@@ -20,9 +20,11 @@ budget() {
 }
 
 # state COMMAND: what is there already: nothing (or not all) of what is compiled once, its caches, a cluster too; for make
-# check, which has none, a tree that was compiled before.
+# check, which has none, a tree that was compiled before. A cluster of one's own is another thing, and has no budget.
 state() {
-	if [[ ! -d $(dependencies_directory) || ($1 != check && -n $(not_compiled "$PARTS")) ]]; then
+	if own_cluster; then
+		echo own
+	elif [[ ! -d $(dependencies_directory) || ($1 != check && -n $(not_compiled "$PARTS")) ]]; then
 		echo nothing
 	elif [[ ! -d $(target_directory)/debug ]]; then
 		echo caches
@@ -79,6 +81,7 @@ reference() {
 described() {
 	case $1 in
 	nothing) echo 'nothing there' ;;
+	own) echo 'a cluster of your own, whose work is not counted' ;;
 	caches) echo 'caches there' ;;
 	cluster) echo 'the cluster there' ;;
 	compiled) echo 'the former compile there' ;;
@@ -88,7 +91,7 @@ described() {
 # stages TICKS SPEED: the share of each step in all of it.
 stages() {
 	printf '\nwhat each stage took (reference s, share, wall s):\n'
-	awk -F '\t' -v all="$1" -v hertz="$(getconf CLK_TCK)" -v speed="$2" '
+	awk -F '\t' -v all="$(($1 > 0 ? $1 : 1))" -v hertz="$(getconf CLK_TCK)" -v speed="$2" '
 		{printf "  %7.0f %3.0f%% %6d  %s\n", $2 / hertz * speed, 100 * $2 / all, $3, $1; sum += $2}
 		END {printf "  %7.0f %3.0f%%         between them\n", (all - sum) / hertz * speed, 100 * (all - sum) / all}' "$KILN_COSTS"
 }

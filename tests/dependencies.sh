@@ -30,20 +30,23 @@ restore_dependencies() {
 	local target kept
 	target=$(target_directory)
 	kept=$(dependencies_directory)
-	[[ ! -e $target/debug && -d $kept ]] || return 0
+	[[ -d $kept && (! -e $target/debug || -e $target/debug.tmp) ]] || return 0
 	mkdir -p "$target"
 	# Without them all works, and takes longer.
-	if with_dependencies_locked -s copy_dependencies "$kept" "$target/debug.tmp" 2>/dev/null; then
-		mv -T "$target/debug.tmp" "$target/debug"
-	else
-		rm -rf "$target/debug.tmp"
+	with_dependencies_locked copy_dependencies "$kept" "$target/debug" 2>/dev/null ||
 		echo "compiled dependencies could not be copied from $kept; they are compiled anew" >&2
-	fi
 }
 
+# copy_dependencies FROM TO: in one move, when all is there.
 copy_dependencies() {
-	rm -rf "$2"
-	touch -c "$1" && cp -a --reflink=auto "$1" "$2"
+	# Nobody else copies now, so that of another start was broken off.
+	rm -rf "$2.tmp"
+	# It may have ended well, or somebody compiles there.
+	[[ ! -e $2 ]] || return 0
+	touch -c "$1" && cp -a --reflink=auto "$1" "$2.tmp" && mv -T "$2.tmp" "$2" || {
+		rm -rf "$2.tmp"
+		return 1
+	}
 }
 
 # keep_dependencies: those of a build that succeeded, where more than are kept already.
@@ -54,7 +57,7 @@ keep_dependencies() {
 	if (($(units "$target/debug") <= $(units "$kept"))); then return 0; fi
 	mkdir -p "$CACHE/cargo"
 	# Without them all works, and takes longer.
-	with_dependencies_locked -x replace_dependencies "$target/debug" "$kept" || {
+	with_dependencies_locked replace_dependencies "$target/debug" "$kept" || {
 		rm -rf "$kept.tmp"
 		echo "compiled dependencies could not be kept for other clones in $CACHE/cargo" >&2
 	}
@@ -65,11 +68,11 @@ units() {
 	find "$1/.fingerprint" -mindepth 1 -maxdepth 1 ! -name 'kiln*' 2>/dev/null | wc -l
 }
 
+# with_dependencies_locked COMMAND…: one at a time on this machine.
 with_dependencies_locked() {
-	local mode=$1 lock
-	shift
+	local lock
 	(
-		flock "$mode" "$lock"
+		flock "$lock"
 		"$@"
 	) {lock}>"$CACHE/cargo/lock"
 }

@@ -37,8 +37,9 @@ one_at_a_time() {
 	local lock=/run/lock/kiln-in-use
 	if [[ -n ${KILN_ALONE:-} ]] || own_cluster; then return 0; fi
 	flock -n $lock true || echo 'waiting for another demo, test or installation on this machine'
-	# flock holds the lock, and nothing that is started here does; where it is ended, the script is too.
-	KILN_ALONE=1 exec flock --close $lock setpriv --pdeathsig TERM -- "$@"
+	# All that is started here holds the lock, but for the cluster's own processes: what goes on where flock is ended is
+	# waited for. Where it is ended, the script is too.
+	KILN_ALONE=1 exec flock $lock setpriv --pdeathsig TERM -- "$@"
 }
 
 # newer VERSION THAN: whether it is, or the same. No version is older than any.

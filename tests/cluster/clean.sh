@@ -76,8 +76,12 @@ remove_outside() {
 	done <"$STATE/outside"
 }
 
+# is_left: whether something of a cluster is there, its directory or what would outlive that.
+is_left() {
+	[[ -d $STATE ]] || is_network_left || [[ -n $(leftover_processes) ]]
+}
+
 clean() {
-	[[ -d $STATE ]] || return 0
 	local names=()
 	# The first to stop are those that would start or mend things meanwhile.
 	stop 3 kubelet-amd64 kubelet-arm64 kube-controller-manager kube-scheduler kube-proxy volume-provisioner

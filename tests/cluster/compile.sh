@@ -130,7 +130,13 @@ compiled() {
 	printf '%s\n' "$CACHE/bin/$1-$2-${key:0:8}"
 }
 
+# build_into NAME OUT: one at a time on this machine, whichever clone it is for; for a step.
 build_into() {
+	local lock
+	exec {lock}>"$CACHE/bin/lock"
+	flock "$lock"
+	# Another one may have made it meanwhile.
+	[[ ! -d $2 ]] || return 0
 	rm -rf "$2.tmp"
 	mkdir -p "$2.tmp"
 	"build_$1" "$2.tmp"
@@ -159,6 +165,7 @@ collector $COLLECTOR_VERSION 115
 # compile PARTS: those that are not there already.
 compile() {
 	local name version cost out
+	mkdir -p "$CACHE/bin"
 	while read -r name version cost; do
 		[[ -n $name ]] || continue
 		out=$(compiled "$name" "$version")

@@ -39,11 +39,16 @@ install_packages() {
 	apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@"
 }
 
+# ensure_packages: one at a time on this machine, whichever clone needs them. The lock is also that of what it starts: dpkg
+# goes on where the script is killed.
 ensure_packages() {
-	local missing
+	local missing lock
+	exec {lock}>/run/lock/kiln-packages
+	flock -n "$lock" || { echo 'waiting for another installation of packages' && flock "$lock"; }
 	# One that an installation left which was broken off.
 	if grep -qs "of Kiln's local cluster" $POLICY; then rm $POLICY; fi
 	mapfile -t missing < <(missing_packages)
 	((${#missing[@]} == 0)) ||
 		step "installing ${missing[*]}" "$CACHE/logs/packages.log" install_packages "${missing[@]}"
+	exec {lock}>&-
 }

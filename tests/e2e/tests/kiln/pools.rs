@@ -152,7 +152,7 @@ fn load(tenant: &Tenant, name: &str) -> Build {
 
 async fn an_archive_is_loaded_back_by_its_own_namespace_alone() {
     if std::env::var_os("KILN_LOCAL_CLUSTER").is_none() {
-        eprintln!("needs a directory that all nodes share: the local cluster has one");
+        eprintln!("not tested: archives; they need a directory that all nodes share, as the local cluster has");
         return;
     }
     Tenant::fresh("archive", async |tenant| {

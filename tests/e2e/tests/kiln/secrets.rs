@@ -227,6 +227,7 @@ async fn logs_and_metrics(tenant: &Tenant, marks: &Marks) {
 /// The cache volumes with the agents' logs, repositories and BuildKit's state; where they are on this machine.
 async fn volumes(tenant: &Tenant, marks: &Marks) {
     if std::env::var_os("KILN_LOCAL_CLUSTER").is_none() {
+        eprintln!("not tested: secrets on the cache volumes; they are not on this machine");
         return;
     }
     let mut logs = 0;
@@ -252,7 +253,10 @@ async fn volumes(tenant: &Tenant, marks: &Marks) {
 }
 
 fn audit(marks: &Marks) {
-    let Some(path) = std::env::var_os("KILN_AUDIT_LOG") else { return };
+    let Some(path) = std::env::var_os("KILN_AUDIT_LOG") else {
+        eprintln!("not tested: secrets in the API server's audit log; KILN_AUDIT_LOG does not name it");
+        return;
+    };
     let log = fs::read_to_string(path).expect("KILN_AUDIT_LOG can be read");
     let mut read = 0;
     for line in log.lines().filter(|line| line.contains("\"userAgent\":\"kiln")) {
@@ -272,12 +276,13 @@ struct Processes {
 
 impl Processes {
     fn watch(tenant: &Tenant, marks: Marks) -> Self {
-        let watching = Self {
-            seen: Arc::default(),
-            fault: Arc::default(),
-            end: Arc::default(),
-            local: std::env::var_os("KILN_LOCAL_CLUSTER").is_some(),
-        };
+        let local = std::env::var_os("KILN_LOCAL_CLUSTER").is_some();
+        if !local {
+            eprintln!(
+                "not tested: secrets on command lines and in environments; the nodes' processes are not on this machine"
+            );
+        }
+        let watching = Self { seen: Arc::default(), fault: Arc::default(), end: Arc::default(), local };
         if watching.local {
             let (seen, fault, end) = (watching.seen.clone(), watching.fault.clone(), watching.end.clone());
             let pods = tenant.builder_pods();

@@ -1,6 +1,5 @@
 //! What needs the machine of the local cluster: its processes, its addresses, its keys.
 
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,12 +9,12 @@ use kiln_e2e::cluster::variable;
 
 use crate::recovery::proxy::{Identity, Proxy, Upstream};
 
-/// Whether this is the machine of the local cluster; says so where it is not, past the capture of the tests' output.
+/// Whether this is the machine of the local cluster; says so where it is not.
 pub fn is_local(test: &str) -> bool {
     let local = std::env::var_os("KILN_LOCAL_CLUSTER").is_some();
     if !local {
         let why = "it kills processes on the nodes and listens beside them, which it can on the local cluster alone";
-        let _ = writeln!(std::io::stderr(), "{test} does not run here: {why} (unset KUBECONFIG, and: make cluster)");
+        eprintln!("not tested: {test}; {why} (unset KUBECONFIG, and: make cluster)");
     }
     local
 }
