@@ -43,10 +43,10 @@ copy_dependencies() {
 	rm -rf "$2.tmp"
 	# It may have ended well, or somebody compiles there.
 	[[ ! -e $2 ]] || return 0
-	touch -c "$1" && cp -a --reflink=auto "$1" "$2.tmp" && mv -T "$2.tmp" "$2" || {
+	if ! touch -c "$1" || ! cp -a --reflink=auto "$1" "$2.tmp" || ! mv -T "$2.tmp" "$2"; then
 		rm -rf "$2.tmp"
 		return 1
-	}
+	fi
 }
 
 # keep_dependencies: those of a build that succeeded, where more than are kept already.

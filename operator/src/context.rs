@@ -34,12 +34,14 @@ use crate::trace::Traces;
 use crate::watches::{Synced, Wake};
 use kiln_registry::RegistryClients;
 use kiln_registry::http_client::Clients;
+use kiln_registry::room::Room;
 
 /// The field manager of everything that Kiln applies.
 pub const FIELD_MANAGER: &str = "kiln";
 
-/// How many objects are read with their files at once. It is for the API server alone to say how long one is held.
-const WITH_FILES: usize = 4;
+/// How many objects are in memory with their files at once, and how many of one namespace.
+const LARGE: usize = 4;
+const LARGE_OF_ONE: usize = 2;
 
 /// How many Events wait to be written at most: one more is left out, and the log says so.
 const WAITING_EVENTS: usize = 1_000;
@@ -94,8 +96,8 @@ pub struct Context {
     pub traces: Option<Traces>,
     /// Held while builders are chosen for jobs, and while idle ones are removed.
     pub placing: tokio::sync::Mutex<()>,
-    /// Held while an object is in memory with its files, a megabyte of them.
-    pub with_files: Semaphore,
+    /// Room for objects that are in memory with their files, and for jobs that are sent: megabytes each.
+    pub large: Arc<Room>,
     /// Room for Events that wait to be written, and for those that are being written.
     pub events: (Arc<Semaphore>, Arc<Semaphore>),
     /// Whether the API server was seen to drop `hostUsers: false`.
@@ -146,7 +148,7 @@ impl Context {
             metrics,
             traces: None,
             placing: tokio::sync::Mutex::default(),
-            with_files: Semaphore::new(WITH_FILES),
+            large: Arc::new(Room::new(LARGE, LARGE_OF_ONE)),
             events: (Arc::new(Semaphore::new(WAITING_EVENTS)), Arc::new(Semaphore::new(EVENTS_AT_ONCE))),
             api_drops_host_users: false.into(),
             image_builds: Remembered::default(),

@@ -3,6 +3,7 @@
 mod registry;
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -15,8 +16,14 @@ use crate::context::Context;
 use crate::git::{self, GitCredential};
 use crate::reason::Reason;
 use kiln_registry::http_client::{AddressPolicy, FailureClass, HttpClient};
+use kiln_registry::room::Room;
 
 pub use self::registry::{RegistryAccess, Target, registry_access};
+
+/// How many Secrets and `ConfigMap`s are read at once, a megabyte or more each, and how many of them for one namespace.
+static READING: LazyLock<Room> = LazyLock::new(|| Room::new(8, 2));
+/// The most bytes of a CA bundle: what all the world's CAs take is a quarter of a megabyte.
+const LONGEST_BUNDLE: usize = 512 << 10;
 
 /// What keeps a build from going on, told to the user in a condition.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -116,6 +123,7 @@ pub async fn secret(client: &Client, namespace: &str, name: &str, field: &str) -
 async fn find_secret(client: &Client, namespace: &str, name: &str) -> Result<Option<SecretData>, Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let what = || format!("the Secret {namespace}/{name}");
+    let _place = READING.enter(namespace).await;
     let found = api.get_opt(name).await.map_err(|source| Error::Api { what: what(), source: Box::new(source) })?;
     Ok(found.map(|secret| SecretData {
         uid: secret.uid().unwrap_or_default(),
@@ -154,6 +162,7 @@ pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, fiel
         CaRefKind::ConfigMap => {
             let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
             let what = format!("the ConfigMap {namespace}/{name}");
+            let _place = READING.enter(namespace).await;
             let found = api.get_opt(name).await.map_err(|source| Error::Api { what, source: Box::new(source) })?;
             let Some(found) = found else {
                 let message = format!(
@@ -165,6 +174,14 @@ pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, fiel
         }
     };
     match text {
+        Some(text) if text.len() > LONGEST_BUNDLE => {
+            let message = format!(
+                "the key {key} of the {kind} {namespace}/{name}, which {field} names, holds {} bytes, and a CA bundle at most \
+                 {LONGEST_BUNDLE}: leave the CAs there that are needed",
+                text.len()
+            );
+            Err(Fault::credential(Reason::CaInvalid, message).into())
+        }
         Some(text) if text.contains("-----BEGIN CERTIFICATE-----") => Ok(text),
         Some(_) => {
             let message = format!(

@@ -18,6 +18,7 @@ pub mod parsers;
 mod publish;
 mod reference;
 mod request;
+pub mod room;
 pub mod text;
 pub mod transfer;
 mod upload;

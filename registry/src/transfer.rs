@@ -1,17 +1,15 @@
 //! What transfers of blobs may take together, in memory and in time: a registry that asks for much, or that stops reading,
 //! holds up its own tenant's alone.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use futures::stream::StreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-
+use super::room::{Place, Room};
 use super::upload::BlobStream;
+use futures::stream::StreamExt as _;
 
 /// How many blobs this process sends at once. Each holds one part of at most 4 MiB.
 const AT_ONCE: usize = 4;
@@ -24,8 +22,7 @@ const LEAST: u64 = 2 << 20;
 /// How long it may take to answer once it has all: some put a large blob together only then.
 const ANSWER: Duration = Duration::from_mins(5);
 
-static ALL: Semaphore = Semaphore::const_new(AT_ONCE);
-static OF_TENANT: Mutex<Option<HashMap<String, Weak<Semaphore>>>> = Mutex::new(None);
+static ROOM: LazyLock<Room> = LazyLock::new(|| Room::new(AT_ONCE, OF_ONE));
 
 tokio::task_local! {
     /// For whom blobs are sent.
@@ -37,27 +34,10 @@ pub async fn of_tenant<T>(tenant: &str, work: impl Future<Output = T>) -> T {
     TENANT.scope(tenant.to_owned(), work).await
 }
 
-/// Room for one transfer, as long as it is held.
-pub struct Transfer {
-    _of_tenant: Option<OwnedSemaphorePermit>,
-    _of_all: Option<SemaphorePermit<'static>>,
-}
-
 /// Waits until there is room for another transfer.
-pub async fn begin() -> Transfer {
+pub async fn begin() -> Place {
     let tenant = TENANT.try_with(Clone::clone).unwrap_or_default();
-    let own = {
-        let mut known = OF_TENANT.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get_or_insert_default();
-        known.retain(|_, semaphore| semaphore.strong_count() > 0);
-        known.get(&tenant).and_then(Weak::upgrade).unwrap_or_else(|| {
-            let semaphore = Arc::new(Semaphore::new(OF_ONE));
-            known.insert(tenant, Arc::downgrade(&semaphore));
-            semaphore
-        })
-    };
-    // Its own first: who waits for that holds up nobody else. Neither is ever closed, which alone would give none.
-    Transfer { _of_tenant: own.acquire_owned().await.ok(), _of_all: ALL.acquire().await.ok() }
+    ROOM.enter(&tenant).await
 }
 
 /// How much of a body has been handed to the connection.
@@ -116,16 +96,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-
-    #[tokio::test]
-    async fn one_tenant_has_not_all() {
-        let slow = of_tenant("slow", async { [begin().await, begin().await] }).await;
-        let third = of_tenant("slow", tokio::time::timeout(Duration::from_millis(20), begin())).await;
-        assert!(third.is_err(), "it waits");
-        let _other = of_tenant("other", begin()).await;
-        drop(slow);
-        let _again = of_tenant("slow", begin()).await;
-    }
 
     fn body(chunks: usize, size: usize) -> BlobStream {
         futures::stream::iter((0..chunks).map(move |_| Ok(Bytes::from(vec![0; size])))).boxed()

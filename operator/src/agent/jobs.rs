@@ -9,14 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::future::BoxFuture;
 use kiln_agent_proto as proto;
+use kiln_agent_proto::agent_client::AgentClient;
 use kiln_crds::ImageBuildRun;
 use kiln_crds::image_build_run::PlatformPhase;
+use kiln_registry::room::Place;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tonic::Code;
+use tonic::transport::Channel;
 use tracing::{Instrument, debug, info_span, warn};
 
 use super::connection::{Agent, Connections};
@@ -83,6 +87,12 @@ impl Entry {
     }
 }
 
+/// A job that is still to be sent.
+pub trait Whole: Send + Sync {
+    /// The whole of it, and the place that it takes in memory. `None`: nobody wants it any more.
+    fn job(&self) -> BoxFuture<'_, Result<Option<(proto::Job, Place)>, kube::Error>>;
+}
+
 /// The jobs that this operator follows.
 #[derive(Clone)]
 pub struct Jobs {
@@ -142,9 +152,9 @@ impl Jobs {
         })
     }
 
-    /// Begins to follow a job; does nothing where it is followed already. With a `job`, the agent is asked to start it
-    /// first, which it does once.
-    pub fn follow(&self, id: &str, run: &ObjectRef<ImageBuildRun>, agent: Agent, job: Option<proto::Job>) {
+    /// Begins to follow a job; does nothing where it is followed already. With a `job`, an agent that does not know it is asked
+    /// to start it.
+    pub fn follow(&self, id: &str, run: &ObjectRef<ImageBuildRun>, agent: Agent, job: Option<Box<dyn Whole>>) {
         self.with(|entries| {
             let entry = entries.entry(id.to_owned()).or_insert_with(|| Entry::new(&agent.builder));
             if entry.follower.is_some() {
@@ -264,7 +274,7 @@ struct Follower {
     id: String,
     run: ObjectRef<ImageBuildRun>,
     agent: Agent,
-    job: Option<proto::Job>,
+    job: Option<Box<dyn Whole>>,
     progress: Progress,
     news: News,
 }
@@ -307,31 +317,24 @@ impl Follower {
     /// again.
     async fn attempt(&mut self, seen: &mut u64, heard: &mut bool) -> Result<Observation, tonic::Status> {
         let mut client = self.jobs.connections.client(&self.agent).map_err(|error| unusable(&error))?;
-        if let Some(job) = &self.job {
-            let request = proto::StartRequest { job: Some(job.clone()) };
-            match timely(client.start(request)).await {
-                // Its credentials are not needed again.
-                Ok(_) => self.job = None,
-                Err(status) if matches!(status.code(), Code::ResourceExhausted | Code::FailedPrecondition) => {
-                    return Ok(Observation::Refused);
-                }
-                Err(status) if status.code() == Code::InvalidArgument => {
-                    return Ok(Observation::Failed(proto::Failure {
-                        class: proto::failure::Class::User.into(),
-                        reason: "JobInvalid".to_owned(),
-                        message: status.message().to_owned(),
-                        ..proto::Failure::default()
-                    }));
-                }
-                Err(status) => return Err(status),
-            }
-        }
         let request = proto::WatchRequest { job_id: self.id.clone(), after: *seen };
-        let mut events = match timely(client.watch(request)).await {
+        // Asked first: an agent that cannot be reached keeps no place in memory from others.
+        let mut watched = timely(client.watch(request.clone())).await;
+        if let (Some(job), Err(status)) = (&self.job, &watched)
+            && status.code() == Code::NotFound
+        {
+            if let Some(ended) = Box::pin(start(&mut client, job.as_ref())).await? {
+                return Ok(ended);
+            }
+            watched = timely(client.watch(request)).await;
+        }
+        let mut events = match watched {
             Ok(events) => events.into_inner(),
             Err(status) if status.code() == Code::NotFound => return Ok(Observation::Unknown),
             Err(status) => return Err(status),
         };
+        // Its credentials are not needed again.
+        self.job = None;
         *heard = true;
         loop {
             let due = self.news.due();
@@ -358,6 +361,25 @@ impl Follower {
     fn tell(&mut self) {
         self.news.told(Instant::now());
         self.observe(self.progress.current().map_or(Observation::Connecting, Observation::Running));
+    }
+}
+
+/// Has the agent start a job. `Some`: it does not.
+async fn start(client: &mut AgentClient<Channel>, job: &dyn Whole) -> Result<Option<Observation>, tonic::Status> {
+    let whole = job.job().await.map_err(|error| tonic::Status::unavailable(format!("reading the run: {error}")))?;
+    let Some((job, _place)) = whole else { return Ok(Some(Observation::Unknown)) };
+    match timely(client.start(proto::StartRequest { job: Some(job) })).await {
+        Ok(_) => Ok(None),
+        Err(status) if matches!(status.code(), Code::ResourceExhausted | Code::FailedPrecondition) => {
+            Ok(Some(Observation::Refused))
+        }
+        Err(status) if status.code() == Code::InvalidArgument => Ok(Some(Observation::Failed(proto::Failure {
+            class: proto::failure::Class::User.into(),
+            reason: "JobInvalid".to_owned(),
+            message: status.message().to_owned(),
+            ..proto::Failure::default()
+        }))),
+        Err(status) => Err(status),
     }
 }
 

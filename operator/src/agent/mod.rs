@@ -6,4 +6,4 @@ pub mod jobs;
 
 pub use connection::{Agent, Connections};
 pub use facts::{Described, Facts};
-pub use jobs::{Jobs, Observation};
+pub use jobs::{Jobs, Observation, Whole};

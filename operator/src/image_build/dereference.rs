@@ -14,12 +14,9 @@ use super::plan::interval;
 use super::resolve::{self, Kind, Name};
 use crate::context::Context;
 use crate::git;
-use crate::image_build_run::dereference::http_access;
+use crate::image_build_run::dereference::{cache_from, for_steps, http_access};
 use crate::reason::Reason;
-use crate::references::{self, Error, Fault, RegistryAccess, git_access, registry_access, secret_value};
-
-/// The key of a Secret with a private key for ssh, as Kubernetes names it.
-const SSH_KEY: &str = "ssh-privatekey";
+use crate::references::{self, Error, Fault, RegistryAccess, git_access, registry_access};
 
 /// What the names in a spec are.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -178,20 +175,13 @@ pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool, re
             read.map(drop).map_err(|error| if field.is_empty() { error } else { at(error, &field) })
         }
     }));
-    let keys = spec
-        .secrets
-        .iter()
-        .map(|of| (format!("secrets[{}].secretRef", of.id), &of.secret_ref.name, of.secret_ref.key.as_str()));
-    let ssh = spec.ssh.iter().map(|of| (format!("ssh[{}].secretRef", of.id), &of.secret_ref.name, SSH_KEY));
-    let secrets = join_all(keys.chain(ssh).map(|(field, name, key)| {
-        let namespace = &namespace;
-        async move { secret_value(&context.client, namespace, name, key, &field).await.map(drop) }
-    }));
     // Read as a run reads it, and not kept.
     let http = async { http_access(context, &namespace, spec, &[]).await.map(drop) };
+    let secrets = async { for_steps(context, &namespace, spec).await.map(drop) };
     let (registry, git, secrets, http) = futures::join!(registry, git, secrets, http);
     let registry = registry?;
-    git.into_iter().chain(secrets).chain([http]).collect::<Result<(), Error>>()?;
+    git.into_iter().chain([secrets, http]).collect::<Result<(), Error>>()?;
+    cache_from(spec)?;
     let pushes = registry.targets.iter().map(|target| target.client.check_push(&target.repository));
     join_all(pushes).await.into_iter().collect::<Result<(), _>>().map_err(Fault::from)?;
     Ok(())

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use kiln_crds::image_build::BuiltImage;
 use kiln_crds::image_build_run::SecretVersion;
 use kiln_crds::{BuilderPool, ImageBuildRun, ImageBuildSpec};
@@ -16,6 +18,8 @@ use crate::tags::template;
 use kiln_registry::Reference;
 use kiln_registry::http_client::ClusterNetwork;
 
+/// The most bytes that the values of `secrets` and `ssh` take together: as much as one Secret may hold.
+const MOST_SECRET: usize = 1 << 20;
 /// The key of a Secret with a private key for ssh, as Kubernetes names it.
 const SSH_KEY: &str = "ssh-privatekey";
 
@@ -45,6 +49,14 @@ pub struct Inputs {
     pub(super) cluster: ClusterNetwork,
 }
 
+impl Inputs {
+    /// What publishing needs: without what steps are given.
+    #[must_use]
+    pub fn for_publishing(self) -> Self {
+        Self { secrets: HashMap::new(), ssh: HashMap::new(), ..self }
+    }
+}
+
 /// How a web server is reached with what an ImageBuild names.
 pub(crate) struct HttpAccess {
     pub(super) auth: Option<BasicAuth>,
@@ -69,13 +81,9 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
         ),
         None => None,
     };
-    // The name that the agent looks up has to be the one that BuildKit asks for.
-    let cache_from = build.cache.iter().flat_map(|cache| &cache.from).enumerate().map(|(number, from)| {
-        from.parse().map_err(|error| Fault::user(Reason::RepositoryInvalid, format!("cache.from[{number}]: {error}")))
-    });
-    let cache_from = cache_from.collect::<Result<Vec<Reference>, _>>()?;
+    let cache_from = cache_from(build)?;
     let pool_bundles = pool_bundles(context, pool).await?;
-    let (registry, git, http, contexts, secrets, ssh) = futures::try_join!(
+    let (registry, git, http, contexts, (secrets, ssh)) = futures::try_join!(
         registry_access(context, &namespace, build, pool, &pool_bundles),
         async {
             match build.git() {
@@ -89,15 +97,7 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
             let access = git_access(context, &namespace, git, pool, &pool_bundles);
             Some(async { Ok::<_, Error>((of.name.clone(), access.await?)) })
         })),
-        futures::future::try_join_all(build.secrets.iter().map(|secret| {
-            let reference = &secret.secret_ref;
-            let field = format!("secrets[{}].secretRef", secret.id);
-            value(context, &namespace, &secret.id, &reference.name, &reference.key, field)
-        })),
-        futures::future::try_join_all(build.ssh.iter().map(|ssh| {
-            let field = format!("ssh[{}].secretRef", ssh.id);
-            value(context, &namespace, &ssh.id, &ssh.secret_ref.name, SSH_KEY, field)
-        })),
+        for_steps(context, &namespace, build),
     )?;
     let (http, http_version) = http.unzip();
     let mut versions = registry.versions.clone();
@@ -122,6 +122,57 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
     })
 }
 
+/// The other caches that a build reads. The names that the agent looks up have to be those that BuildKit asks for.
+pub(crate) fn cache_from(build: &ImageBuildSpec) -> Result<Vec<Reference>, Fault> {
+    let named = build.cache.iter().flat_map(|cache| &cache.from).enumerate();
+    let read = named.map(|(number, from)| {
+        from.parse().map_err(|error| Fault::user(Reason::RepositoryInvalid, format!("cache.from[{number}]: {error}")))
+    });
+    read.collect()
+}
+
+/// An id, what steps find under it, and the Secret that it was in.
+type Value = (String, Vec<u8>, SecretVersion);
+
+/// Reads what `secrets` and `ssh` name.
+pub(crate) async fn for_steps(
+    context: &Context,
+    namespace: &str,
+    build: &ImageBuildSpec,
+) -> Result<(Vec<Value>, Vec<Value>), Error> {
+    let secrets = build.secrets.iter().map(|secret| {
+        let reference = &secret.secret_ref;
+        let field = format!("secrets[{}].secretRef", secret.id);
+        value(context, namespace, &secret.id, &reference.name, &reference.key, field).boxed()
+    });
+    let ssh = build.ssh.iter().map(|ssh| {
+        let field = format!("ssh[{}].secretRef", ssh.id);
+        value(context, namespace, &ssh.id, &ssh.secret_ref.name, SSH_KEY, field).boxed()
+    });
+    let mut secrets = values(secrets.chain(ssh).collect()).await?;
+    let ssh = secrets.split_off(build.secrets.len());
+    Ok((secrets, ssh))
+}
+
+/// Reads values, as long as they do not take too much together.
+async fn values(reading: Vec<BoxFuture<'_, Result<Value, Error>>>) -> Result<Vec<Value>, Error> {
+    let mut reading = futures::stream::iter(reading).buffered(2);
+    let (mut values, mut bytes) = (Vec::new(), 0);
+    while let Some(value) = reading.next().await {
+        let value = value?;
+        bytes += value.1.len();
+        if bytes > MOST_SECRET {
+            let message = format!(
+                "what secrets and ssh name takes more than {MOST_SECRET} bytes together: give a build its files by its source, \
+                 and secrets that are small"
+            );
+            return Err(Fault::user(Reason::SecretInvalid, message).into());
+        }
+        values.push(value);
+    }
+    Ok(values)
+}
+
 async fn value(
     context: &Context,
     namespace: &str,
@@ -129,7 +180,7 @@ async fn value(
     name: &str,
     key: &str,
     field: String,
-) -> Result<(String, Vec<u8>, SecretVersion), Error> {
+) -> Result<Value, Error> {
     let (value, version) = references::secret_value(&context.client, namespace, name, key, &field).await?;
     Ok((id.to_owned(), value, version))
 }

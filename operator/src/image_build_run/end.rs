@@ -234,10 +234,10 @@ async fn try_publish(
     tagging: &Tagging,
 ) -> Result<Published, references::Error> {
     let pool = super::pool(context, run)?;
-    let mut inputs = dereference(context, run, &pool).await?;
+    let mut inputs = dereference(context, run, &pool).await?.for_publishing();
     let mut result = publish(context, run, status, &inputs, tagging).await;
     if result.as_ref().is_err_and(|fault| fault.class == FailureClass::Credential) {
-        inputs = dereference(context, run, &pool).await?;
+        inputs = dereference(context, run, &pool).await?.for_publishing();
         result = publish(context, run, status, &inputs, tagging).await;
     }
     let percent = run.spec.build.image.as_ref().and_then(|image| image.growth_warning_percent);

@@ -15,6 +15,7 @@ pub mod place;
 pub mod plan;
 pub mod publish;
 pub mod queue;
+mod start;
 pub mod status;
 pub mod steps;
 pub mod tagging;
@@ -42,12 +43,13 @@ use self::dereference::{Inputs, dereference};
 use self::end::{cancel_jobs, conclude, end, failure_of, finish, secret_versions};
 use self::place::{Placed, give_back, place, wait_for_capacity};
 use self::plan::{Bounds, Next, Stop, advance, deadline, due, job_id, next};
+use self::start::Start;
 use self::status::Waiting;
-use crate::agent::{Agent, Observation};
+use crate::agent::{Agent, Observation, Whole};
 use crate::builder::{BuilderId, observe};
 use crate::builder_pool::select;
 use crate::condition::find;
-use crate::context::{Context, is_conflict, namespaced, until, write_status};
+use crate::context::{Context, is_conflict, until, write_status};
 use crate::references::{self, Fault};
 use crate::trace::traceparent;
 use crate::turns;
@@ -276,19 +278,7 @@ async fn build(
         }
         tell(run, &former, &status, context);
     }
-    let (with_files, _in_memory);
-    let mut followed = run;
-    let is_starting = |platform: &PlatformStatus| platform.phase == PlatformPhase::Starting;
-    if run.spec.build.inline().is_some() && status.platforms.iter().any(is_starting) {
-        // The copy leaves the files out, which the jobs need now.
-        _in_memory = context.with_files.acquire().await;
-        let runs = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
-        let found = runs.get_opt(&run.name_any()).await.map_err(Error::Write)?;
-        let Some(found) = found.filter(|found| found.uid() == run.uid()) else { return Ok(Action::await_change()) };
-        with_files = Arc::new(found);
-        followed = &with_files;
-    }
-    follow(followed, &pool, &status, inputs.as_ref(), context);
+    follow(run, &pool, &status, inputs.map(Arc::new).as_ref(), context);
     Ok(requeue(&status, bounds, placed.look_again, now))
 }
 
@@ -311,10 +301,10 @@ async fn wait_for_mending(
 
 /// Follows the jobs that the status names: those that are starting are sent to their agent first.
 fn follow(
-    run: &ImageBuildRun,
-    pool: &BuilderPool,
+    run: &Arc<ImageBuildRun>,
+    pool: &Arc<BuilderPool>,
     status: &ImageBuildRunStatus,
-    inputs: Option<&Inputs>,
+    inputs: Option<&Arc<Inputs>>,
     context: &Context,
 ) {
     let uid = run.uid().unwrap_or_default();
@@ -330,7 +320,18 @@ fn follow(
             let (Some(inputs), Some(spec)) = (inputs, specs.get(platform.name.as_str())) else { continue };
             // Only where a collector takes the spans that BuildKit would make.
             let traceparent = context.traces.as_ref().map(|_| traceparent(&uid, &platform.name)).unwrap_or_default();
-            Some(inputs.job(run, pool, &id, spec, platform, traceparent))
+            let start = Start {
+                client: context.client.clone(),
+                room: context.large.clone(),
+                run: run.clone(),
+                pool: pool.clone(),
+                inputs: inputs.clone(),
+                id: id.clone(),
+                spec: (*spec).clone(),
+                platform: platform.clone(),
+                traceparent,
+            };
+            Some(Box::new(start) as Box<dyn Whole>)
         } else {
             None
         };
@@ -341,7 +342,7 @@ fn follow(
             attempt = platform.attempt,
             "job given to a builder"
         );
-        context.jobs.follow(&id, &ObjectRef::from_obj(run), agent, job);
+        context.jobs.follow(&id, &ObjectRef::from_obj(&**run), agent, job);
     }
 }
 

@@ -97,6 +97,9 @@ async fn what_is_named_and_missing_is_told_before_a_run_is_made() {
         let registry = &tenant.cluster.registry;
         let busybox = format!("{registry}/docker.io/library/busybox");
         tenant.secret("empty", "Opaque", &[("nothing", "x")]).await;
+        let large = "x".repeat(700 << 10);
+        tenant.secret("large", "Opaque", &[("key", &large)]).await;
+        let secret = |id: &str| json!({"id": id, "secretRef": {"name": "large", "key": "key"}});
         let context = |of: Value| {
             let mut context = json!({"name": "base"});
             context.as_object_mut().unwrap().extend(of.as_object().unwrap().clone());
@@ -117,6 +120,10 @@ async fn what_is_named_and_missing_is_told_before_a_run_is_made() {
                 "has no image for linux/mips64le: it has linux/amd64",
             ),
             (context(json!({"image": "Not An Image".replace(' ', "/")})), "RepositoryInvalid", "contexts/base"),
+            (json!({"secrets": [secret("one"), secret("two")]}), "SecretInvalid", "more than 1048576 bytes together"),
+            (http(json!({"caRef": {"kind": "Secret", "name": "large", "key": "key"}})), "CaInvalid", "716800 bytes"),
+            // A port that BuildKit takes for 443.
+            (json!({"cache": {"from": ["10.218.0.1:0443/cache"]}}), "RepositoryInvalid", "cache.from[0]"),
             (json!({"ssh": [{"id": "default", "secretRef": {"name": "gone"}}]}), "SecretNotFound", "ssh[default]"),
             (json!({"ssh": [{"id": "default", "secretRef": {"name": "empty"}}]}), "SecretInvalid", "ssh-privatekey"),
             (http(json!({"secretRef": {"name": "gone"}})), "SecretNotFound", "source.http.secretRef"),

@@ -1,0 +1,50 @@
+//! A job that is about to be sent: whole only while it is, for its files and secrets may be megabytes.
+
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use kiln_agent_proto as proto;
+use kiln_crds::image_build::PlatformSpec;
+use kiln_crds::image_build_run::PlatformStatus;
+use kiln_crds::{BuilderPool, ImageBuildRun};
+use kiln_registry::room::{Place, Room};
+use kube::{Client, ResourceExt as _};
+
+use super::dereference::Inputs;
+use crate::agent::Whole;
+use crate::context::namespaced;
+
+/// What the job of one platform is made of.
+pub(super) struct Start {
+    pub client: Client,
+    pub room: Arc<Room>,
+    pub run: Arc<ImageBuildRun>,
+    pub pool: Arc<BuilderPool>,
+    pub inputs: Arc<Inputs>,
+    pub id: String,
+    pub spec: PlatformSpec,
+    pub platform: PlatformStatus,
+    pub traceparent: String,
+}
+
+impl Whole for Start {
+    fn job(&self) -> BoxFuture<'_, Result<Option<(proto::Job, Place)>, kube::Error>> {
+        async move {
+            let namespace = self.run.namespace().unwrap_or_default();
+            let place = self.room.enter(&namespace).await;
+            let make = |run: &ImageBuildRun| {
+                let Self { pool, id, spec, platform, traceparent, .. } = self;
+                self.inputs.job(run, pool, id, spec, platform, traceparent.clone())
+            };
+            if self.run.spec.build.inline().is_none() {
+                return Ok(Some((make(&self.run), place)));
+            }
+            // The copy leaves the files out.
+            let runs = namespaced::<ImageBuildRun>(&self.client, &namespace);
+            let found = runs.get_opt(&self.run.name_any()).await?.filter(|found| found.uid() == self.run.uid());
+            Ok(found.map(|found| (make(&found), place)))
+        }
+        .boxed()
+    }
+}
