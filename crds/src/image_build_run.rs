@@ -131,7 +131,7 @@ pub struct ImageBuildRunStatus {
     pub warnings: Vec<BuildWarning>,
     /// Why the run failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<BuildFailure>,
+    pub failure: Option<Box<BuildFailure>>,
     /// The Secrets that the run read last and their resource versions: a run that failed on a credential is followed by
     /// another once one of them has changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -239,7 +239,7 @@ pub struct PlatformStatus {
     pub first_cache_miss: Option<String>,
     /// What it waits for, or why the last attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<BuildFailure>,
+    pub failure: Option<Box<BuildFailure>>,
 }
 
 /// How the RUN steps of a platform are run.

@@ -23,7 +23,7 @@ pub struct Source {
     pub inline: Option<InlineSource>,
     /// A tarball on a web server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http: Option<HttpSource>,
+    pub http: Option<Box<HttpSource>>,
     /// An image or an OCI artifact, whose files are the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSource>,

@@ -46,7 +46,7 @@ pub struct ImageBuildStatus {
     pub cache_since: Option<Time>,
     /// Why the newest run failed. Absent where it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<BuildFailure>,
+    pub failure: Option<Box<BuildFailure>>,
     /// What `kubectl get` prints, shortened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,

@@ -181,6 +181,7 @@ pub fn spec_text(spec: &ImageBuildSpec, rebuild: Option<&str>, destination: bool
         // The checksum says what the URL gives.
         http: source
             .and_then(|(_, _, http, _)| http.as_ref())
+            .map(|http| &**http)
             .map(|HttpSource { url: _, checksum, path, secret_ref: _, ca_ref: _ }| Http { checksum, path }),
         image: source.and_then(|(.., image)| image.as_ref()),
         dockerfile_inline: dockerfile_inline.as_deref(),

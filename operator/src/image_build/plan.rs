@@ -294,7 +294,7 @@ mod tests {
         let failed = |reason: &str, moved: bool| {
             let mut failed = (*run(1, RunPhase::Failed)).clone();
             let status = failed.status.as_mut().unwrap();
-            status.failure = Some(BuildFailure { reason: reason.into(), ..BuildFailure::default() });
+            status.failure = Some(Box::new(BuildFailure { reason: reason.into(), ..BuildFailure::default() }));
             let tag = TagStatus { repository: "r.example/app".into(), tag: "v1".into(), digest: None, moved_at: None };
             status.tags = moved.then_some(tag).into_iter().collect();
             failed

@@ -62,7 +62,7 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         run: newest.map_or(former.run, |run| Some(run.name_any())),
         warnings: warnings(runs).unwrap_or(former.warnings),
         cache_since: age::cache_since(former.cache_since.as_ref(), runs),
-        failure: newest.and_then(|run| failure(run)),
+        failure: newest.and_then(|run| failure(run)).map(Box::new),
         summary: None,
     };
     // The newest image wins; a run that history has dropped takes nothing with it.
@@ -109,7 +109,7 @@ fn warnings(runs: &[Arc<ImageBuildRun>]) -> Option<Vec<BuildWarning>> {
 
 fn failure(run: &ImageBuildRun) -> Option<BuildFailure> {
     let status = run.status.as_ref().filter(|status| status.phase == RunPhase::Failed)?;
-    Some(BuildFailure { run: Some(run.name_any()), ..status.failure.clone()? })
+    Some(BuildFailure { run: Some(run.name_any()), ..*status.failure.clone()? })
 }
 
 /// The condition that something else had moved a tag: as the newest run that has moved tags found it.

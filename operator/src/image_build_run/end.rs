@@ -309,7 +309,7 @@ pub(super) async fn end(
     status.phase = phase;
     status.tags.retain(|tag| tag.digest.is_some());
     let reason = failure.reason.clone();
-    status.failure = Some(failure);
+    status.failure = Some(Box::new(failure));
     status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
     let written = write(run, &status, context).await?;
     context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason, &status);

@@ -88,7 +88,7 @@ pub fn advance(
                 again_or_failed(platform, outcome::failure(failure, &platform.name), retries, now)
             }
             _ => PlatformStatus {
-                failure: Some(outcome::failure(failure, &platform.name)),
+                failure: Some(Box::new(outcome::failure(failure, &platform.name))),
                 warnings: outcome::warnings(&failure.warnings),
                 ..ended(PlatformPhase::Failed)
             },
@@ -118,7 +118,7 @@ fn again_or_failed(platform: &PlatformStatus, failure: BuildFailure, retries: u3
         phase: if again { PlatformPhase::Queued } else { PlatformPhase::Failed },
         builder: if again { None } else { platform.builder.clone() },
         finished_at: Some(MicroTime(now)),
-        failure: Some(failure),
+        failure: Some(Box::new(failure)),
         ..platform.clone()
     }
 }
@@ -165,7 +165,7 @@ pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, now: Ti
     }
     let phases = || status.platforms.iter().map(|platform| platform.phase);
     if let Some(failed) = status.platforms.iter().find(|platform| platform.phase == PlatformPhase::Failed) {
-        return Next::End(RunPhase::Failed, Box::new(failed.failure.clone().unwrap_or_default()));
+        return Next::End(RunPhase::Failed, failed.failure.clone().unwrap_or_default());
     }
     if phases().all(|phase| phase == PlatformPhase::Succeeded) {
         return Next::Publish;

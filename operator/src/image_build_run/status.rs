@@ -195,7 +195,8 @@ mod tests {
             ..BuildFailure::default()
         });
         let name = "linux/amd64".to_owned();
-        let platform = PlatformStatus { name, phase, attempt, failure, ..PlatformStatus::default() };
+        let platform =
+            PlatformStatus { name, phase, attempt, failure: failure.map(Box::new), ..PlatformStatus::default() };
         ImageBuildRunStatus { platforms: vec![platform], ..ImageBuildRunStatus::default() }
     }
 

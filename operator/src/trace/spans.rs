@@ -210,7 +210,7 @@ mod tests {
             pushing_at: None,
             finished_at: at(7),
             steps: vec![step("[2/2] RUN make", 4, None, false)],
-            failure: Some(BuildFailure { message: "make failed".into(), ..BuildFailure::default() }),
+            failure: Some(Box::new(BuildFailure { message: "make failed".into(), ..BuildFailure::default() })),
             ..amd64.clone()
         };
         run.status = Some(ImageBuildRunStatus {

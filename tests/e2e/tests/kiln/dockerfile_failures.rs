@@ -151,7 +151,7 @@ async fn each_mistake_is_told_in_plain_words() {
         }
         for Mistake { name, reason, line, words, .. } in MISTAKES {
             let failed = tenant.not_ready(name, reason).await;
-            let failure: BuildFailure = failed.status.unwrap().failure.expect("a failed run is in status.failure");
+            let failure: BuildFailure = *failed.status.unwrap().failure.expect("a failed run is in status.failure");
             assert_eq!((failure.reason.as_str(), failure.line), (*reason, *line), "{name}: {failure:?}");
             for word in *words {
                 assert!(failure.message.contains(word), "{name}: says {word:?}: {}", failure.message);

@@ -47,7 +47,7 @@ async fn fails(tenant: &Tenant, name: &str, former: &ImageBuild, reason: &str) -
     let tag = Registry::new(&tenant.cluster).digest(&image_of(former).repository, "latest").await;
     assert_eq!(tag.as_ref(), Some(&image_of(former).digest), "{reason}: the tag stays");
     tenant.event(name, reason).await;
-    failure
+    *failure
 }
 
 async fn a_failing_step_of_one_platform() {

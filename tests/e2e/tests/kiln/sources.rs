@@ -216,7 +216,7 @@ async fn a_tarball_is_compared_with_its_checksum() {
                 ca_ref: serde_json::from_value(serde_json::json!({"name": kiln_e2e::tenant::CA})).unwrap(),
             };
             Build::inline(tenant, name, &[("Dockerfile", "")]).amd64().with(|spec| {
-                spec.source = Some(Source { git: None, inline: None, http: Some(http), image: None });
+                spec.source = Some(Source { git: None, inline: None, http: Some(Box::new(http)), image: None });
             })
         };
         for (name, url, secret) in
