@@ -2,6 +2,7 @@
 
 pub mod connection;
 pub mod facts;
+mod follower;
 pub mod jobs;
 
 pub use connection::{Agent, Connections};

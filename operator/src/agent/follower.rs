@@ -1,0 +1,227 @@
+//! Follows one job on its agent: has it started where the agent does not know it, reads its events, and reaches the agent
+//! again where it is away.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use kiln_agent_proto as proto;
+use kiln_agent_proto::agent_client::AgentClient;
+use kiln_crds::ImageBuildRun;
+use kube::runtime::reflector::ObjectRef;
+use tokio::time::Instant;
+use tonic::Code;
+use tonic::transport::Channel;
+use tracing::{debug, warn};
+
+use super::connection::Agent;
+use super::jobs::{Jobs, Observation, Whole, timely, unusable};
+use crate::image_build_run::steps::Progress;
+
+/// How long an agent whose pod seems alive may be out of reach: a new certificate takes a while to arrive.
+const UNREACHABLE: Duration = Duration::from_mins(2);
+/// How long it may take connections and answer nothing. A connection that stood is known to be dead 20 s after its last
+/// answer, so such a builder is given up after a minute and a half.
+const SILENT: Duration = Duration::from_secs(70);
+/// A stream that stands for so long shows that the agent lives, events or not.
+const STANDS: Duration = Duration::from_secs(1);
+/// How long changes are gathered before they are told.
+const GATHER: Duration = Duration::from_millis(250);
+/// How much time there is at least between two changes that are told.
+const BETWEEN: Duration = Duration::from_secs(1);
+/// The longest time for which the events of a job that had begun before are read without telling: what happened long ago
+/// comes first, and a status must not go back.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+/// When changes are told; pure but for the clock that is handed in.
+pub(super) struct News {
+    /// Since when something is untold.
+    untold: Option<Instant>,
+    /// When something was told last.
+    told: Option<Instant>,
+    /// Until when events may be those of long ago.
+    catching_up: Option<Instant>,
+}
+
+impl News {
+    pub(super) fn new(began_before: bool, now: Instant) -> Self {
+        Self { untold: None, told: None, catching_up: began_before.then(|| now + CATCH_UP) }
+    }
+
+    /// Something changed.
+    fn changed(&mut self, now: Instant) {
+        if self.untold.is_none() || self.catching_up.is_some() {
+            self.untold = Some(now);
+        }
+    }
+
+    /// When it is to be told. `None`: there is nothing to tell.
+    fn due(&self) -> Option<Instant> {
+        let due = self.untold? + GATHER;
+        let due = self.catching_up.map_or(due, |end| due.min(end));
+        Some(self.told.map_or(due, |told| due.max(told + BETWEEN)))
+    }
+
+    fn told(&mut self, now: Instant) {
+        *self = Self { untold: None, told: Some(now), catching_up: None };
+    }
+}
+
+/// Follows one job to its end.
+pub(super) struct Follower {
+    pub jobs: Jobs,
+    pub id: String,
+    pub run: ObjectRef<ImageBuildRun>,
+    pub agent: Agent,
+    pub job: Option<Box<dyn Whole>>,
+    pub progress: Progress,
+    pub news: News,
+}
+
+impl Follower {
+    pub(super) async fn run(mut self) {
+        let backoff = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(20))
+            .with_factor(1.5)
+            .with_max_delay(Duration::from_secs(2))
+            .without_max_times();
+        let mut delays = backoff.build();
+        let mut seen = 0;
+        let mut last_heard = Instant::now();
+        loop {
+            let (mut heard, before, begun) = (false, seen, Instant::now());
+            let status = match self.attempt(&mut seen, &mut heard).await {
+                Ok(outcome) => return self.observe(outcome),
+                Err(status) => status,
+            };
+            if seen > before || heard && begun.elapsed() >= STANDS {
+                last_heard = Instant::now();
+                delays = backoff.build();
+            }
+            let patience = if status.code() == Code::DeadlineExceeded { SILENT } else { UNREACHABLE };
+            if last_heard.elapsed() > patience {
+                warn!(%status, "the agent cannot be reached");
+                return self.observe(Observation::Unreachable(status.message().to_owned()));
+            }
+            debug!(%status, "reaching the agent again");
+            tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
+        }
+    }
+
+    fn observe(&self, observation: Observation) {
+        self.jobs.observe(&self.id, &self.run, observation, &self.progress);
+    }
+
+    /// Starts the job, if that is still to be done, and reads its events; `heard` says whether they could be read. `Err`: try
+    /// again.
+    async fn attempt(&mut self, seen: &mut u64, heard: &mut bool) -> Result<Observation, tonic::Status> {
+        let mut client = self.jobs.connections.client(&self.agent).map_err(|error| unusable(&error))?;
+        let request = proto::WatchRequest { job_id: self.id.clone(), after: *seen };
+        // Asked first: an agent that cannot be reached keeps no place in memory from others.
+        let mut watched = timely(client.watch(request.clone())).await;
+        if let (Some(job), Err(status)) = (&self.job, &watched)
+            && status.code() == Code::NotFound
+        {
+            if let Some(ended) = Box::pin(start(&mut client, job.as_ref())).await? {
+                return Ok(ended);
+            }
+            watched = timely(client.watch(request)).await;
+        }
+        let mut events = match watched {
+            Ok(events) => events.into_inner(),
+            Err(status) if status.code() == Code::NotFound => return Ok(Observation::Unknown),
+            Err(status) => return Err(status),
+        };
+        // Its credentials are not needed again.
+        self.job = None;
+        *heard = true;
+        loop {
+            let due = self.news.due();
+            let event = tokio::select! {
+                event = events.message() => event?,
+                () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
+                    self.tell();
+                    continue;
+                }
+            };
+            let Some(event) = event else {
+                return Err(tonic::Status::unavailable("the stream ended before the job did"));
+            };
+            *seen = event.sequence;
+            if self.progress.take(&event) {
+                self.news.changed(Instant::now());
+            }
+            if let Some(outcome) = event.kind.and_then(outcome) {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    fn tell(&mut self) {
+        self.news.told(Instant::now());
+        self.observe(self.progress.current().map_or(Observation::Connecting, Observation::Running));
+    }
+}
+
+/// Has the agent start a job. `Some`: it does not.
+async fn start(client: &mut AgentClient<Channel>, job: &dyn Whole) -> Result<Option<Observation>, tonic::Status> {
+    let whole = job.job().await.map_err(|error| tonic::Status::unavailable(format!("reading the run: {error}")))?;
+    let Some((job, _place)) = whole else { return Ok(Some(Observation::Unknown)) };
+    match timely(client.start(proto::StartRequest { job: Some(job) })).await {
+        Ok(_) => Ok(None),
+        Err(status) if matches!(status.code(), Code::ResourceExhausted | Code::FailedPrecondition) => {
+            Ok(Some(Observation::Refused))
+        }
+        Err(status) if status.code() == Code::InvalidArgument => Ok(Some(Observation::Failed(proto::Failure {
+            class: proto::failure::Class::User.into(),
+            reason: "JobInvalid".to_owned(),
+            message: status.message().to_owned(),
+            ..proto::Failure::default()
+        }))),
+        Err(status) => Err(status),
+    }
+}
+
+fn outcome(event: proto::event::Kind) -> Option<Observation> {
+    match event {
+        proto::event::Kind::Result(result) => Some(Observation::Succeeded(Box::new(result))),
+        proto::event::Kind::Failure(failure) => Some(Observation::Failed(failure)),
+        proto::event::Kind::Phase(_) | proto::event::Kind::Step(_) | proto::event::Kind::Log(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_gathered_and_told_at_most_once_a_second() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let due = |news: &News| news.due().map(|due| due.duration_since(start).as_millis());
+        let mut news = News::new(false, start);
+        assert_eq!(due(&news), None);
+        news.changed(at(10));
+        news.changed(at(200));
+        assert_eq!(due(&news), Some(260), "from the first change on");
+        news.told(at(260));
+        assert_eq!(due(&news), None);
+        news.changed(at(300));
+        assert_eq!(due(&news), Some(1260), "a second after the last");
+        news.told(at(1260));
+        news.changed(at(9000));
+        assert_eq!(due(&news), Some(9250));
+    }
+
+    #[test]
+    fn what_happened_long_ago_is_read_to_its_end_first() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let due = |news: &News| news.due().map(|due| due.duration_since(start).as_millis());
+        let mut news = News::new(true, start);
+        news.changed(at(10));
+        news.changed(at(200));
+        assert_eq!(due(&news), Some(450), "from the last change on");
+        news.changed(at(4900));
+        assert_eq!(due(&news), Some(5000), "but not for ever");
+    }
+}
