@@ -1,5 +1,5 @@
 # make demo: see Kiln work. make test: prove it. Both start a local cluster, unless KUBECONFIG names one.
-.PHONY: demo test test-all bench check fmt cluster cluster-down images install
+.PHONY: demo test test-all bench check fmt cluster cluster-down images install help
 
 demo:         ## one build of each kind on a two-node cluster, with its result running
 	@tests/demo
@@ -21,3 +21,5 @@ images:       ## makes the images of operator and builder; with docker for a clu
 	@tests/images
 install:      ## installs Kiln with its chart
 	@tests/install
+help:         ## says all this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s%s\n", $$1, $$2}' Makefile

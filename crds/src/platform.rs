@@ -91,7 +91,24 @@ impl fmt::Display for Platform {
     }
 }
 
+/// The architectures that an image can be made for, as Go calls them: <https://go.dev/doc/install/source#environment>.
+pub const ARCHITECTURES: [&str; 13] = [
+    "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64",
+    "s390x",
+];
+
 impl Platform {
+    /// Whether there is such an architecture, and such a variant of it where the variants are known.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        let known: &[&str] = match self.architecture.as_str() {
+            "arm" => &["v5", "v6", "v7", "v8"],
+            "amd64" => &["v2", "v3", "v4"],
+            other => return ARCHITECTURES.contains(&other),
+        };
+        self.variant.as_deref().is_none_or(|variant| known.contains(&variant))
+    }
+
     /// The value of the node label `kubernetes.io/arch` on which this platform runs natively.
     #[must_use]
     pub fn node_architecture(&self) -> &str {
@@ -103,6 +120,17 @@ impl Platform {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_there_is_no_machine_for() {
+        let known = |text: &str| text.parse::<Platform>().unwrap().is_known();
+        for text in ["linux/amd64", "linux/x86_64/v3", "linux/arm", "linux/armel", "linux/arm64/v9", "linux/riscv64"] {
+            assert!(known(text), "{text}");
+        }
+        for text in ["linux/amd46", "linux/x64", "linux/arm/v9", "linux/amd64/v7", "linux/arm46"] {
+            assert!(!known(text), "{text}");
+        }
+    }
 
     #[test]
     fn aliases_and_default_variants_are_normalised() {

@@ -159,7 +159,7 @@ pub struct ArchiveTarget {
     pub path: String,
 }
 
-/// How far the build cache is shared.
+/// Who shares the cache, how old it may grow, and whether a registry keeps it too.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheSpec {

@@ -178,7 +178,7 @@ pub struct ImageBuildSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub pull_secret_refs: Vec<SecretRef>,
 
-    /// How far the build cache is shared.
+    /// Who shares the cache, how old it may grow, and whether a registry keeps it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheSpec>,
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuiltImage, GitSource, HistorySpec, PlatformSpec};
 use kiln_crds::image_build_run::{RunPhase, SecretVersion};
+use kiln_crds::platform::ARCHITECTURES;
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun, ImageBuildRunSpec, ImageBuildSpec, Platform};
 use kube::ResourceExt;
 
@@ -36,6 +37,9 @@ pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result
             );
             return Err(invalid(message));
         }
+        if !taken && !platform.is_known() {
+            return Err(invalid(format!("platforms: {}: {}", spec.name, unknown(&platform))));
+        }
         let name = platform.to_string();
         if !seen.insert(name.clone()) {
             let message = format!("platforms: {} is {name}, which is in the list already: remove one", spec.name);
@@ -44,6 +48,9 @@ pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result
         let build_on = match &spec.build_on {
             Some(on) => {
                 let on: Platform = on.parse().map_err(|error| invalid(format!("platforms: buildOn: {error}")))?;
+                if !on.is_known() {
+                    return Err(invalid(format!("platforms: buildOn: {on}: {}", unknown(&on))));
+                }
                 Some(on.to_string())
             }
             None => None,
@@ -51,6 +58,15 @@ pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result
         platforms.push(PlatformSpec { name, build_on, ..spec.clone() });
     }
     Ok(platforms)
+}
+
+/// Why nothing can be built for a platform.
+fn unknown(platform: &Platform) -> String {
+    if ARCHITECTURES.contains(&platform.architecture.as_str()) {
+        format!("{} has no such variant", platform.architecture)
+    } else {
+        format!("there is no such architecture; images are for {}", ARCHITECTURES.join(", "))
+    }
 }
 
 /// How often a Git repository is looked at. `None`: never again.
@@ -226,6 +242,8 @@ mod tests {
         assert_eq!(names(&["linux/amd64", "linux/x86_64"]), Err(Reason::PlatformInvalid));
         assert_eq!(names(&["windows(10.0.20348)/x86_64"]).as_deref(), Ok("windows(10.0.20348)/amd64"));
         assert_eq!(names(&["darwin/arm64"]), Err(Reason::PlatformInvalid));
+        assert_eq!(names(&["linux/amd46"]), Err(Reason::PlatformInvalid));
+        assert_eq!(names(&["linux/arm/v9"]), Err(Reason::PlatformInvalid));
         let one = |json: serde_json::Value| platforms(Some(&[serde_json::from_value(json).unwrap()]), &[]);
         let taken = one(serde_json::json!({"name": "darwin/arm64", "image": "r.example/app:mac"})).unwrap();
         assert_eq!(taken[0].name, "darwin/arm64", "what is not built may be for anything");
