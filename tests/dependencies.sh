@@ -57,10 +57,8 @@ keep_dependencies() {
 	if (($(units "$target/debug") <= $(units "$kept"))); then return 0; fi
 	mkdir -p "$CACHE/cargo"
 	# Without them all works, and takes longer.
-	with_dependencies_locked replace_dependencies "$target/debug" "$kept" || {
-		rm -rf "$kept.tmp"
+	with_dependencies_locked replace_dependencies "$target/debug" "$kept" ||
 		echo "compiled dependencies could not be kept for other clones in $CACHE/cargo" >&2
-	}
 }
 
 # units DIR: how many crates of others are compiled there.
@@ -83,9 +81,12 @@ replace_dependencies() {
 	rm -rf "$CACHE"/cargo/*.tmp
 	# A crate's files end in the hash of its fingerprint's directory.
 	own=$(find "$from/.fingerprint" -mindepth 1 -maxdepth 1 -name 'kiln*' -printf '%f\n' | sed 's/.*-/-/')
-	mkdir -p "$to.tmp"/{deps,build,.fingerprint} &&
-		copy_others deps && copy_others build && copy_others .fingerprint &&
-		rm -rf "$to" && mv -T "$to.tmp" "$to" && trim_dependencies "$to"
+	if ! mkdir -p "$to.tmp"/{deps,build,.fingerprint} || ! copy_others deps || ! copy_others build ||
+		! copy_others .fingerprint || ! rm -rf "$to" || ! mv -T "$to.tmp" "$to"; then
+		rm -rf "$to.tmp"
+		return 1
+	fi
+	trim_dependencies "$to"
 }
 
 # copy_others DIR: what is not the project's own; times are kept, for cargo compares them.

@@ -39,9 +39,8 @@ use kiln_registry::room::Room;
 /// The field manager of everything that Kiln applies.
 pub const FIELD_MANAGER: &str = "kiln";
 
-/// How many objects are in memory with their files at once, and how many of one namespace.
+/// How many ImageBuilds are in memory with their files at once, and how many jobs.
 const LARGE: usize = 4;
-const LARGE_OF_ONE: usize = 2;
 
 /// How many Events wait to be written at most: one more is left out, and the log says so.
 const WAITING_EVENTS: usize = 1_000;
@@ -96,8 +95,10 @@ pub struct Context {
     pub traces: Option<Traces>,
     /// Held while builders are chosen for jobs, and while idle ones are removed.
     pub placing: tokio::sync::Mutex<()>,
-    /// Room for objects that are in memory with their files, and for jobs that are sent: megabytes each.
-    pub large: Arc<Room>,
+    /// Room for ImageBuilds that are in memory with their files, a megabyte each, for the API server alone to free.
+    pub large: Room,
+    /// Room for jobs that are being sent, megabytes each, for agents to free.
+    pub sending: Arc<Room>,
     /// Room for Events that wait to be written, and for those that are being written.
     pub events: (Arc<Semaphore>, Arc<Semaphore>),
     /// Whether the API server was seen to drop `hostUsers: false`.
@@ -148,7 +149,8 @@ impl Context {
             metrics,
             traces: None,
             placing: tokio::sync::Mutex::default(),
-            large: Arc::new(Room::new(LARGE, LARGE_OF_ONE)),
+            large: Room::new(LARGE, LARGE),
+            sending: Arc::new(Room::new(LARGE, 1)),
             events: (Arc::new(Semaphore::new(WAITING_EVENTS)), Arc::new(Semaphore::new(EVENTS_AT_ONCE))),
             api_drops_host_users: false.into(),
             image_builds: Remembered::default(),

@@ -4,6 +4,7 @@ mod registry;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -22,8 +23,20 @@ pub use self::registry::{RegistryAccess, Target, registry_access};
 
 /// How many Secrets and `ConfigMap`s are read at once, a megabyte or more each, and how many of them for one namespace.
 static READING: LazyLock<Room> = LazyLock::new(|| Room::new(8, 2));
-/// The most bytes of a CA bundle: what all the world's CAs take is a quarter of a megabyte.
-const LONGEST_BUNDLE: usize = 512 << 10;
+/// The same of what pools name: it is read for everybody.
+static OF_POOLS: LazyLock<Room> = LazyLock::new(|| Room::new(4, 4));
+/// The most bytes of the CA bundles that a spec names together: what all the world's CAs take is a quarter of that.
+const MOST_BUNDLES: usize = 1 << 20;
+
+tokio::task_local! {
+    /// The bytes of CA bundles that were read for a spec.
+    static BUNDLES: AtomicUsize;
+}
+
+/// Reads what a spec names, with a bound on its CA bundles together.
+pub async fn bounded<T>(reading: impl Future<Output = T>) -> T {
+    BUNDLES.scope(AtomicUsize::new(0), reading).await
+}
 
 /// What keeps a build from going on, told to the user in a condition.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -113,7 +126,17 @@ pub struct SecretData {
 
 /// Reads a Secret. `field` says where it is named, for the message.
 pub async fn secret(client: &Client, namespace: &str, name: &str, field: &str) -> Result<SecretData, Error> {
-    find_secret(client, namespace, name).await?.ok_or_else(|| {
+    secret_in(&READING, client, namespace, name, field).await
+}
+
+async fn secret_in(
+    room: &Room,
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    field: &str,
+) -> Result<SecretData, Error> {
+    find_secret_in(room, client, namespace, name).await?.ok_or_else(|| {
         let message = format!("the Secret {name}, which {field} names, is not in the namespace {namespace}: create it");
         Fault::credential(Reason::SecretNotFound, message).into()
     })
@@ -121,9 +144,18 @@ pub async fn secret(client: &Client, namespace: &str, name: &str, field: &str) -
 
 /// Reads a Secret, if it is there.
 async fn find_secret(client: &Client, namespace: &str, name: &str) -> Result<Option<SecretData>, Error> {
+    find_secret_in(&READING, client, namespace, name).await
+}
+
+async fn find_secret_in(
+    room: &Room,
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<SecretData>, Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let what = || format!("the Secret {namespace}/{name}");
-    let _place = READING.enter(namespace).await;
+    let _place = room.enter(namespace).await;
     let found = api.get_opt(name).await.map_err(|source| Error::Api { what: what(), source: Box::new(source) })?;
     Ok(found.map(|secret| SecretData {
         uid: secret.uid().unwrap_or_default(),
@@ -143,26 +175,57 @@ pub async fn secret_value(
     key: &str,
     field: &str,
 ) -> Result<(Vec<u8>, SecretVersion), Error> {
-    let SecretData { mut data, version, .. } = secret(client, namespace, name, field).await?;
+    let SecretData { data, version, .. } = secret(client, namespace, name, field).await?;
+    Ok((key_of(data, namespace, name, key, field)?, version))
+}
+
+fn key_of(
+    mut data: BTreeMap<String, ByteString>,
+    namespace: &str,
+    name: &str,
+    key: &str,
+    field: &str,
+) -> Result<Vec<u8>, Fault> {
     let Some(value) = data.remove(key) else {
         let message = format!("the Secret {namespace}/{name} has no key {key}, which {field} names: add it");
-        return Err(Fault::credential(Reason::SecretInvalid, message).into());
+        return Err(Fault::credential(Reason::SecretInvalid, message));
     };
-    Ok((value.0, version))
+    Ok(value.0)
 }
 
 /// Reads a CA bundle, in PEM.
 pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, field: &str) -> Result<String, Error> {
+    let text = ca_bundle_in(&READING, client, namespace, reference, field).await?;
+    let before = BUNDLES.try_with(|bytes| bytes.fetch_add(text.len(), Ordering::Relaxed)).unwrap_or_default();
+    if before + text.len() > MOST_BUNDLES {
+        let message = format!(
+            "with {field} the CA bundles that are named take more than {MOST_BUNDLES} bytes together: leave the CAs in \
+             {namespace}/{} that are needed",
+            reference.name
+        );
+        return Err(Fault::credential(Reason::CaInvalid, message).into());
+    }
+    Ok(text)
+}
+
+async fn ca_bundle_in(
+    room: &Room,
+    client: &Client,
+    namespace: &str,
+    reference: &CaRef,
+    field: &str,
+) -> Result<String, Error> {
     let (name, key) = (&reference.name, reference.key());
     let (kind, text) = match reference.kind() {
         CaRefKind::Secret => {
-            let (value, _) = secret_value(client, namespace, name, key, field).await?;
+            let SecretData { data, .. } = secret_in(room, client, namespace, name, field).await?;
+            let value = key_of(data, namespace, name, key, field)?;
             ("Secret", Some(String::from_utf8_lossy(&value).into_owned()))
         }
         CaRefKind::ConfigMap => {
             let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
             let what = format!("the ConfigMap {namespace}/{name}");
-            let _place = READING.enter(namespace).await;
+            let _place = room.enter(namespace).await;
             let found = api.get_opt(name).await.map_err(|source| Error::Api { what, source: Box::new(source) })?;
             let Some(found) = found else {
                 let message = format!(
@@ -174,14 +237,6 @@ pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, fiel
         }
     };
     match text {
-        Some(text) if text.len() > LONGEST_BUNDLE => {
-            let message = format!(
-                "the key {key} of the {kind} {namespace}/{name}, which {field} names, holds {} bytes, and a CA bundle at most \
-                 {LONGEST_BUNDLE}: leave the CAs there that are needed",
-                text.len()
-            );
-            Err(Fault::credential(Reason::CaInvalid, message).into())
-        }
         Some(text) if text.contains("-----BEGIN CERTIFICATE-----") => Ok(text),
         Some(_) => {
             let message = format!(
@@ -206,7 +261,8 @@ pub async fn pool_bundles(context: &Context, pool: &BuilderPool) -> Result<Vec<S
     references.sort();
     references.dedup();
     let field = format!("the BuilderPool {}", pool.name_any());
-    let read = references.into_iter().map(|reference| ca_bundle(&context.client, namespace, reference, &field));
+    let read =
+        references.into_iter().map(|reference| ca_bundle_in(&OF_POOLS, &context.client, namespace, reference, &field));
     futures::future::try_join_all(read).await
 }
 
@@ -218,8 +274,8 @@ pub struct GitAccess {
     pub http: HttpClient,
     /// The credential.
     pub auth: Option<GitCredential>,
-    /// The CA bundles to trust beside the system's, in PEM; empty where there are none.
-    pub ca: String,
+    /// The CA bundle of its own, in PEM.
+    pub ca: Option<String>,
     /// The Secret that was read.
     pub version: Option<SecretVersion>,
     /// That Secret's UID; empty where there is none.
@@ -254,7 +310,7 @@ pub async fn git_access(
         None => None,
     };
     let http = http_client(context, pool, pool_bundles, own.as_deref(), "source.git.caRef")?;
-    Ok(GitAccess { url, http, auth, ca: join(pool_bundles, own.as_deref()), version, uid })
+    Ok(GitAccess { url, http, auth, ca: own, version, uid })
 }
 
 fn http_client(

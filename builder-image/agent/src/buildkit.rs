@@ -1,6 +1,10 @@
 //! The way to buildkitd: waits for its socket, asks what it is, starts `buildctl`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use kiln_registry::DOCKER_HUB;
 use serde::Deserialize;
@@ -13,7 +17,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    collect::Limits,
+    collect::{Limits, Volume},
+    jobs::lock,
     process::{self, ProcessError},
     sandbox::{Confinement, Network, Sandbox},
     trust::Trust,
@@ -31,6 +36,8 @@ pub const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
 const SIZES: [&str; 3] = ["du", "--format", "{{range .}}{{.Size}} {{end}}"];
 /// Leaves cache mounts out: of one that has changed, the size is counted with its lock held.
 const NO_MOUNTS: [&str; 2] = ["--filter", "type!=exec.cachemount"];
+/// A filter that nothing in the cache matches.
+const NOTHING: &str = "--filter=id==none";
 /// How long the usage of the cache holds, and how long it may take to tell.
 const USAGE_HOLDS: Duration = Duration::from_secs(1);
 const USAGE_PATIENCE: Duration = Duration::from_millis(800);
@@ -80,6 +87,8 @@ pub struct Buildkit {
     sandbox: Sandbox,
     usage: Mutex<Usage>,
     builds: Builds,
+    garbage_left: AtomicBool,
+    collected: std::sync::Mutex<Instant>,
 }
 
 /// The builds that run. While BuildKit adds up what its cache holds, it takes hold of each cache mount that has changed, and
@@ -125,7 +134,15 @@ impl Buildkit {
     /// The one that listens at `address` (`unix://PATH`).
     #[must_use]
     pub fn new(address: &str, trust: Trust, sandbox: Sandbox) -> Self {
-        Self { address: address.to_owned(), trust, sandbox, usage: Mutex::default(), builds: Builds::default() }
+        Self {
+            address: address.to_owned(),
+            trust,
+            sandbox,
+            usage: Mutex::default(),
+            builds: Builds::default(),
+            garbage_left: AtomicBool::default(),
+            collected: std::sync::Mutex::new(Instant::now()),
+        }
     }
 
     /// A build begins: what it waits for until it needs buildkitd is time for others to let go of the cache.
@@ -233,11 +250,36 @@ impl Buildkit {
         self.ask(&SIZES).await.map(|sizes| sum(&sizes))
     }
 
-    /// Has buildkitd drop what failed steps wrote, and what is above the limits.
-    pub async fn prune(&self, limits: Limits) -> Result<(), BuildkitError> {
+    /// Whether something may be on the disk that nothing names any more: a build has failed or was stopped, or the last
+    /// collection is `after` ago.
+    #[must_use]
+    pub fn has_garbage(&self, after: Duration) -> bool {
+        self.garbage_left.load(Ordering::Relaxed) || lock(&self.collected).elapsed() >= after
+    }
+
+    /// A build has left what it wrote.
+    pub fn leave_garbage(&self) {
+        self.garbage_left.store(true, Ordering::Relaxed);
+    }
+
+    /// Has buildkitd remove from the disk what nothing names any more.
+    pub async fn collect_garbage(&self) -> Result<(), BuildkitError> {
+        self.prune_with(vec!["prune".to_owned(), NOTHING.to_owned()]).await
+    }
+
+    /// Has buildkitd bring the cache within the limits, on a volume of which so much is left.
+    pub async fn prune(&self, limits: Limits, volume: Volume) -> Result<(), BuildkitError> {
+        self.prune_with(pruning(limits, volume)).await
+    }
+
+    async fn prune_with(&self, arguments: Vec<String>) -> Result<(), BuildkitError> {
         self.wait(&CancellationToken::new()).await?;
-        let arguments = pruning(limits);
-        self.ask(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await.map(drop)
+        // One that is broken off has named less, and collected nothing.
+        self.leave_garbage();
+        self.ask(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+        self.garbage_left.store(false, Ordering::Relaxed);
+        *lock(&self.collected) = Instant::now();
+        Ok(())
     }
 
     async fn ask(&self, question: &[&str]) -> Result<Vec<u8>, BuildkitError> {
@@ -264,16 +306,17 @@ fn sum(sizes: &[u8]) -> u64 {
 }
 
 /// What has `buildctl` bring the cache within these limits.
-fn pruning(limits: Limits) -> Vec<String> {
+fn pruning(limits: Limits, volume: Volume) -> Vec<String> {
     let mut arguments = vec!["prune".to_owned(), "--all".to_owned()];
     let Limits { reserved, most, free } = limits;
+    let free = if free > 0 { free.saturating_add(volume.kept_for_root) } else { 0 };
     for (option, bytes) in [("keep-storage-min", reserved), ("keep-storage", most), ("free-storage", free)] {
         // Its unit is a million bytes.
         arguments.push(format!("--{option}={}.{:06}", bytes / 1_000_000, bytes % 1_000_000));
     }
-    // Without a limit it would drop everything: a filter that nothing matches.
+    // Without a limit it would drop everything.
     if limits == Limits::default() {
-        arguments.push("--filter=id==none".to_owned());
+        arguments.push(NOTHING.to_owned());
     }
     arguments
 }
@@ -322,11 +365,12 @@ mod tests {
 
     #[test]
     fn the_cache_is_pruned_to_its_limits() {
+        let volume = Volume { free: 100, kept_for_root: 7 };
         assert_eq!(
-            pruning(Limits { reserved: 1 << 20, most: 10_000_000, free: 0 }).join(" "),
-            "prune --all --keep-storage-min=1.048576 --keep-storage=10.000000 --free-storage=0.000000"
+            pruning(Limits { reserved: 1 << 20, most: 10_000_000, free: 3 }, volume).join(" "),
+            "prune --all --keep-storage-min=1.048576 --keep-storage=10.000000 --free-storage=0.000010"
         );
-        assert!(pruning(Limits::default()).contains(&"--filter=id==none".to_owned()), "nothing is dropped");
+        assert!(pruning(Limits::default(), volume).contains(&NOTHING.to_owned()), "nothing is dropped");
     }
 
     #[tokio::test]

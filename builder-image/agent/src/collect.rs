@@ -2,7 +2,9 @@
 //!
 //! BuildKit's own collector runs a second after a build and once a minute, whatever else runs. It counts the bytes of each
 //! cache mount that has changed and takes hold of it meanwhile; a step that wants it then is given an empty one
-//! (`cache/manager.go`, `DiskUsage`; `solver/llbsolver/mounts/mount.go`). So it is switched off, and the agent collects.
+//! (`cache/manager.go`, `DiskUsage`; `solver/llbsolver/mounts/mount.go`). So it is switched off, and the agent collects. That is
+//! also the only way in which the disk gets back what failed steps and writable bind mounts left (`GarbageCollect` in
+//! `Prune`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,6 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
     buildkit::{BuildkitError, Builds},
+    config::Config,
     jobs::Registry,
 };
 
@@ -20,6 +23,8 @@ const QUIET: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_mins(1);
 /// A builder that is never quiet has its cache looked at beside the builds.
 const OVERDUE: Duration = Duration::from_mins(10);
+/// For how long BuildKit keeps the configurations of base images that it asked for (`util/imageutil/config.go`).
+const FORGETS: Duration = Duration::from_mins(5);
 /// How long one look may take, with what is dropped for it.
 const DEADLINE: Duration = Duration::from_mins(5);
 
@@ -34,11 +39,26 @@ pub struct Limits {
     pub free: u64,
 }
 
+/// What is left on a volume, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Volume {
+    /// What may be written.
+    pub free: u64,
+    /// What is free besides, and kept for root: BuildKit takes it for free.
+    pub kept_for_root: u64,
+}
+
 impl Limits {
-    /// Whether a cache of `used` bytes, on a volume with `left` free ones, is to drop something.
+    /// Whether too little is left on the cache's volume.
     #[must_use]
-    pub fn exceeded(self, used: u64, left: u64) -> bool {
-        used > self.reserved && (self.most > 0 && used > self.most || left < self.free)
+    pub fn lacks(self, volume: Volume) -> bool {
+        volume.free < self.free
+    }
+
+    /// Whether a cache of `used` bytes on that volume is to drop something.
+    #[must_use]
+    pub fn exceeded(self, used: u64, volume: Volume) -> bool {
+        used > self.reserved && (self.most > 0 && used > self.most || self.lacks(volume))
     }
 }
 
@@ -57,15 +77,35 @@ async fn look(registry: Arc<Registry>) {
 
 async fn keep_within_limits(registry: &Registry) -> Result<(), BuildkitError> {
     let (config, buildkit) = (registry.config(), registry.buildkit());
+    let limits = config.cache_limits();
     let used = buildkit.cache_with_mounts().await?;
-    // The agent's directory is on the cache's volume.
-    let left = statvfs(&config.state_dir).map_or(u64::MAX, |volume| volume.f_bavail.saturating_mul(volume.f_frsize));
-    // To prune has BuildKit forget the configurations of base images, so that the next build asks for them again.
-    if config.cache_limits().exceeded(used, left) {
-        tracing::info!(used, left, "the cache drops what was not used for longest");
-        buildkit.prune(config.cache_limits()).await?;
+    // To collect has BuildKit forget the configurations of base images that it has just asked for, so that the next build
+    // asks for them again. After a while it forgets them anyway.
+    if buildkit.has_garbage(FORGETS) || limits.lacks(volume(config)) {
+        buildkit.collect_garbage().await?;
+    }
+    let volume = volume(config);
+    if limits.exceeded(used, volume) {
+        tracing::info!(used, free = volume.free, "the cache drops what was not used for longest");
+        buildkit.prune(limits, volume).await?;
     }
     Ok(())
+}
+
+/// Makes room on a full volume: first what nobody can use any more goes, and only where that is not enough what could be.
+pub async fn make_room(registry: &Registry) -> Result<(), BuildkitError> {
+    let (config, buildkit) = (registry.config(), registry.buildkit());
+    buildkit.collect_garbage().await?;
+    let volume = volume(config);
+    if config.cache_limits().lacks(volume) { buildkit.prune(config.cache_limits(), volume).await } else { Ok(()) }
+}
+
+/// The volume that the agent's directory shares with the cache.
+fn volume(config: &Config) -> Volume {
+    statvfs(&config.state_dir).map_or(Volume { free: u64::MAX, kept_for_root: 0 }, |volume| Volume {
+        free: volume.f_bavail.saturating_mul(volume.f_frsize),
+        kept_for_root: volume.f_bfree.saturating_sub(volume.f_bavail).saturating_mul(volume.f_frsize),
+    })
 }
 
 /// Calls `look` when it is due, and gives it up where a build begins.
@@ -144,9 +184,10 @@ mod tests {
         for (used, left, expected) in
             [(80, 20, false), (81, 20, true), (50, 9, true), (10, 0, false), (11, 0, true), (0, 0, false)]
         {
-            assert_eq!(limits.exceeded(used, left), expected, "{used} used, {left} left");
+            let volume = Volume { free: left, kept_for_root: 5 };
+            assert_eq!(limits.exceeded(used, volume), expected, "{used} used, {left} left");
         }
-        assert!(!Limits::default().exceeded(u64::MAX, 0), "no limits");
+        assert!(!Limits::default().exceeded(u64::MAX, Volume { free: 0, kept_for_root: 0 }), "no limits");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tracing::Instrument as _;
 
 use crate::{
     buildkit::Buildkit,
+    collect,
     config::Config,
     events::{Events, is_outcome},
     job::{self, Recorder, registries::Registries, repositories::Repositories},
@@ -322,6 +323,9 @@ impl Registry {
         };
         // No credential outlives its job.
         let _ = tokio::fs::remove_dir_all(&credentials).await;
+        if outcome.is_err() {
+            self.buildkit.leave_garbage();
+        }
         if outcome.as_ref().is_err_and(|failure| failure.reason == Reason::NoSpaceLeft) {
             self.make_room().await;
         }
@@ -341,7 +345,7 @@ impl Registry {
     /// Has room made on a full volume, before anybody hears that it is full and tries again.
     async fn make_room(&self) {
         let _ = fs::remove_file(self.config.state_dir.join("ballast"));
-        match tokio::time::timeout(MAKING_ROOM, self.buildkit.prune(self.config.cache_limits())).await {
+        match tokio::time::timeout(MAKING_ROOM, collect::make_room(self)).await {
             Ok(Ok(())) => tracing::info!("made room on the full volume"),
             Ok(Err(error)) => tracing::warn!(error = crate::chain(&error), "no room can be made on the full volume"),
             Err(_) => tracing::warn!("making room on the full volume takes long"),
@@ -434,7 +438,7 @@ fn trim_logs(logs: &Path) -> io::Result<()> {
 }
 
 /// A panic elsewhere leaves these data whole: each change is one call.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -7,6 +7,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use kiln_agent_proto as proto;
 use kiln_agent_proto::agent_client::AgentClient;
 use kiln_crds::ImageBuildRun;
+use kiln_registry::room::Place;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use tonic::Code;
@@ -75,6 +76,22 @@ pub(super) struct Follower {
     pub job: Option<Box<dyn Whole>>,
     pub progress: Progress,
     pub news: News,
+    /// How long the last attempt waited for what is not the agent's.
+    pub own: Duration,
+}
+
+/// Why an attempt has ended.
+enum Interrupted {
+    /// The agent, or the way to it.
+    Agent(tonic::Status),
+    /// The API server, which has the run.
+    Operator(kube::Error),
+}
+
+impl From<tonic::Status> for Interrupted {
+    fn from(status: tonic::Status) -> Self {
+        Self::Agent(status)
+    }
 }
 
 impl Follower {
@@ -89,10 +106,19 @@ impl Follower {
         let mut last_heard = Instant::now();
         loop {
             let (mut heard, before, begun) = (false, seen, Instant::now());
+            let silent = last_heard.elapsed();
             let status = match self.attempt(&mut seen, &mut heard).await {
                 Ok(outcome) => return self.observe(outcome),
-                Err(status) => status,
+                Err(Interrupted::Agent(status)) => status,
+                Err(Interrupted::Operator(error)) => {
+                    debug!(%error, "the job cannot be made");
+                    tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
+                    // What goes wrong here says nothing of the agent.
+                    last_heard = Instant::now() - silent;
+                    continue;
+                }
             };
+            last_heard += std::mem::take(&mut self.own);
             if seen > before || heard && begun.elapsed() >= STANDS {
                 last_heard = Instant::now();
                 delays = backoff.build();
@@ -113,7 +139,7 @@ impl Follower {
 
     /// Starts the job, if that is still to be done, and reads its events; `heard` says whether they could be read. `Err`: try
     /// again.
-    async fn attempt(&mut self, seen: &mut u64, heard: &mut bool) -> Result<Observation, tonic::Status> {
+    async fn attempt(&mut self, seen: &mut u64, heard: &mut bool) -> Result<Observation, Interrupted> {
         let mut client = self.jobs.connections.client(&self.agent).map_err(|error| unusable(&error))?;
         let request = proto::WatchRequest { job_id: self.id.clone(), after: *seen };
         // Asked first: an agent that cannot be reached keeps no place in memory from others.
@@ -121,7 +147,11 @@ impl Follower {
         if let (Some(job), Err(status)) = (&self.job, &watched)
             && status.code() == Code::NotFound
         {
-            if let Some(ended) = Box::pin(start(&mut client, job.as_ref())).await? {
+            let begun = Instant::now();
+            let whole = job.job().await.map_err(Interrupted::Operator)?;
+            self.own = begun.elapsed();
+            let Some(whole) = whole else { return Ok(Observation::Unknown) };
+            if let Some(ended) = Box::pin(start(&mut client, whole)).await? {
                 return Ok(ended);
             }
             watched = timely(client.watch(request)).await;
@@ -129,7 +159,7 @@ impl Follower {
         let mut events = match watched {
             Ok(events) => events.into_inner(),
             Err(status) if status.code() == Code::NotFound => return Ok(Observation::Unknown),
-            Err(status) => return Err(status),
+            Err(status) => return Err(status.into()),
         };
         // Its credentials are not needed again.
         self.job = None;
@@ -144,7 +174,7 @@ impl Follower {
                 }
             };
             let Some(event) = event else {
-                return Err(tonic::Status::unavailable("the stream ended before the job did"));
+                return Err(tonic::Status::unavailable("the stream ended before the job did").into());
             };
             *seen = event.sequence;
             if self.progress.take(&event) {
@@ -163,20 +193,24 @@ impl Follower {
 }
 
 /// Has the agent start a job. `Some`: it does not.
-async fn start(client: &mut AgentClient<Channel>, job: &dyn Whole) -> Result<Option<Observation>, tonic::Status> {
-    let whole = job.job().await.map_err(|error| tonic::Status::unavailable(format!("reading the run: {error}")))?;
-    let Some((job, _place)) = whole else { return Ok(Some(Observation::Unknown)) };
+async fn start(
+    client: &mut AgentClient<Channel>,
+    (job, _place): (proto::Job, Place),
+) -> Result<Option<Observation>, tonic::Status> {
     match timely(client.start(proto::StartRequest { job: Some(job) })).await {
         Ok(_) => Ok(None),
         Err(status) if matches!(status.code(), Code::ResourceExhausted | Code::FailedPrecondition) => {
             Ok(Some(Observation::Refused))
         }
-        Err(status) if status.code() == Code::InvalidArgument => Ok(Some(Observation::Failed(proto::Failure {
-            class: proto::failure::Class::User.into(),
-            reason: "JobInvalid".to_owned(),
-            message: status.message().to_owned(),
-            ..proto::Failure::default()
-        }))),
+        // Out of range: it is larger than the agent takes.
+        Err(status) if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) => {
+            Ok(Some(Observation::Failed(proto::Failure {
+                class: proto::failure::Class::User.into(),
+                reason: "JobInvalid".to_owned(),
+                message: status.message().to_owned(),
+                ..proto::Failure::default()
+            })))
+        }
         Err(status) => Err(status),
     }
 }

@@ -147,8 +147,16 @@ impl Jobs {
             let span = info_span!("job", id, builder = agent.builder);
             let news = News::new(job.is_none(), Instant::now());
             let progress = Progress::default();
-            let follower =
-                Follower { jobs: self.clone(), id: id.to_owned(), run: run.clone(), agent, job, progress, news };
+            let follower = Follower {
+                jobs: self.clone(),
+                id: id.to_owned(),
+                run: run.clone(),
+                agent,
+                job,
+                progress,
+                news,
+                own: Duration::ZERO,
+            };
             entry.follower = Some(tokio::spawn(follower.run().instrument(span)).abort_handle());
         });
     }

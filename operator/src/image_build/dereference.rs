@@ -44,6 +44,15 @@ pub async fn look(
     pool: &BuilderPool,
     former: Option<&Found>,
 ) -> Result<(Found, Read), Error> {
+    references::bounded(look_up(context, build, pool, former)).await
+}
+
+async fn look_up(
+    context: &Context,
+    build: &ImageBuild,
+    pool: &BuilderPool,
+    former: Option<&Found>,
+) -> Result<(Found, Read), Error> {
     let namespace = build.namespace().unwrap_or_default();
     let spec = &build.spec;
     let names = resolve::names(spec);
@@ -154,6 +163,10 @@ pub fn with_image_builds(
 
 /// Checks that every Secret and CA that the build names is there, and that it may push.
 pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool, read: Read) -> Result<(), Error> {
+    references::bounded(try_all(context, build, pool, read)).await
+}
+
+async fn try_all(context: &Context, build: &ImageBuild, pool: &BuilderPool, read: Read) -> Result<(), Error> {
     let namespace = build.namespace().unwrap_or_default();
     let spec = &build.spec;
     let bundles = match read.bundles {
@@ -176,7 +189,7 @@ pub async fn check(context: &Context, build: &ImageBuild, pool: &BuilderPool, re
         }
     }));
     // Read as a run reads it, and not kept.
-    let http = async { http_access(context, &namespace, spec, &[]).await.map(drop) };
+    let http = async { http_access(context, &namespace, spec).await.map(drop) };
     let secrets = async { for_steps(context, &namespace, spec).await.map(drop) };
     let (registry, git, secrets, http) = futures::join!(registry, git, secrets, http);
     let registry = registry?;

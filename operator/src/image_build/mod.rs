@@ -311,7 +311,8 @@ async fn advance(
     let copy_of = plan::copy_of(build, own, &platforms, &content_hash, rebuild(build)).filter(|_| !fresh);
     let input = apply::Input { input_hash, content_hash, found, platforms, fresh, copy_of };
     // Another change is on its way, and wakes this again.
-    let in_memory = context.large.enter(&build.namespace().unwrap_or_default()).await;
+    let is_large = build.spec.inline().is_some();
+    let in_memory = futures::future::OptionFuture::from(is_large.then(|| context.large.enter(""))).await;
     let Some(whole) = whole(build, context).await? else { return Ok(None) };
     let run = apply::run(&whole, number, input, now);
     drop(whole);

@@ -50,10 +50,11 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// What publishing needs: without what steps are given.
+    /// What publishing needs: without what steps are given, and how sources are reached.
     #[must_use]
     pub fn for_publishing(self) -> Self {
-        Self { secrets: HashMap::new(), ssh: HashMap::new(), ..self }
+        let (secrets, ssh, contexts) = Default::default();
+        Self { secrets, ssh, contexts, git: None, http: None, ..self }
     }
 }
 
@@ -61,11 +62,15 @@ impl Inputs {
 pub(crate) struct HttpAccess {
     pub(super) auth: Option<BasicAuth>,
     /// The CA bundles to trust beside the system's, in PEM; empty where there are none.
-    pub(super) ca: String,
+    pub(super) ca: Option<String>,
 }
 
 /// Reads them.
 pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<BuilderPool>) -> Result<Inputs, Error> {
+    references::bounded(Box::pin(read(context, run, pool))).await
+}
+
+async fn read(context: &Context, run: &ImageBuildRun, pool: &Arc<BuilderPool>) -> Result<Inputs, Error> {
     let namespace = run.namespace().unwrap_or_default();
     let build = &run.spec.build;
     let archive = match &build.archive {
@@ -91,7 +96,7 @@ pub async fn dereference(context: &Context, run: &ImageBuildRun, pool: &Arc<Buil
                 None => Ok(None),
             }
         },
-        http_access(context, &namespace, build, &pool_bundles),
+        http_access(context, &namespace, build),
         futures::future::try_join_all(build.contexts.iter().filter_map(|of| {
             let git = of.git.as_ref()?;
             let access = git_access(context, &namespace, git, pool, &pool_bundles);
@@ -190,7 +195,6 @@ pub(crate) async fn http_access(
     context: &Context,
     namespace: &str,
     build: &ImageBuildSpec,
-    pool_bundles: &[String],
 ) -> Result<Option<(HttpAccess, Option<SecretVersion>)>, Error> {
     let Some(http) = build.source.as_ref().and_then(|source| source.http.as_ref()) else { return Ok(None) };
     let (mut auth, mut version) = (None, None);
@@ -209,7 +213,7 @@ pub(crate) async fn http_access(
         }
         None => None,
     };
-    Ok(Some((HttpAccess { auth, ca: references::join(pool_bundles, own.as_deref()) }, version)))
+    Ok(Some((HttpAccess { auth, ca: own }, version)))
 }
 
 fn last_good(context: &Context, run: &ImageBuildRun) -> Option<BuiltImage> {

@@ -21,7 +21,7 @@ use super::publish::{Published, publish};
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
 use super::{Error, FINALIZER, agent_of, image_build, pod_of, taken, tell, waits_for, warnings};
-use crate::context::{Context, backoff, namespaced, until, write_status};
+use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::tags::ownership::{self, Place};
@@ -172,7 +172,8 @@ async fn claim(
     status::complete(status, &run.spec, None, run.metadata.generation, now);
     let written = write(run, status, context).await.inspect_err(|error| {
         // Where there is no answer it is not known whether the claim is written: it stays.
-        if matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code)) {
+        // Nor where the copy is out of date: the claim may be what it does not show.
+        if matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code)) && !is_conflict(error) {
             context.claims.release(&uid);
         }
     })?;

@@ -14,7 +14,7 @@ use super::dereference::Inputs;
 use super::labels::default_labels;
 use crate::builder::pod::bytes;
 use crate::git::GitCredential;
-use crate::references::GitAccess;
+use crate::references::{GitAccess, join};
 use crate::tags::template::{of_platform, with_platform};
 use kiln_registry::{Identifier, LoginSecret, Reference};
 
@@ -117,7 +117,13 @@ impl Inputs {
             return Kind::Inline(proto::InlineSource::default());
         };
         if let (Some(git), Some(access)) = (git, &self.git) {
-            Kind::Git(git_source(git, access, run.spec.commit.as_ref(), run.spec.reference.as_ref()))
+            Kind::Git(git_source(
+                git,
+                access,
+                &self.pool_bundles,
+                run.spec.commit.as_ref(),
+                run.spec.reference.as_ref(),
+            ))
         } else if let Some(http) = http {
             let access = self.http.as_ref();
             let auth = access.and_then(|access| access.auth.as_ref());
@@ -127,7 +133,7 @@ impl Inputs {
                 path: http.path.clone().unwrap_or_default(),
                 username: auth.map(|auth| auth.username.clone()).unwrap_or_default(),
                 password: auth.map(|auth| auth.password.expose().to_owned()).unwrap_or_default(),
-                ca_pem: access.map(|access| access.ca.clone()).unwrap_or_default(),
+                ca_pem: join(&self.pool_bundles, access.and_then(|access| access.ca.as_deref())),
             })
         } else if let Some(image) = image {
             let resolved = resolved(run, "source").and_then(|resolved| resolved.image.clone());
@@ -150,7 +156,7 @@ impl Inputs {
                 (Some(git), Some(access)) => {
                     let commit = resolved.and_then(|resolved| resolved.commit.as_ref());
                     let reference = resolved.and_then(|resolved| resolved.reference.as_ref());
-                    Some(Kind::Git(git_source(git, access, commit, reference).into()))
+                    Some(Kind::Git(git_source(git, access, &self.pool_bundles, commit, reference).into()))
                 }
                 _ => image.or(of.image.as_ref()).cloned().map(Kind::Image),
             };
@@ -179,6 +185,7 @@ impl Inputs {
 fn git_source(
     git: &GitSource,
     access: &GitAccess,
+    pool_bundles: &[String],
     commit: Option<&String>,
     reference: Option<&String>,
 ) -> proto::GitSource {
@@ -200,7 +207,7 @@ fn git_source(
         submodules: git.submodules,
         username,
         password,
-        ca_pem: access.ca.clone(),
+        ca_pem: join(pool_bundles, access.ca.as_deref()),
         ssh_private_key,
         known_hosts,
         lfs: git.lfs,

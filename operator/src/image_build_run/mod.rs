@@ -322,7 +322,7 @@ fn follow(
             let traceparent = context.traces.as_ref().map(|_| traceparent(&uid, &platform.name)).unwrap_or_default();
             let start = Start {
                 client: context.client.clone(),
-                room: context.large.clone(),
+                room: context.sending.clone(),
                 run: run.clone(),
                 pool: pool.clone(),
                 inputs: inputs.clone(),

@@ -9,7 +9,7 @@ use kiln_crds::image_build_run::SecretVersion;
 use kiln_crds::{BuilderPool, CaRef, ImageBuildSpec, SecretRef};
 use kube::{Api, ResourceExt};
 
-use super::{Error, Fault, SecretData, ca_bundle, find_secret, http_client, secret};
+use super::{Error, Fault, OF_POOLS, SecretData, ca_bundle, find_secret, find_secret_in, http_client, secret};
 use crate::builder::config::{self, Bundle, Bundles};
 use crate::builder_pool::select;
 use crate::context::Context;
@@ -334,7 +334,7 @@ pub(super) async fn pool_versions(
     let builders = &context.settings.builders_namespace;
     let named = pool.spec.registries.iter().filter_map(|registry| registry.secret_ref.as_ref());
     let read = named.map(|reference| async {
-        let found = find_secret(&context.client, builders, &reference.name).await?;
+        let found = find_secret_in(&OF_POOLS, &context.client, builders, &reference.name).await?;
         Ok(in_namespace(builders, found.map_or_else(|| missing(&reference.name), |found| found.version)))
     });
     futures::future::join_all(read).await.into_iter().collect()

@@ -121,7 +121,6 @@ async fn what_is_named_and_missing_is_told_before_a_run_is_made() {
             ),
             (context(json!({"image": "Not An Image".replace(' ', "/")})), "RepositoryInvalid", "contexts/base"),
             (json!({"secrets": [secret("one"), secret("two")]}), "SecretInvalid", "more than 1048576 bytes together"),
-            (http(json!({"caRef": {"kind": "Secret", "name": "large", "key": "key"}})), "CaInvalid", "716800 bytes"),
             // A port that BuildKit takes for 443.
             (json!({"cache": {"from": ["10.218.0.1:0443/cache"]}}), "RepositoryInvalid", "cache.from[0]"),
             (json!({"ssh": [{"id": "default", "secretRef": {"name": "gone"}}]}), "SecretNotFound", "ssh[default]"),
