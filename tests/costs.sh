@@ -12,24 +12,29 @@ budget() {
 	case $1-$2 in
 	demo-nothing) echo 3000 ;;
 	demo-caches) echo 450 ;;
+	demo-dependencies) echo 1050 ;;
 	demo-cluster) echo 200 ;;
 	test-nothing) echo 6000 ;;
 	test-caches | test-cluster) echo 2200 ;;
+	test-dependencies) echo 2800 ;;
 	check-compiled) echo 120 ;;
 	esac
 }
 
-# state COMMAND: what is there already: nothing (or not all) of what is compiled once, its caches, a cluster too; for make
+# state COMMAND: what is there already: nothing (or not all) of what is compiled once, all but Rust's dependencies, all, a
+# cluster too; for make
 # check, which has none, a tree that was compiled before. A cluster of one's own is another thing, and has no budget.
 state() {
 	if own_cluster; then
 		echo own
-	elif [[ ! -d $(dependencies_directory) || ($1 != check && -n $(not_compiled "$PARTS")) ]]; then
+	elif [[ $1 != check && -n $(not_compiled "$PARTS") ]]; then
 		echo nothing
+	elif [[ ! -d $(dependencies_directory) && ! -e $(target_directory)/debug/.checked ]]; then
+		echo dependencies
 	elif [[ ! -d $(target_directory)/debug ]]; then
 		echo caches
 	elif [[ $1 == check ]]; then
-		echo compiled
+		if [[ -e $(target_directory)/debug/.checked ]]; then echo compiled; else echo caches; fi
 	elif [[ -e $STATE/complete ]] && alive kube-apiserver; then
 		echo cluster
 	else
@@ -82,6 +87,7 @@ described() {
 	case $1 in
 	nothing) echo 'nothing there' ;;
 	own) echo 'a cluster of your own, whose work is not counted' ;;
+	dependencies) echo 'caches there, but for the dependencies of this Cargo.lock, profile and toolchain' ;;
 	caches) echo 'caches there' ;;
 	cluster) echo 'the cluster there' ;;
 	compiled) echo 'the former compile there' ;;

@@ -60,13 +60,28 @@ need_machine() {
 	[[ $(uname -m) == x86_64 ]] || lacks+="  an x86_64 machine: the arm64 node is emulated on it, not the other way round; this one is $(uname -m)"$'\n'
 	version=$(go env GOVERSION 2>/dev/null) || version=
 	newer "${version#go}" $GO_MINIMUM || lacks+="  Go $GO_MINIMUM or later (https://go.dev/dl): Kubernetes and BuildKit are compiled from source; here: ${version:-none}"$'\n'
-	version=$(cd "$ROOT" && rustc --version 2>/dev/null | cut -d' ' -f2) || version=
-	newer "$version" $RUST_MINIMUM || lacks+="  Rust $RUST_MINIMUM or later (https://rustup.rs): Kiln itself is compiled; here: ${version:-none}"$'\n'
+	# With rustup there will be the one that rust-toolchain.toml names.
+	version=$(cd "$ROOT" && RUSTUP_AUTO_INSTALL=0 rustc --version 2>/dev/null | cut -d' ' -f2) || version=
+	command -v rustup >/dev/null || newer "$version" $RUST_MINIMUM || lacks+="  Rust $RUST_MINIMUM or later (https://rustup.rs): Kiln itself is compiled; here: ${version:-none}"$'\n'
 	((EUID == 0)) ||
 		lacks+='  root: it installs packages, and makes network namespaces, mounts, cgroups and packet rules for two nodes'$'\n'
 	[[ -n $lacks ]] || return 0
 	fail "$1 needs what is not here, and has done nothing yet:
 ${lacks}Without root there is a cluster of your own: docs/quickstart.md, by hand."
+}
+
+# ensure_toolchain: has rustup fetch the Rust that rust-toolchain.toml names, and says so: by itself it would do so at the
+# first compile, which tells nobody.
+ensure_toolchain() {
+	command -v rustup >/dev/null || return 0
+	! (cd "$ROOT" && RUSTUP_AUTO_INSTALL=0 rustc --version >/dev/null 2>&1) || return 0
+	step "fetching Rust $(sed -n 's/^channel = "\(.*\)"/\1/p' "$ROOT/rust-toolchain.toml") into ${RUSTUP_HOME:-~/.rustup}" \
+		"$CACHE/logs/rustup.log" fetch_toolchain
+}
+
+fetch_toolchain() {
+	cd "$ROOT"
+	RUSTUP_AUTO_INSTALL=1 rustc --version
 }
 
 # registry_login REPOSITORY: what curl takes as --config to be KILN_REGISTRY_USER, with a token where the registry wants one:

@@ -33,10 +33,14 @@ kill_leftovers() {
 	fail "These processes do not end: ${pids[*]}"
 }
 
+# Where end-to-end tests put volumes of their own.
+TEST_VOLUMES=/var/tmp/kiln-e2e
+
 unmount_all() {
 	local i points
 	for ((i = 0; i < 10; i++)); do
-		mapfile -t points < <(awk -v root="$STATE/" 'index($5, root) == 1 {print $5}' /proc/self/mountinfo | tac)
+		mapfile -t points < <(awk -v state="$STATE/" -v tests="$TEST_VOLUMES/" \
+			'index($5, state) == 1 || index($5, tests) == 1 {print $5}' /proc/self/mountinfo | tac)
 		((${#points[@]} > 0)) || return 0
 		umount -l "${points[@]}" 2>/dev/null || true
 	done
@@ -93,5 +97,5 @@ clean() {
 	clean_network
 	unregister_qemu
 	remove_outside
-	rm -rf "$STATE"
+	rm -rf "$STATE" "$TEST_VOLUMES"
 }

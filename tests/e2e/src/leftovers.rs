@@ -3,10 +3,14 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::ClusterResourceScope;
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kiln_crds::BuilderPool;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt as _};
+use serde::de::DeserializeOwned;
 
 use crate::Cluster;
 use crate::cluster::cache_directory;
@@ -48,11 +52,27 @@ pub fn remove() {
         for pool in found.iter().filter(|pool| pool.name_any().starts_with(PREFIX)) {
             gone(pools.delete(&pool.name_any(), &DeleteParams::default()).await);
         }
+        // What belongs to no namespace has the name of one.
+        remove_all::<PersistentVolume>(&cluster.client).await;
+        remove_all::<StorageClass>(&cluster.client).await;
+        remove_all::<ValidatingAdmissionPolicyBinding>(&cluster.client).await;
+        remove_all::<ValidatingAdmissionPolicy>(&cluster.client).await;
         for root in [cluster.git_root, crate::web::root()] {
             remove_files(&root);
             remove_files(&root.join("private"));
         }
     });
+}
+
+async fn remove_all<K>(client: &kube::Client)
+where
+    K: kube::Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::all(client.clone());
+    let found = api.list(&ListParams::default()).await.unwrap_or_else(|error| panic!("{}: {error}", K::plural(&())));
+    for object in found.iter().filter(|object| object.name_any().starts_with(PREFIX)) {
+        gone(api.delete(&object.name_any(), &DeleteParams::default()).await);
+    }
 }
 
 /// Deleting what somebody else deletes too is no failure.

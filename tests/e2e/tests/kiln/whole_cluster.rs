@@ -92,18 +92,21 @@ async fn a_restarted_operator_finishes_the_same_run() {
     .await;
 }
 
+/// How long it may take until a former program's tests are gone: one that was broken off may leave ten thousand objects.
+const FORMER: Duration = Duration::from_mins(20);
+
 /// Waits until the namespaces of former tests are gone, and their builders: none may hang, and none may disturb.
 async fn others_are_gone(tenant: &Tenant) {
     let namespaces: Api<Namespace> = Api::all(tenant.cluster.client.clone());
     let select = watcher::Config::default().labels(LABEL);
     tenant
-        .wait(namespaces, select, "the namespaces of former tests are gone", wait::BUILD, |namespaces| {
+        .wait(namespaces, select, "the namespaces of former tests are gone", FORMER, |namespaces| {
             Ok(namespaces.len() <= 1)
         })
         .await;
     let pods: Api<Pod> = Api::namespaced(tenant.cluster.client.clone(), &builders_namespace());
     tenant
-        .wait(pods, watcher::Config::default(), "the builders of former tests are gone", wait::BUILD, |pods| {
+        .wait(pods, watcher::Config::default(), "the builders of former tests are gone", FORMER, |pods| {
             Ok(!pods.values().any(|pod| pod.labels().values().any(|value| value.starts_with("e2e-"))))
         })
         .await;

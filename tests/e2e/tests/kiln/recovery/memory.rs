@@ -141,6 +141,7 @@ async fn lose_connections(operator: &Operator<'_>) {
 
 async fn is_small(operator: &Operator<'_>, when: &str) {
     let now = resident(operator).await;
+    eprintln!("{now} MiB {when}");
     assert!(now <= MOST, "the operator has {now} MiB {when}");
 }
 
