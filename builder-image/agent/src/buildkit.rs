@@ -17,8 +17,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    collect::{Limits, Volume},
-    jobs::lock,
     process::{self, ProcessError},
     sandbox::{Confinement, Network, Sandbox},
     trust::Trust,
@@ -79,6 +77,40 @@ pub struct About {
     pub platforms: Vec<String>,
 }
 
+/// The limits of a cache, in bytes. 0: no limit of its kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// What the cache may hold whatever else is on the volume.
+    pub reserved: u64,
+    /// The most that it may hold.
+    pub most: u64,
+    /// What is to stay free on the volume.
+    pub free: u64,
+}
+
+/// What is left on a volume, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Volume {
+    /// What may be written.
+    pub free: u64,
+    /// What is free besides, and kept for root: BuildKit takes it for free.
+    pub kept_for_root: u64,
+}
+
+impl Limits {
+    /// Whether too little is left on the cache's volume.
+    #[must_use]
+    pub fn lacks(self, volume: Volume) -> bool {
+        volume.free < self.free
+    }
+
+    /// Whether a cache of `used` bytes on that volume is to drop something.
+    #[must_use]
+    pub fn exceeded(self, used: u64, volume: Volume) -> bool {
+        used > self.reserved && (self.most > 0 && used > self.most || self.lacks(volume))
+    }
+}
+
 /// A buildkitd and what is known of it.
 #[derive(Debug)]
 pub struct Buildkit {
@@ -88,7 +120,7 @@ pub struct Buildkit {
     usage: Mutex<Usage>,
     builds: Builds,
     garbage_left: AtomicBool,
-    collected: std::sync::Mutex<Instant>,
+    collected: Mutex<Instant>,
 }
 
 /// The builds that run. While BuildKit adds up what its cache holds, it takes hold of each cache mount that has changed, and
@@ -141,7 +173,7 @@ impl Buildkit {
             usage: Mutex::default(),
             builds: Builds::default(),
             garbage_left: AtomicBool::default(),
-            collected: std::sync::Mutex::new(Instant::now()),
+            collected: Mutex::new(Instant::now()),
         }
     }
 
@@ -252,9 +284,8 @@ impl Buildkit {
 
     /// Whether something may be on the disk that nothing names any more: a build has failed or was stopped, or the last
     /// collection is `after` ago.
-    #[must_use]
-    pub fn has_garbage(&self, after: Duration) -> bool {
-        self.garbage_left.load(Ordering::Relaxed) || lock(&self.collected).elapsed() >= after
+    pub async fn has_garbage(&self, after: Duration) -> bool {
+        self.garbage_left.load(Ordering::Relaxed) || self.collected.lock().await.elapsed() >= after
     }
 
     /// A build has left what it wrote.
@@ -278,7 +309,7 @@ impl Buildkit {
         self.leave_garbage();
         self.ask(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await?;
         self.garbage_left.store(false, Ordering::Relaxed);
-        *lock(&self.collected) = Instant::now();
+        *self.collected.lock().await = Instant::now();
         Ok(())
     }
 
@@ -361,6 +392,18 @@ mod tests {
     fn adds_the_sizes_up() {
         assert_eq!(sum(b"1 20 -1 300 \n"), 321);
         assert_eq!(sum(b"\n"), 0);
+    }
+
+    #[test]
+    fn what_is_too_much() {
+        let limits = Limits { reserved: 10, most: 80, free: 10 };
+        for (used, left, expected) in
+            [(80, 20, false), (81, 20, true), (50, 9, true), (10, 0, false), (11, 0, true), (0, 0, false)]
+        {
+            let volume = Volume { free: left, kept_for_root: 5 };
+            assert_eq!(limits.exceeded(used, volume), expected, "{used} used, {left} left");
+        }
+        assert!(!Limits::default().exceeded(u64::MAX, Volume { free: 0, kept_for_root: 0 }), "no limits");
     }
 
     #[test]

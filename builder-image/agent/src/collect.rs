@@ -12,7 +12,7 @@ use rustix::fs::statvfs;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
-    buildkit::{BuildkitError, Builds},
+    buildkit::{BuildkitError, Builds, Volume},
     config::Config,
     jobs::Registry,
 };
@@ -27,40 +27,6 @@ const OVERDUE: Duration = Duration::from_mins(10);
 const FORGETS: Duration = Duration::from_mins(5);
 /// How long one look may take, with what is dropped for it.
 const DEADLINE: Duration = Duration::from_mins(5);
-
-/// The limits of a cache, in bytes. 0: no limit of its kind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// What the cache may hold whatever else is on the volume.
-    pub reserved: u64,
-    /// The most that it may hold.
-    pub most: u64,
-    /// What is to stay free on the volume.
-    pub free: u64,
-}
-
-/// What is left on a volume, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Volume {
-    /// What may be written.
-    pub free: u64,
-    /// What is free besides, and kept for root: BuildKit takes it for free.
-    pub kept_for_root: u64,
-}
-
-impl Limits {
-    /// Whether too little is left on the cache's volume.
-    #[must_use]
-    pub fn lacks(self, volume: Volume) -> bool {
-        volume.free < self.free
-    }
-
-    /// Whether a cache of `used` bytes on that volume is to drop something.
-    #[must_use]
-    pub fn exceeded(self, used: u64, volume: Volume) -> bool {
-        used > self.reserved && (self.most > 0 && used > self.most || self.lacks(volume))
-    }
-}
 
 /// Keeps the cache within its limits, for ever.
 pub async fn run(registry: Arc<Registry>) {
@@ -81,7 +47,7 @@ async fn keep_within_limits(registry: &Registry) -> Result<(), BuildkitError> {
     let used = buildkit.cache_with_mounts().await?;
     // To collect has BuildKit forget the configurations of base images that it has just asked for, so that the next build
     // asks for them again. After a while it forgets them anyway.
-    if buildkit.has_garbage(FORGETS) || limits.lacks(volume(config)) {
+    if buildkit.has_garbage(FORGETS).await || limits.lacks(volume(config)) {
         buildkit.collect_garbage().await?;
     }
     let volume = volume(config);
@@ -177,18 +143,6 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-
-    #[test]
-    fn what_is_too_much() {
-        let limits = Limits { reserved: 10, most: 80, free: 10 };
-        for (used, left, expected) in
-            [(80, 20, false), (81, 20, true), (50, 9, true), (10, 0, false), (11, 0, true), (0, 0, false)]
-        {
-            let volume = Volume { free: left, kept_for_root: 5 };
-            assert_eq!(limits.exceeded(used, volume), expected, "{used} used, {left} left");
-        }
-        assert!(!Limits::default().exceeded(u64::MAX, Volume { free: 0, kept_for_root: 0 }), "no limits");
-    }
 
     #[test]
     fn the_cache_is_looked_at_when_builds_have_ended() {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use tracing_subscriber::EnvFilter;
 
-use crate::collect::Limits;
+use crate::buildkit::Limits;
 
 /// The agent of a Kiln builder pod.
 #[derive(Debug, Clone, clap::Parser)]

@@ -438,7 +438,7 @@ fn trim_logs(logs: &Path) -> io::Result<()> {
 }
 
 /// A panic elsewhere leaves these data whole: each change is one call.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
