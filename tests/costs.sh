@@ -22,8 +22,8 @@ budget() {
 }
 
 # state COMMAND: what is there already: nothing (or not all) of what is compiled once, all but Rust's dependencies, all, a
-# cluster too; for make
-# check, which has none, a tree that was compiled before. A cluster of one's own is another thing, and has no budget.
+# cluster too; for make check, which has none, a tree that was checked before. A cluster of one's own is another thing, and
+# has no budget.
 state() {
 	if own_cluster; then
 		echo own

@@ -96,7 +96,7 @@ pub struct Context {
     /// Held while builders are chosen for jobs, and while idle ones are removed.
     pub placing: tokio::sync::Mutex<()>,
     /// Room for ImageBuilds that are in memory with their files, a megabyte each, for the API server alone to free.
-    pub large: Room,
+    pub large: Semaphore,
     /// Room for jobs that are being sent, megabytes each, for agents to free.
     pub sending: Arc<Room>,
     /// Room for Events that wait to be written, and for those that are being written.
@@ -149,7 +149,7 @@ impl Context {
             metrics,
             traces: None,
             placing: tokio::sync::Mutex::default(),
-            large: Room::new(LARGE, LARGE),
+            large: Semaphore::new(LARGE),
             sending: Arc::new(Room::new(LARGE, 1)),
             events: (Arc::new(Semaphore::new(WAITING_EVENTS)), Arc::new(Semaphore::new(EVENTS_AT_ONCE))),
             api_drops_host_users: false.into(),

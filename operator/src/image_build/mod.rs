@@ -311,8 +311,10 @@ async fn advance(
     let copy_of = plan::copy_of(build, own, &platforms, &content_hash, rebuild(build)).filter(|_| !fresh);
     let input = apply::Input { input_hash, content_hash, found, platforms, fresh, copy_of };
     // Another change is on its way, and wakes this again.
-    let is_large = build.spec.inline().is_some();
-    let in_memory = futures::future::OptionFuture::from(is_large.then(|| context.large.enter(""))).await;
+    let in_memory = match build.spec.inline() {
+        Some(_) => Some(context.large.acquire().await),
+        None => None,
+    };
     let Some(whole) = whole(build, context).await? else { return Ok(None) };
     let run = apply::run(&whole, number, input, now);
     drop(whole);
