@@ -65,7 +65,8 @@ pub enum Error {
 /// Where no thread can be started.
 #[cfg(not(test))]
 #[must_use]
-#[tokio::main]
+// What it does waits for others; each further thread would keep a heap of its own.
+#[tokio::main(worker_threads = 2)]
 pub async fn main() -> std::process::ExitCode {
     use std::process::ExitCode;
 
