@@ -39,8 +39,10 @@ use kiln_registry::room::Room;
 /// The field manager of everything that Kiln applies.
 pub const FIELD_MANAGER: &str = "kiln";
 
-/// How many ImageBuilds are in memory with their files at once, and how many jobs.
-const LARGE: usize = 4;
+/// How many objects are in memory with their files at once.
+const LARGE: usize = 2;
+/// How many jobs are.
+const SENDING: usize = 4;
 
 /// How many Events wait to be written at most: one more is left out, and the log says so.
 const WAITING_EVENTS: usize = 1_000;
@@ -95,7 +97,7 @@ pub struct Context {
     pub traces: Option<Traces>,
     /// Held while builders are chosen for jobs, and while idle ones are removed.
     pub placing: tokio::sync::Mutex<()>,
-    /// Room for ImageBuilds that are in memory with their files, a megabyte each, for the API server alone to free.
+    /// Room for ImageBuilds and runs that are in memory with their files, a megabyte each, for the API server alone to free.
     pub large: Semaphore,
     /// Room for jobs that are being sent, megabytes each, for agents to free.
     pub sending: Arc<Room>,
@@ -150,7 +152,7 @@ impl Context {
             traces: None,
             placing: tokio::sync::Mutex::default(),
             large: Semaphore::new(LARGE),
-            sending: Arc::new(Room::new(LARGE, 1)),
+            sending: Arc::new(Room::new(SENDING, 1)),
             events: (Arc::new(Semaphore::new(WAITING_EVENTS)), Arc::new(Semaphore::new(EVENTS_AT_ONCE))),
             api_drops_host_users: false.into(),
             image_builds: Remembered::default(),
@@ -254,7 +256,7 @@ where
 }
 
 /// What the API server is to answer with.
-const METADATA_ALONE: HeaderValue =
+pub const METADATA_ALONE: HeaderValue =
     HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
 /// The status code of what the schema refuses.
 const INVALID: u16 = 422;

@@ -1,54 +1,103 @@
-//! What the copies of ImageBuilds and runs leave out: the files of `source.inline`, a megabyte each, which are read from the
-//! API server when a run or a job is made of them, two hashes stand for them; and of runs that have ended, and are let go of,
-//! their steps, which nobody reads any more.
+//! What the copies of ImageBuilds and runs leave out: what may be large. A spec's files, and its other texts where they are
+//! more than a few kilobytes, are read from the API server when a run or a job is made of them; two hashes stand for them. Of
+//! a run that has ended, and is let go of, nobody reads more than how it ended.
 
-use kiln_crds::{ImageBuild, ImageBuildRun};
+use kiln_crds::image_build::{BuildFailure, BuildWarning, BuiltImage, ImageBuildSpec, PlatformSpec};
+use kiln_crds::image_build_run::PlatformStatus;
+use kiln_crds::{ImageBuild, ImageBuildRun, REBUILD_ANNOTATION};
 use kube::ResourceExt as _;
+use kube::api::ObjectMeta;
 
+use crate::image_build::apply::REQUESTED_AT;
 use crate::image_build::input::{spec_hash, spec_text};
 use crate::image_build::rebuild;
+use crate::image_build_run::FINALIZER;
+use crate::image_build_run::warnings::is_of_tags;
 
-/// In the copy alone: the hash of what a user wrote.
+/// In the copy alone: the hash of what a user wrote. Its spec is not whole.
 const WRITTEN: &str = "kiln.build/in-memory-written";
 /// In the copy alone: the same without where the image goes.
 const CONTENT: &str = "kiln.build/in-memory-content";
+/// In the copy of a run alone: its spec is not whole.
+const SPEC: &str = "kiln.build/in-memory-spec";
+/// In the copy alone: its status is not whole.
+const STATUS: &str = "kiln.build/in-memory-status";
+/// In the copy alone: there are other finalizers than Kiln's.
+const FINALIZERS: &str = "kiln.build/in-memory-finalizers";
+/// A copy keeps so many bytes of those texts that it may leave out, of metadata, spec and status each.
+const KEPT: usize = 4096;
 
 /// Leaves out who wrote which field: megabytes over ten thousand objects, and nobody reads it.
 pub fn managed_fields<K: kube::Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
 
-/// Leaves the files of an ImageBuild out.
+/// Leaves out of an ImageBuild what may be large.
 pub fn image_build(build: &mut ImageBuild) {
-    managed_fields(build);
-    // Whoever writes them is not asked.
-    for key in [WRITTEN, CONTENT] {
-        build.annotations_mut().remove(key);
+    // Whoever writes the marks is not asked: they are not among what is kept.
+    metadata(&mut build.metadata, REBUILD_ANNOTATION);
+    if is_large(&build.spec) {
+        let hashes = [(WRITTEN, true), (CONTENT, false)]
+            .map(|(key, destination)| (key.to_owned(), spec_text(&build.spec, rebuild(build), destination)));
+        build.annotations_mut().extend(hashes);
+        spec(&mut build.spec);
     }
-    if build.spec.inline().is_none() {
-        return;
+    if let Some(status) = &mut build.status
+        && shown(status.image.as_mut(), &mut status.warnings, status.failure.as_deref_mut())
+    {
+        mark(&mut build.metadata, STATUS);
     }
-    let hashes = [(WRITTEN, true), (CONTENT, false)]
-        .map(|(key, destination)| (key.to_owned(), spec_text(&build.spec, rebuild(build), destination)));
-    build.annotations_mut().extend(hashes);
-    if let Some(inline) = build.spec.source.as_mut().and_then(|source| source.inline.as_mut()) {
-        inline.files.clear();
-    }
+    // A list that was read has room for more; a copy of it has not.
+    *build = build.clone();
 }
 
-/// Leaves the files of a run out, and its steps once it has ended.
+/// Leaves out of a run what may be large, and, once it has ended, what was needed for its end.
 pub fn run(run: &mut ImageBuildRun) {
-    managed_fields(run);
-    // Until then its trace and its status are made from them.
-    let is_let_go = run.finalizers().is_empty();
+    metadata(&mut run.metadata, REQUESTED_AT);
+    if is_large(&run.spec.build) {
+        spec(&mut run.spec.build);
+        mark(&mut run.metadata, SPEC);
+    }
+    // Until then its trace and its status are made from it.
+    let is_let_go = !run.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     if let Some(status) = run.status.as_mut().filter(|status| is_let_go && status.phase.is_final()) {
+        if let Some(image) = &mut run.spec.copy_of {
+            image.platforms.clear();
+        }
         for platform in &mut status.platforms {
-            platform.steps.clear();
+            let PlatformStatus { name, phase, attempt, builder, finished_at, .. } = std::mem::take(platform);
+            *platform = PlatformStatus { name, phase, attempt, builder, finished_at, ..PlatformStatus::default() };
+        }
+        if shown(status.image.as_mut(), &mut status.warnings, status.failure.as_deref_mut()) {
+            mark(&mut run.metadata, STATUS);
         }
     }
-    if let Some(inline) = run.spec.build.source.as_mut().and_then(|source| source.inline.as_mut()) {
-        inline.files.clear();
-    }
+    *run = run.clone();
+}
+
+/// Whether the spec is as the API server has it.
+#[must_use]
+pub fn has_whole_spec<K: kube::Resource>(object: &K) -> bool {
+    !has(object, WRITTEN) && !has(object, SPEC)
+}
+
+/// Whether the finalizers are those that the API server has.
+#[must_use]
+pub fn has_all_finalizers<K: kube::Resource>(object: &K) -> bool {
+    !has(object, FINALIZERS)
+}
+
+/// Whether all of the status is there that an ImageBuild's is made from.
+#[must_use]
+pub fn has_whole_status<K: kube::Resource>(object: &K) -> bool {
+    !has(object, STATUS)
+}
+
+/// The metadata that the API server answered a write with, for the copy that `former` was of: what that leaves out is said
+/// there.
+#[must_use]
+pub fn written_over(written: ObjectMeta, former: &ObjectMeta) -> ObjectMeta {
+    ObjectMeta { annotations: former.annotations.clone(), labels: former.labels.clone(), ..written }
 }
 
 /// [`spec_hash`] of an ImageBuild, whole or trimmed.
@@ -63,60 +112,255 @@ pub fn content(build: &ImageBuild) -> String {
     build.annotations().get(CONTENT).cloned().unwrap_or_else(|| spec_text(&build.spec, rebuild(build), false))
 }
 
+/// Leaves one annotation, Kiln's finalizer, and neither labels nor owners: there may be any number of each.
+fn metadata(metadata: &mut ObjectMeta, annotation: &str) {
+    metadata.managed_fields = None;
+    metadata.labels = None;
+    metadata.owner_references = None;
+    let kept = metadata.annotations.take().and_then(|mut annotations| annotations.remove_entry(annotation));
+    metadata.annotations = kept.map(|(key, value)| [(key, beginning(&value).to_owned())].into());
+    let finalizers = metadata.finalizers.get_or_insert_default();
+    if finalizers.iter().map(String::len).sum::<usize>() > KEPT {
+        finalizers.retain(|finalizer| finalizer == FINALIZER);
+        mark(metadata, FINALIZERS);
+    }
+}
+
+/// As much of the value of an annotation as counts.
+#[must_use]
+pub fn beginning(value: &str) -> &str {
+    &value[..value.floor_char_boundary(KEPT)]
+}
+
+fn mark(metadata: &mut ObjectMeta, what: &str) {
+    metadata.annotations.get_or_insert_default().insert(what.to_owned(), String::new());
+}
+
+fn has<K: kube::Resource>(object: &K, what: &str) -> bool {
+    object.meta().annotations.as_ref().is_some_and(|annotations| annotations.contains_key(what))
+}
+
+/// Whether there is more of a spec than a copy keeps. No decision reads it.
+fn is_large(of: &ImageBuildSpec) -> bool {
+    let args = of.platforms.iter().flatten().map(|platform| &platform.args);
+    let maps = [&of.args, &of.labels, &of.annotations].into_iter().chain(args).flatten();
+    let names = of.host_aliases.iter().flat_map(|alias| &alias.hostnames);
+    let bytes = maps.map(|(key, value)| key.len() + value.len()).sum::<usize>()
+        + of.dockerfile_inline.as_ref().map_or(0, String::len)
+        + names.map(String::len).sum::<usize>();
+    of.inline().is_some() || bytes > KEPT
+}
+
+fn spec(of: &mut ImageBuildSpec) {
+    let ImageBuildSpec { source, args, labels, annotations, platforms, dockerfile_inline, host_aliases, .. } = of;
+    if let Some(inline) = source.as_mut().and_then(|source| source.inline.as_mut()) {
+        inline.files.clear();
+    }
+    for PlatformSpec { args, .. } in platforms.iter_mut().flatten() {
+        args.clear();
+    }
+    for texts in [args, labels, annotations] {
+        texts.clear();
+    }
+    *dockerfile_inline = None;
+    host_aliases.clear();
+}
+
+/// Leaves out of what is shown to a user, and decides nothing, what is more than a copy keeps. Whether it did.
+fn shown(image: Option<&mut BuiltImage>, warnings: &mut Vec<BuildWarning>, failure: Option<&mut BuildFailure>) -> bool {
+    let mut contents: Vec<_> = image
+        .into_iter()
+        .flat_map(|image| &mut image.platforms)
+        .filter_map(|platform| platform.content.as_mut())
+        .collect();
+    let layers = contents.iter().flat_map(|content| &content.layers);
+    let texts = failure.iter().flat_map(|failure| failure.log_tail.iter().chain(&failure.excerpt));
+    let bytes = layers.map(|layer| layer.created_by.as_ref().map_or(0, String::len) + 32).sum::<usize>()
+        + texts.map(String::len).sum::<usize>()
+        + warnings.iter().map(|warning| warning.message.len() + 128).sum::<usize>();
+    if bytes <= KEPT {
+        return false;
+    }
+    for content in &mut contents {
+        content.layers.clear();
+    }
+    warnings.retain(is_of_tags);
+    if let Some(failure) = failure {
+        failure.log_tail.clear();
+        failure.excerpt.clear();
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
-    fn build(files: &[(&str, &str)], annotations: &[(&str, &str)]) -> ImageBuild {
-        serde_json::from_value(serde_json::json!({
+    /// More than a copy keeps; no hash has such letters.
+    fn large() -> String {
+        "xyz".repeat(KEPT / 2)
+    }
+
+    fn build(spec: &Value, annotations: &Value) -> ImageBuild {
+        let mut build: ImageBuild = serde_json::from_value(json!({
             "metadata": {
                 "name": "app",
-                "annotations": annotations.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
-                "managedFields": [{"manager": "kubectl"}],
+                "annotations": annotations,
+                "labels": {"a": large()},
+                "finalizers": [large()],
+                "ownerReferences": [{"apiVersion": "v1", "kind": "X", "name": large(), "uid": "u"}],
+                "managedFields": [{"manager": large()}],
             },
-            "spec": {
-                "source": {"inline": {"files": files.iter().copied().collect::<std::collections::BTreeMap<_, _>>()}},
-                "image": {"repository": "registry.example/app", "tags": ["one"]},
-            },
+            "spec": {"image": {"repository": "registry.example/app", "tags": ["one"]}},
         }))
-        .unwrap()
+        .unwrap();
+        build.spec = serde_json::from_value(merged(serde_json::to_value(&build.spec).unwrap(), spec)).unwrap();
+        build
+    }
+
+    fn merged(mut into: Value, more: &Value) -> Value {
+        into.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        into
+    }
+
+    fn specs() -> [Value; 7] {
+        [
+            json!({"source": {"inline": {"files": {"Dockerfile": large()}}}}),
+            json!({"args": {"A": large()}}),
+            json!({"labels": {"A": large()}}),
+            json!({"annotations": {"A": large()}}),
+            json!({"platforms": [{"name": "linux/amd64", "args": {"A": large()}}]}),
+            json!({"dockerfileInline": large()}),
+            json!({"hostAliases": [{"ip": "10.0.0.1", "hostnames": [large()]}]}),
+        ]
     }
 
     #[test]
     fn a_trimmed_one_is_known_by_the_same_hashes() {
-        let files = [("Dockerfile", "FROM busybox"), ("large", "xyz")];
-        for annotations in [&[][..], &[("kiln.build/rebuild", "1")], &[(WRITTEN, "forged"), (CONTENT, "forged")]] {
-            let whole = build(&files, annotations);
-            let mut trimmed = whole.clone();
-            image_build(&mut trimmed);
-            assert_eq!(written(&trimmed), spec_hash(&whole.spec, rebuild(&whole)));
-            assert_eq!(content(&trimmed), spec_text(&whole.spec, rebuild(&whole), false));
-            assert!(!serde_json::to_string(&trimmed).unwrap().contains("xyz"));
-            assert!(trimmed.metadata.managed_fields.is_none());
+        for spec in specs() {
+            for annotations in [
+                json!({}),
+                json!({"kiln.build/rebuild": "1", "other": large()}),
+                json!({WRITTEN: "forged", CONTENT: "forged", SPEC: "forged", STATUS: "forged"}),
+            ] {
+                let whole = build(&spec, &annotations);
+                let mut trimmed = whole.clone();
+                image_build(&mut trimmed);
+                assert_eq!(written(&trimmed), spec_hash(&whole.spec, rebuild(&whole)));
+                assert_eq!(content(&trimmed), spec_text(&whole.spec, rebuild(&whole), false));
+                assert_eq!(rebuild(&trimmed), rebuild(&whole));
+                let kept = serde_json::to_string(&trimmed).unwrap();
+                assert!(!kept.contains("xyz"), "{kept}");
+                assert!(!has_whole_spec(&trimmed) && has_whole_status(&trimmed));
+            }
         }
-        let (mut one, mut other) = (build(&files, &[]), build(&[("Dockerfile", "FROM scratch")], &[]));
-        image_build(&mut one);
-        image_build(&mut other);
-        assert_ne!(written(&one), written(&other));
+        let trimmed = |args: &str| {
+            let mut build = build(&json!({"args": {"A": args}}), &json!({}));
+            image_build(&mut build);
+            build
+        };
+        assert_ne!(written(&trimmed(&large())), written(&trimmed(&(large() + "x"))));
+        let small = trimmed("x");
+        assert!(has_whole_spec(&small) && small.spec.args.len() == 1);
+        // Of what asks for a rebuild only as much counts as a copy keeps.
+        let asked = build(&json!({}), &json!({REBUILD_ANNOTATION: "ä".repeat(KEPT)}));
+        let mut trimmed = asked.clone();
+        image_build(&mut trimmed);
+        assert_eq!(rebuild(&trimmed), rebuild(&asked));
+        assert_eq!(rebuild(&trimmed).map(str::len), Some(KEPT));
     }
 
     #[test]
-    fn steps_are_kept_for_as_long_as_they_are_read() {
-        for (phase, finalizers, kept) in [
-            ("Building", &["kiln.build/cancel-jobs"][..], 1),
-            ("Building", &[], 1),
-            ("Succeeded", &["kiln.build/cancel-jobs"], 1),
-            ("Succeeded", &[], 0),
-            ("Failed", &[], 0),
-        ] {
-            let mut of: ImageBuildRun = serde_json::from_value(serde_json::json!({
-                "metadata": {"name": "app-1", "finalizers": finalizers},
-                "spec": {"imageBuild": {"name": "app", "uid": "u"}, "number": 1, "inputHash": "x", "build": {}},
-                "status": {"phase": phase, "platforms": [{"name": "linux/amd64", "steps": [{"name": "[1/1] FROM x"}]}]},
+    fn a_run_keeps_what_is_read_of_it() {
+        for spec in specs() {
+            let mut of: ImageBuildRun = serde_json::from_value(json!({
+                "metadata": {
+                    "name": "app-1", "labels": {"a": large()},
+                    "annotations": {REQUESTED_AT: "1970-01-01T00:00:00Z", "a": large()},
+                    "finalizers": [large(), FINALIZER],
+                },
+                "spec": {"imageBuild": {"name": "app", "uid": "u"}, "number": 1, "inputHash": "x", "build": spec},
             }))
             .unwrap();
             run(&mut of);
-            assert_eq!(of.status.unwrap().platforms[0].steps.len(), kept, "{phase} {finalizers:?}");
+            assert!(!serde_json::to_string(&of).unwrap().contains("xyz"));
+            assert!(!has_whole_spec(&of) && !has_all_finalizers(&of));
+            assert_eq!(of.finalizers(), [FINALIZER]);
+            assert!(of.annotations().contains_key(REQUESTED_AT));
+            // The API server answers a write with what it has.
+            let answer: ObjectMeta =
+                serde_json::from_value(json!({"annotations": {"a": large()}, "resourceVersion": "2"})).unwrap();
+            let metadata = written_over(answer, &of.metadata);
+            let after = ImageBuildRun { metadata, ..of };
+            assert!(!has_whole_spec(&after));
+            assert_eq!(after.resource_version().as_deref(), Some("2"));
+        }
+    }
+
+    #[test]
+    fn what_was_needed_for_its_end_is_kept_until_then() {
+        for (phase, finalizers, kept) in [
+            ("Building", json!([FINALIZER]), true),
+            ("Building", json!([]), true),
+            ("Succeeded", json!(["other", FINALIZER]), true),
+            ("Succeeded", json!(["other"]), false),
+            ("Failed", json!([]), false),
+        ] {
+            let image = json!({
+                "ref": "r.example/app@sha256:0", "repository": "r.example/app", "digest": "sha256:0",
+                "pushedAt": "1970-01-01T00:00:00Z", "platforms": [{"name": "linux/amd64", "digest": "sha256:1"}],
+            });
+            let mut of: ImageBuildRun = serde_json::from_value(json!({
+                "metadata": {"name": "app-1", "finalizers": finalizers},
+                "spec": {
+                    "imageBuild": {"name": "app", "uid": "u"}, "number": 1, "inputHash": "x", "build": {}, "copyOf": image,
+                },
+                "status": {"phase": phase, "platforms": [{
+                    "name": "linux/amd64", "phase": "Succeeded", "attempt": 2, "finishedAt": "1970-01-01T00:00:00.000000Z",
+                    "builder": {"pod": "p", "uid": "u", "node": "n"},
+                    "steps": [{"name": "[1/1] FROM x"}], "content": {"compressedBytes": 1},
+                }]},
+            }))
+            .unwrap();
+            run(&mut of);
+            let platform = &of.status.as_ref().unwrap().platforms[0];
+            assert_eq!((platform.steps.len(), platform.content.is_some()), (usize::from(kept), kept), "{phase}");
+            assert!(platform.builder.is_some() && platform.finished_at.is_some() && platform.attempt == 2);
+            assert_eq!(of.spec.copy_of.unwrap().platforms.len(), usize::from(kept));
+        }
+    }
+
+    #[test]
+    fn a_status_keeps_what_decides() {
+        let content = |layers: usize| json!({"compressedBytes": 7, "layers": vec![json!({"bytes": 1, "createdBy": "RUN make"}); layers]});
+        let warning = |rule: &str, message: &str| json!({"rule": rule, "message": message});
+        let status = |layers: usize, warnings: usize, lines: usize| {
+            let warnings = [vec![warning("Lint", "x"); warnings], vec![warning("TagMoved", "one")]].concat();
+            json!({
+                "image": {
+                    "ref": "r.example/app@sha256:0", "repository": "r.example/app", "digest": "sha256:0",
+                    "pushedAt": "1970-01-01T00:00:00Z",
+                    "platforms": [{"name": "linux/amd64", "digest": "sha256:1", "content": content(layers)}],
+                },
+                "warnings": warnings,
+                "failure": {"reason": "StepFailed", "message": "m", "logTail": vec!["y".repeat(100); lines]},
+            })
+        };
+        for (layers, warnings, lines, whole) in
+            [(10, 3, 10, true), (200, 3, 10, false), (10, 60, 10, false), (10, 3, 60, false)]
+        {
+            let shown = status(layers, warnings, lines);
+            let mut of = ImageBuild::new("app", serde_json::from_value(json!({})).unwrap());
+            of.status = serde_json::from_value(shown.clone()).unwrap();
+            image_build(&mut of);
+            assert_eq!(has_whole_status(&of), whole, "{layers} {warnings} {lines}");
+            let status = of.status.unwrap();
+            let kept = &status.image.unwrap().platforms[0];
+            let kept = kept.content.as_ref().unwrap();
+            assert_eq!((kept.compressed_bytes, kept.layers.len()), (7, if whole { layers } else { 0 }));
+            assert_eq!(status.warnings.iter().filter(|warning| is_of_tags(warning)).count(), 1);
+            assert_eq!(status.failure.unwrap().log_tail.len(), if whole { lines } else { 0 });
         }
     }
 }

@@ -1,16 +1,18 @@
 //! Makes, cancels and removes runs.
 
+use http::header::ACCEPT;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuiltImage, PlatformSpec};
 use kiln_crds::image_build_run::ImageBuildRef;
 use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, ImageBuildSpec};
-use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
-use kube::{Client, ResourceExt};
+use kube::api::{DeleteParams, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Client, Resource as _, ResourceExt};
 
 use super::dereference::Found;
-use crate::context::{FIELD_MANAGER, namespaced};
+use crate::context::{FIELD_MANAGER, METADATA_ALONE, namespaced};
 use crate::image_build_run::FINALIZER;
+use crate::trim;
 
 /// The label with the ImageBuild's name.
 pub const IMAGE_BUILD: &str = "kiln.build/image-build";
@@ -80,17 +82,29 @@ pub fn run(build: &ImageBuild, number: u64, input: Input, requested_at: Timestam
     run
 }
 
-/// Makes the run. One of the same name, owner and input is the same run: it was made before.
-pub async fn create(client: &Client, run: ImageBuildRun) -> Result<ImageBuildRun, kube::Error> {
-    let api = namespaced::<ImageBuildRun>(client, &run.namespace().unwrap_or_default());
+/// Makes the run; what its copy will hold comes back. One of the same name, owner and input is the same run: it was made
+/// before.
+pub async fn create(client: &Client, mut run: ImageBuildRun) -> Result<ImageBuildRun, kube::Error> {
+    let namespace = run.namespace().unwrap_or_default();
     let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    match api.create(&params, &run).await {
+    // It may have a megabyte of files, of which the answer would have another.
+    let text = serde_json::to_vec(&run).map_err(kube::Error::SerdeError)?;
+    trim::run(&mut run);
+    let url = ImageBuildRun::url_path(&(), Some(&namespace));
+    let mut request = kube::core::Request::new(url).create(&params, text).map_err(kube::Error::BuildRequest)?;
+    request.headers_mut().insert(ACCEPT, METADATA_ALONE);
+    let made: Result<PartialObjectMeta<ImageBuildRun>, _> = client.request(request).await;
+    match made {
         Err(kube::Error::Api(status)) if status.is_already_exists() => {
-            let found = api.get(&run.name_any()).await?;
+            let mut found = namespaced::<ImageBuildRun>(client, &namespace).get(&run.name_any()).await?;
             let same = found.spec.image_build == run.spec.image_build && found.spec.input_hash == run.spec.input_hash;
+            trim::run(&mut found);
             if same { Ok(found) } else { Err(kube::Error::Api(status)) }
         }
-        other => other,
+        made => {
+            let metadata = trim::written_over(made?.metadata, &run.metadata);
+            Ok(ImageBuildRun { metadata, ..run })
+        }
     }
 }
 

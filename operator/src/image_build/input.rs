@@ -219,17 +219,6 @@ pub fn spec_hash(spec: &ImageBuildSpec, rebuild: Option<&str>) -> String {
     spec_text(spec, rebuild, true)
 }
 
-/// The hash of what matters to the image's content, whichever repositories and tags it goes to.
-#[must_use]
-pub fn content_hash(
-    spec: &ImageBuildSpec,
-    rebuild: Option<&str>,
-    commit: Option<&str>,
-    resolved: &[Resolved],
-) -> String {
-    input_hash(&spec_text(spec, rebuild, false), commit, resolved)
-}
-
 /// The hash of the whole input: what was written, the source's commit, and what everything else was resolved to.
 #[must_use]
 pub fn input_hash(spec_hash: &str, commit: Option<&str>, resolved: &[Resolved]) -> String {
@@ -306,7 +295,7 @@ mod tests {
 
     #[test]
     fn tags_and_repositories_do_not_matter_to_the_content() {
-        let content = |yaml: &str| content_hash(&spec(yaml), None, Some("0123"), &[]);
+        let content = |yaml: &str| spec_text(&spec(yaml), None, false);
         let plain = content("{}");
         for same in [
             r#"{"image": {"repository": "registry.example/other", "tags": ["v2"]}}"#,

@@ -165,8 +165,13 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     }
     context.image_builds.set(&uid, memory.clone());
     let observed = status::Observed { build, runs: &runs, fault: memory.fault.as_ref() };
-    let status = status::status(&observed, now);
+    let mut status = status::status(&observed, now);
     if build.status.as_ref() != Some(&status) {
+        if !trim::has_whole_status(&**build) || !runs.iter().all(|run| trim::has_whole_status(&**run)) {
+            // Another change is on its way, and wakes this again.
+            let Some(whole) = whole_status(&observed, context, now).await? else { return Ok(Action::await_change()) };
+            status = whole;
+        }
         write_status(context, &**build, &status).await?;
         tell(build, &status, context);
     }
@@ -220,11 +225,8 @@ fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, no
     memory
 }
 
-/// The ImageBuild with its files, which the copy leaves out. None: it has changed since.
-async fn whole(build: &Arc<ImageBuild>, context: &Context) -> Result<Option<Arc<ImageBuild>>, Error> {
-    if build.spec.inline().is_none() {
-        return Ok(Some(build.clone()));
-    }
+/// The ImageBuild with what its copy leaves out. None: it has changed since.
+async fn whole(build: &ImageBuild, context: &Context) -> Result<Option<Arc<ImageBuild>>, kube::Error> {
     let builds = namespaced::<ImageBuild>(&context.client, &build.namespace().unwrap_or_default());
     let found = builds.get_opt(&build.name_any()).await?.filter(|found| {
         found.uid() == build.uid()
@@ -234,10 +236,32 @@ async fn whole(build: &Arc<ImageBuild>, context: &Context) -> Result<Option<Arc<
     Ok(found.map(Arc::new))
 }
 
-/// The value of the annotation that asks for a rebuild.
+/// The status of an ImageBuild where its copy, or that of a run, leaves out some of what it shows. None: it has changed since.
+async fn whole_status(
+    observed: &status::Observed<'_>,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Option<ImageBuildStatus>, kube::Error> {
+    let status::Observed { build, runs, fault } = observed;
+    let _in_memory = context.large.acquire().await;
+    let Some(build) = whole(build, context).await? else { return Ok(None) };
+    let api = namespaced::<ImageBuildRun>(&context.client, &build.namespace().unwrap_or_default());
+    let mut runs = runs.to_vec();
+    for number in status::shown(&runs) {
+        let run = &mut runs[number];
+        if !trim::has_whole_status(&**run)
+            && let Some(whole) = api.get_opt(&run.name_any()).await?.filter(|whole| whole.uid() == run.uid())
+        {
+            *run = Arc::new(whole);
+        }
+    }
+    Ok(Some(status::status(&status::Observed { build: &build, runs: &runs, fault: *fault }, now)))
+}
+
+/// The value of the annotation that asks for a rebuild, as far as it counts.
 #[must_use]
 pub fn rebuild(build: &ImageBuild) -> Option<&str> {
-    build.annotations().get(REBUILD_ANNOTATION).map(String::as_str)
+    build.annotations().get(REBUILD_ANNOTATION).map(|value| trim::beginning(value))
 }
 
 /// The runs of an ImageBuild, as one look at the copy shows them.
@@ -308,18 +332,22 @@ async fn advance(
     check_tags(context, build, &found, &platforms, number, now).map_err(references::Error::from)?;
     check(context, build, &pool, read).await?;
     let fresh = age::too_old(build, since.as_ref(), now);
-    let copy_of = plan::copy_of(build, own, &platforms, &content_hash, rebuild(build)).filter(|_| !fresh);
-    let input = apply::Input { input_hash, content_hash, found, platforms, fresh, copy_of };
-    // Another change is on its way, and wakes this again.
-    let in_memory = match build.spec.inline() {
-        Some(_) => Some(context.large.acquire().await),
-        None => None,
+    let copy_of = plan::copy_of(build, own, &platforms, &content_hash).filter(|_| !fresh);
+    let mut input = apply::Input { input_hash, content_hash, found, platforms, fresh, copy_of };
+    let is_whole = trim::has_whole_spec(&**build) && (input.copy_of.is_none() || trim::has_whole_status(&**build));
+    let in_memory = if is_whole { None } else { Some(context.large.acquire().await) };
+    let run = if is_whole {
+        apply::run(build, number, input, now)
+    } else {
+        // Another change is on its way, and wakes this again.
+        let Some(whole) = whole(build, context).await? else { return Ok(None) };
+        let image = whole.status.as_ref().and_then(|status| status.image.clone());
+        input.copy_of = input.copy_of.and_then(|copied| image.filter(|image| image.digest == copied.digest));
+        input.platforms = plan::platforms(whole.spec.platforms.as_deref(), &context.settings.default_platforms)
+            .map_err(references::Error::from)?;
+        apply::run(&whole, number, input, now)
     };
-    let Some(whole) = whole(build, context).await? else { return Ok(None) };
-    let run = apply::run(&whole, number, input, now);
-    drop(whole);
-    let mut run = apply::create(&context.client, run).await?;
-    trim::run(&mut run);
+    let run = apply::create(&context.client, run).await?;
     drop(in_memory);
     memory.fresh_at = Some(now).filter(|_| fresh).or(memory.fresh_at);
     info!(run = run.name_any(), commit = run.spec.commit, "run made");

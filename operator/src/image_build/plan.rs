@@ -8,10 +8,9 @@ use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuiltImage, GitSource, HistorySpec, PlatformSpec};
 use kiln_crds::image_build_run::{RunPhase, SecretVersion};
 use kiln_crds::platform::ARCHITECTURES;
-use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun, ImageBuildRunSpec, ImageBuildSpec, Platform};
+use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun, Platform};
 use kube::ResourceExt;
 
-use super::input::{content_hash, input_hash, spec_hash};
 use crate::reason::{Reason, is_credential};
 use crate::references::Fault;
 
@@ -90,7 +89,6 @@ pub fn copy_of(
     runs: &[Arc<ImageBuildRun>],
     platforms: &[PlatformSpec],
     content_hash: &str,
-    rebuild: Option<&str>,
 ) -> Option<BuiltImage> {
     build.spec.image.as_ref()?;
     let image = build.status.as_ref()?.image.as_ref()?;
@@ -100,23 +98,8 @@ pub fn copy_of(
     let newest = runs.iter().filter(made).max_by_key(|run| run.spec.number)?;
     let is_its = newest.status.as_ref()?.image.as_ref()?.digest == image.digest;
     let same = newest.spec.build.platforms.as_deref() == Some(platforms)
-        && content_of(newest, &build.spec, rebuild).as_deref() == Some(content_hash);
+        && newest.spec.content_hash.as_deref() == Some(content_hash);
     (is_its && same).then(|| image.clone())
-}
-
-/// The content hash of a run. One without was made before runs had it: its snapshot tells, where the rebuild annotation was
-/// none or is what it was, which its input hash proves.
-fn content_of(run: &ImageBuildRun, now: &ImageBuildSpec, rebuild: Option<&str>) -> Option<String> {
-    let ImageBuildRunSpec { content_hash: recorded, input_hash: input, commit, resolved, build, .. } = &run.spec;
-    if recorded.is_some() {
-        return recorded.clone();
-    }
-    // The snapshot has the platforms that were meant, the hash those that were written.
-    let build = ImageBuildSpec { platforms: now.platforms.clone(), ..build.clone() };
-    let commit = commit.as_deref();
-    let was = |rebuild: Option<&str>| input_hash(&spec_hash(&build, rebuild), commit, resolved) == *input;
-    let rebuild = [rebuild, None].into_iter().find(|rebuild| was(*rebuild))?;
-    Some(content_hash(&build, rebuild, commit, resolved))
 }
 
 /// Whether the newest run should get a successor though nothing of the input has changed: it failed on a credential, and
@@ -203,7 +186,9 @@ pub fn served(platforms: &[PlatformSpec], pool: &BuilderPool) -> Result<(), Faul
 
 #[cfg(test)]
 mod tests {
+    use super::super::input::spec_text;
     use super::*;
+    use kiln_crds::ImageBuildSpec;
     use kiln_crds::image_build_run::ImageBuildRunStatus;
 
     fn build(name: &str, second: i64, repository: &str, tags: &[&str]) -> Arc<ImageBuild> {
@@ -270,13 +255,10 @@ mod tests {
             .unwrap()
         };
         let platforms = platforms(None, &["linux/amd64".parse().unwrap()]).unwrap();
-        let commit = Some("c0");
-        let made = |number: u64, build: &ImageBuild, phase: RunPhase, n: u8, recorded: bool, rebuild: Option<&str>| {
+        let made = |number: u64, build: &ImageBuild, phase: RunPhase, n: u8, rebuild: Option<&str>| {
             let mut made = (*run(number, phase)).clone();
             made.spec.build = ImageBuildSpec { platforms: Some(platforms.clone()), ..build.spec.clone() };
-            made.spec.commit = commit.map(str::to_owned);
-            made.spec.input_hash = input_hash(&spec_hash(&build.spec, rebuild), commit, &[]);
-            made.spec.content_hash = recorded.then(|| content_hash(&build.spec, rebuild, commit, &[]));
+            made.spec.content_hash = Some(spec_text(&build.spec, rebuild, false));
             made.status.as_mut().unwrap().image = (phase == RunPhase::Succeeded).then(|| image(n));
             Arc::new(made)
         };
@@ -284,26 +266,24 @@ mod tests {
         let mut now = (*build("app", 0, "r.example/other", &["b"])).clone();
         now.status = serde_json::from_value(serde_json::json!({"image": image(1)})).unwrap();
         let copied = |now: &ImageBuild, runs: &[Arc<ImageBuildRun>], rebuild: Option<&str>| {
-            let content = content_hash(&now.spec, rebuild, commit, &[]);
-            copy_of(now, runs, &platforms, &content, rebuild).is_some()
+            let content = spec_text(&now.spec, rebuild, false);
+            copy_of(now, runs, &platforms, &content).is_some()
         };
-        for recorded in [true, false] {
-            let good = made(1, &former, RunPhase::Succeeded, 1, recorded, None);
-            assert!(copied(&now, std::slice::from_ref(&good), None), "{recorded}");
-            assert!(!copied(&now, std::slice::from_ref(&good), Some("again")), "a rebuild builds");
-            let failed = made(2, &former, RunPhase::Failed, 0, recorded, None);
-            assert!(copied(&now, &[good.clone(), failed], None), "what failed has no image");
-            let rebuilt = made(1, &former, RunPhase::Succeeded, 1, recorded, Some("again"));
-            assert!(copied(&now, &[rebuilt], Some("again")));
-            let other = made(2, &former, RunPhase::Succeeded, 2, recorded, None);
-            assert!(!copied(&now, &[good.clone(), other], None), "the last good image is not of the newest run");
-            let mut more = now.clone();
-            more.spec.args = [("A".to_owned(), "1".to_owned())].into();
-            assert!(!copied(&more, std::slice::from_ref(&good), None));
-            let mut check = now.clone();
-            check.spec.image = None;
-            assert!(!copied(&check, &[good], None), "nothing is pushed");
-        }
+        let good = made(1, &former, RunPhase::Succeeded, 1, None);
+        assert!(copied(&now, std::slice::from_ref(&good), None));
+        assert!(!copied(&now, std::slice::from_ref(&good), Some("again")), "a rebuild builds");
+        let failed = made(2, &former, RunPhase::Failed, 0, None);
+        assert!(copied(&now, &[good.clone(), failed], None), "what failed has no image");
+        let rebuilt = made(1, &former, RunPhase::Succeeded, 1, Some("again"));
+        assert!(copied(&now, &[rebuilt], Some("again")));
+        let other = made(2, &former, RunPhase::Succeeded, 2, None);
+        assert!(!copied(&now, &[good.clone(), other], None), "the last good image is not of the newest run");
+        let mut more = now.clone();
+        more.spec.args = [("A".to_owned(), "1".to_owned())].into();
+        assert!(!copied(&more, std::slice::from_ref(&good), None));
+        let mut check = now.clone();
+        check.spec.image = None;
+        assert!(!copied(&check, &[good], None), "nothing is pushed");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What an ImageBuild's status says; pure.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -82,6 +83,18 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
     }
     status.summary = Some(summary(&status, newest, former.summary.as_ref()));
     status
+}
+
+/// Which runs' images, warnings and failures the status shows.
+#[must_use]
+pub fn shown(runs: &[Arc<ImageBuildRun>]) -> BTreeSet<usize> {
+    let all =
+        || runs.iter().enumerate().filter_map(|(index, run)| Some((index, run.spec.number, run.status.as_ref()?)));
+    let finished = all().filter(|(.., status)| matches!(status.phase, RunPhase::Succeeded | RunPhase::Failed));
+    let pushed = all().filter_map(|(index, number, status)| Some((index, number, status.image.as_ref()?.pushed_at.0)));
+    let finished = finished.max_by_key(|(_, number, _)| *number).map(|(index, ..)| index);
+    let pushed = pushed.max_by_key(|(_, number, at)| (*at, *number)).map(|(index, ..)| index);
+    finished.into_iter().chain(pushed).collect()
 }
 
 /// What a run's image was made from. `None`: from inline files alone.

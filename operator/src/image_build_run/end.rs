@@ -1,6 +1,7 @@
 //! How a run ends: published, failed or cancelled; then its places are given back, and it is let go of.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::tags::ownership::{self, Place};
 use crate::tags::template::Values;
+use crate::trim;
 use kiln_registry::http_client::FailureClass;
 use kiln_registry::transfer;
 
@@ -236,10 +238,11 @@ async fn try_publish(
 ) -> Result<Published, references::Error> {
     let pool = super::pool(context, run)?;
     let mut inputs = dereference(context, run, &pool).await?.for_publishing();
-    let mut result = publish(context, run, status, &inputs, tagging).await;
+    let annotations = annotations(run, context).await?;
+    let mut result = publish(context, run, status, &inputs, &annotations, tagging).await;
     if result.as_ref().is_err_and(|fault| fault.class == FailureClass::Credential) {
         inputs = dereference(context, run, &pool).await?.for_publishing();
-        result = publish(context, run, status, &inputs, tagging).await;
+        result = publish(context, run, status, &inputs, &annotations, tagging).await;
     }
     let percent = run.spec.build.image.as_ref().and_then(|image| image.growth_warning_percent);
     if let (Ok(Published::Image(_)), Some(percent), Some(last_good)) = (&result, percent, &inputs.last_good) {
@@ -248,6 +251,24 @@ async fn try_publish(
     }
     status.secrets = inputs.versions;
     Ok(result?)
+}
+
+/// The annotations of the index.
+async fn annotations<'a>(
+    run: &'a ImageBuildRun,
+    context: &Context,
+) -> Result<Cow<'a, BTreeMap<String, String>>, references::Error> {
+    if trim::has_whole_spec(run) {
+        return Ok(Cow::Borrowed(&run.spec.build.annotations));
+    }
+    let _in_memory = context.large.acquire().await;
+    let name = run.name_any();
+    let runs = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
+    let whole = runs.get(&name).await.map_err(|source| references::Error::Api {
+        what: format!("the ImageBuildRun {name}"),
+        source: source.into(),
+    })?;
+    Ok(Cow::Owned(whole.spec.build.annotations))
 }
 
 pub(super) async fn secret_versions(
@@ -325,6 +346,7 @@ async fn write(
     context: &Context,
 ) -> Result<Arc<ImageBuildRun>, kube::Error> {
     let metadata = write_status(context, run, status).await?;
+    let metadata = trim::written_over(metadata, &run.metadata);
     Ok(Arc::new(ImageBuildRun { metadata, spec: run.spec.clone(), status: Some(status.clone()) }))
 }
 
@@ -351,11 +373,18 @@ pub(super) async fn conclude(
         if let Some(traces) = &context.traces {
             traces.export(run).await;
         }
-        let finalizers: Vec<&String> = run.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
-        let patch =
-            serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": run.resource_version()}});
         let api = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
-        api.patch_metadata(&run.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let name = run.name_any();
+        let metadata = if trim::has_all_finalizers(&**run) {
+            run.metadata.clone()
+        } else {
+            api.get_metadata(&name).await?.metadata
+        };
+        let finalizers: Vec<_> =
+            metadata.finalizers.into_iter().flatten().filter(|finalizer| finalizer != FINALIZER).collect();
+        let patch =
+            serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": metadata.resource_version}});
+        api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     }
     Ok(Action::await_change())
 }

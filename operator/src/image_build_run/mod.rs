@@ -24,7 +24,6 @@ pub mod times;
 pub mod waiting;
 pub mod warnings;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -308,8 +307,6 @@ fn follow(
     context: &Context,
 ) {
     let uid = run.uid().unwrap_or_default();
-    let specs: BTreeMap<&str, _> =
-        run.spec.build.platforms.iter().flatten().map(|platform| (platform.name.as_str(), platform)).collect();
     for platform in status.platforms.iter().filter(|platform| platform.phase.is_assigned()) {
         let id = job_id(&uid, &platform.name, platform.attempt);
         if context.jobs.observation(&id).is_some() {
@@ -317,7 +314,7 @@ fn follow(
         }
         let Some(agent) = agent_of(run, platform, context) else { continue };
         let job = if platform.phase == PlatformPhase::Starting {
-            let (Some(inputs), Some(spec)) = (inputs, specs.get(platform.name.as_str())) else { continue };
+            let Some(inputs) = inputs else { continue };
             // Only where a collector takes the spans that BuildKit would make.
             let traceparent = context.traces.as_ref().map(|_| traceparent(&uid, &platform.name)).unwrap_or_default();
             let start = Start {
@@ -327,7 +324,6 @@ fn follow(
                 pool: pool.clone(),
                 inputs: inputs.clone(),
                 id: id.clone(),
-                spec: (*spec).clone(),
                 platform: platform.clone(),
                 traceparent,
             };

@@ -1,5 +1,7 @@
 //! Pushes a run's index to every repository, and moves its tags there.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuiltImage, MediaTypes, PlatformImage, PushedCopy};
@@ -51,10 +53,11 @@ pub async fn publish(
     run: &ImageBuildRun,
     status: &ImageBuildRunStatus,
     inputs: &Inputs,
+    annotations: &BTreeMap<String, String>,
     tagging: &Tagging,
 ) -> Result<Published, Fault> {
     let Some((main, others)) = inputs.registry.targets.split_first() else {
-        let archived = run.spec.build.archive.as_ref().map(|archive| archived(run, status, &archive.path));
+        let archived = run.spec.build.archive.as_ref().map(|archive| archived(run, status, annotations, &archive.path));
         return archived
             .transpose()
             .map(|image| image.map_or(Published::Nothing, |image| Published::Image(image.into())));
@@ -79,7 +82,7 @@ pub async fn publish(
         take_over(status, run, inputs, main).await?;
         let parts = parts(run, status, Some(main)).await?;
         let content = parts.iter().map(|part| part.digest.clone()).collect();
-        (kiln_registry::assemble(&parts, &run.spec.build.annotations, media_type(run)), content)
+        (kiln_registry::assemble(&parts, annotations, media_type(run)), content)
     };
     // All that the tags will need first: those of one repository do not move before another is known to take the image.
     futures::future::try_join_all(others.iter().map(|other| distribute(main, other, &content))).await?;
@@ -142,7 +145,7 @@ async fn take_over(
     main: &Target,
 ) -> Result<(), Fault> {
     for platform in &status.platforms {
-        let is_image = spec_of(run, platform).is_some_and(|spec| spec.image.is_some());
+        let is_image = spec_of(run, &platform.name).is_some_and(|spec| spec.image.is_some());
         let Some(origin) = platform.origin.as_ref().filter(|_| is_image) else { continue };
         let origin: Reference = origin.parse().map_err(|_| broken(&platform.name))?;
         let source = inputs.registry.reader(&origin.repository);
@@ -181,10 +184,15 @@ async fn copy(image: &BuiltImage, inputs: &Inputs, main: &Target) -> Result<Inde
 }
 
 /// The image in a tarball, or in one a platform.
-fn archived(run: &ImageBuildRun, status: &ImageBuildRunStatus, path: &str) -> Result<BuiltImage, Fault> {
+fn archived(
+    run: &ImageBuildRun,
+    status: &ImageBuildRunStatus,
+    annotations: &BTreeMap<String, String>,
+    path: &str,
+) -> Result<BuiltImage, Fault> {
     let path = template::path(path, Values::of(run))?;
     let parts = status.platforms.iter().map(part).collect::<Result<Vec<_>, Fault>>()?;
-    let index = kiln_registry::assemble(&parts, &run.spec.build.annotations, media_type(run));
+    let index = kiln_registry::assemble(&parts, annotations, media_type(run));
     Ok(BuiltImage {
         reference: format!("archive:{path}"),
         repository: String::new(),
@@ -213,7 +221,7 @@ async fn parts(
     let mut parts = Vec::new();
     for platform in &status.platforms {
         let mut part = part(platform)?;
-        let elsewhere = spec_of(run, platform).is_some_and(|spec| spec.image.is_some() || spec.archive.is_some());
+        let elsewhere = spec_of(run, &platform.name).is_some_and(|spec| spec.image.is_some() || spec.archive.is_some());
         if let Some(main) = main.filter(|_| elsewhere || part.platform.os != "linux") {
             let by_digest = part.digest.clone().into();
             let image = inspect(&main.client, &main.repository, &by_digest, &part.platform).await?;

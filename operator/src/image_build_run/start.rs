@@ -5,15 +5,16 @@ use std::sync::Arc;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use kiln_agent_proto as proto;
-use kiln_crds::image_build::PlatformSpec;
 use kiln_crds::image_build_run::PlatformStatus;
 use kiln_crds::{BuilderPool, ImageBuildRun};
 use kiln_registry::room::{Place, Room};
 use kube::{Client, ResourceExt as _};
 
 use super::dereference::Inputs;
+use super::taken::spec_of;
 use crate::agent::Whole;
 use crate::context::namespaced;
+use crate::trim;
 
 /// What the job of one platform is made of.
 pub(super) struct Start {
@@ -23,7 +24,6 @@ pub(super) struct Start {
     pub pool: Arc<BuilderPool>,
     pub inputs: Arc<Inputs>,
     pub id: String,
-    pub spec: PlatformSpec,
     pub platform: PlatformStatus,
     pub traceparent: String,
 }
@@ -34,16 +34,16 @@ impl Whole for Start {
             let namespace = self.run.namespace().unwrap_or_default();
             let place = self.room.enter(&namespace).await;
             let make = |run: &ImageBuildRun| {
-                let Self { pool, id, spec, platform, traceparent, .. } = self;
-                self.inputs.job(run, pool, id, spec, platform, traceparent.clone())
+                let Self { pool, id, platform, traceparent, .. } = self;
+                let spec = spec_of(run, &platform.name)?;
+                Some(self.inputs.job(run, pool, id, spec, platform, traceparent.clone()))
             };
-            if self.run.spec.build.inline().is_none() {
-                return Ok(Some((make(&self.run), place)));
+            if trim::has_whole_spec(&*self.run) {
+                return Ok(make(&self.run).map(|job| (job, place)));
             }
-            // The copy leaves the files out.
             let runs = namespaced::<ImageBuildRun>(&self.client, &namespace);
             let found = runs.get_opt(&self.run.name_any()).await?.filter(|found| found.uid() == self.run.uid());
-            Ok(found.map(|found| (make(&found), place)))
+            Ok(found.and_then(|found| make(&found)).map(|job| (job, place)))
         }
         .boxed()
     }

@@ -56,8 +56,8 @@ pub fn archive(run: &ImageBuildRun, platform: &str) -> Option<String> {
 
 /// What the build says of a platform.
 #[must_use]
-pub fn spec_of<'a>(run: &'a ImageBuildRun, platform: &PlatformStatus) -> Option<&'a PlatformSpec> {
-    run.spec.build.platforms.iter().flatten().find(|spec| spec.name == platform.name)
+pub fn spec_of<'a>(run: &'a ImageBuildRun, platform: &str) -> Option<&'a PlatformSpec> {
+    run.spec.build.platforms.iter().flatten().find(|spec| spec.name == platform)
 }
 
 /// The platforms that wait to be taken from elsewhere.
@@ -66,7 +66,7 @@ pub fn waiting<'a>(
     platforms: &'a mut [PlatformStatus],
 ) -> impl Iterator<Item = (&'a str, &'a mut PlatformStatus)> {
     platforms.iter_mut().filter(|platform| platform.phase == PlatformPhase::Queued).filter_map(|platform| {
-        let image = spec_of(run, platform)?.image.as_deref()?;
+        let image = spec_of(run, &platform.name)?.image.as_deref()?;
         Some((image, platform))
     })
 }

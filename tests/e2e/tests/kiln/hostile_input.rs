@@ -25,6 +25,7 @@ kiln_e2e::tests![
     odd_words_arrive_as_they_are,
     words_that_no_program_takes,
     as_much_as_an_object_holds,
+    what_copies_leave_out,
     odd_names
 ];
 
@@ -387,6 +388,56 @@ async fn as_much_as_an_object_holds() {
             size = size.checked_sub(250).expect("the API server takes so much");
         }
         tenant.event("brim", "ApiUnavailable").await;
+    })
+    .await;
+}
+
+/// The operator's copies of objects leave out what is large: it reaches image and status all the same.
+async fn what_copies_leave_out() {
+    Tenant::run("left-out", async |tenant| {
+        let large = "0123456789abcdef".repeat(500);
+        let mut dockerfile =
+            "FROM busybox\nARG A B\nRUN echo ${#A} ${#B} > /lengths && grep left.example /etc/hosts\n".to_owned();
+        for number in 0..60 {
+            writeln!(dockerfile, "COPY a /{number}-{}", "x".repeat(100)).expect("a string takes it");
+        }
+        let build = Build::inline(tenant, "app", &[("a", "1")]).amd64().with(|spec| {
+            spec.dockerfile_inline = Some(dockerfile.clone());
+            spec.args.insert("A".to_owned(), large.clone());
+            spec.platforms.as_mut().unwrap()[0].args.insert("B".to_owned(), large.clone());
+            spec.labels.insert("large".to_owned(), large.clone());
+            spec.annotations.insert("large".to_owned(), large.clone());
+            spec.host_aliases =
+                serde_json::from_value(json!([{"ip": "192.0.2.1", "hostnames": ["left.example"]}])).unwrap();
+        });
+        let first = tenant.build(&build).await;
+        let built = image_of(&first);
+        let registry = Registry::new(&tenant.cluster);
+        let image = registry.image_for(&built.repository, &built.digest, "linux/amd64").await;
+        assert_eq!(image.text("lengths"), format!("{0} {0}", large.len()));
+        let labels = image.config.config().as_ref().and_then(|config| config.labels().clone()).unwrap_or_default();
+        assert_eq!(labels.get("large"), Some(&large));
+        let of_index = registry.index(&built.repository, &built.digest).await.annotations().clone().unwrap_or_default();
+        for annotations in [of_index, image.manifest.annotations().clone().unwrap_or_default()] {
+            assert_eq!(annotations.get("large"), Some(&large));
+        }
+        let layers =
+            |build: &ImageBuild| image_of(build).platforms[0].content.clone().expect("its size is told").layers;
+        assert!(layers(&first).len() > 60, "{:?}", layers(&first));
+
+        // A copy of it has its layers too.
+        tenant.edit("app", |build| build.spec.image.as_mut().unwrap().tags = vec!["v2".to_owned()]).await;
+        let tagged = tenant.built_after("app", &run_of(&first)).await;
+        assert!(tenant.run_of(&tagged).await.spec.copy_of.is_some());
+        assert_eq!(layers(&tagged), layers(&first));
+
+        // And so has the status of one that failed, with a long log.
+        let failing = format!("FROM busybox\nRUN for i in $(seq 40); do echo {}; done; false\n", "y".repeat(400));
+        tenant.edit("app", |build| build.spec.dockerfile_inline = Some(failing.clone())).await;
+        let failed = tenant.not_ready("app", "StepFailed").await;
+        assert_eq!(layers(&failed), layers(&first));
+        let log = failed.status.unwrap().failure.expect("it tells why").log_tail;
+        assert!(log.iter().map(String::len).sum::<usize>() > 4096, "{log:?}");
     })
     .await;
 }
