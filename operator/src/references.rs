@@ -89,7 +89,7 @@ impl From<kiln_registry::Error> for Fault {
             Kind::NotFound | Kind::NameUnknown | Kind::NameInvalid => Reason::RepositoryInvalid,
             Kind::TagImmutable => Reason::TagImmutable,
             Kind::TagContended => Reason::TagConflict,
-            Kind::RateLimited | Kind::Unavailable => Reason::RegistryUnavailable,
+            Kind::RateLimited | Kind::Unavailable | Kind::BlobUnknown => Reason::RegistryUnavailable,
             Kind::CertificateUntrusted | Kind::CertificateNameMismatch => Reason::RegistryCertificateUntrusted,
             Kind::AddressForbidden => Reason::AddressForbidden,
             Kind::Protocol => Reason::RegistryProtocol,

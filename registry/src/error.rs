@@ -41,6 +41,8 @@ pub enum ErrorKind {
     RateLimited,
     /// No connection, no answer in time, or a server error.
     Unavailable,
+    /// It does not find what a manifest names.
+    BlobUnknown,
     /// No trusted CA issued the registry's certificate.
     CertificateUntrusted,
     /// The registry's certificate is for other names.
@@ -70,9 +72,11 @@ impl Error {
             | ErrorKind::CertificateUntrusted
             | ErrorKind::CertificateNameMismatch
             | ErrorKind::AddressForbidden => FailureClass::User,
-            ErrorKind::TagContended | ErrorKind::RateLimited | ErrorKind::Unavailable | ErrorKind::Protocol => {
-                FailureClass::Infrastructure
-            }
+            ErrorKind::TagContended
+            | ErrorKind::RateLimited
+            | ErrorKind::Unavailable
+            | ErrorKind::BlobUnknown
+            | ErrorKind::Protocol => FailureClass::Infrastructure,
         }
     }
 
@@ -168,6 +172,7 @@ impl Attempt {
             }
             ErrorKind::RateLimited => "the registry limits requests",
             ErrorKind::Unavailable => "the registry failed",
+            ErrorKind::BlobUnknown => "the registry does not find a layer of the image",
             _ => "the registry gave an unexpected answer",
         };
         Error {
@@ -236,7 +241,7 @@ fn classify(status: StatusCode, answer: &Answer, writes_tag: bool) -> ErrorKind 
         403 => ErrorKind::Denied,
         _ if answer.code == "NAME_INVALID" => ErrorKind::NameInvalid,
         // It has taken what a manifest names, and does not find it yet: it answers so to the PUT of the manifest.
-        _ if answer.code == "MANIFEST_BLOB_UNKNOWN" => ErrorKind::Unavailable,
+        _ if answer.code == "MANIFEST_BLOB_UNKNOWN" => ErrorKind::BlobUnknown,
         404 if matches!(answer.code.as_str(), "MANIFEST_UNKNOWN" | "BLOB_UNKNOWN") => ErrorKind::NotFound,
         404 => ErrorKind::NameUnknown,
         _ => ErrorKind::Protocol,
@@ -269,8 +274,8 @@ mod tests {
             (403, "DENIED", "requested access to the resource is denied", false, ErrorKind::Denied),
             (404, "NAME_UNKNOWN", "repository name not known to registry", false, ErrorKind::NameUnknown),
             (404, "MANIFEST_UNKNOWN", "manifest unknown", false, ErrorKind::NotFound),
-            (400, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", false, ErrorKind::Unavailable),
-            (404, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", true, ErrorKind::Unavailable),
+            (400, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", false, ErrorKind::BlobUnknown),
+            (404, "MANIFEST_BLOB_UNKNOWN", "blob unknown to registry", true, ErrorKind::BlobUnknown),
             (400, "NAME_INVALID", "invalid repository name", false, ErrorKind::NameInvalid),
             (429, "TOOMANYREQUESTS", "slow down", false, ErrorKind::RateLimited),
             (503, "", "", false, ErrorKind::Unavailable),

@@ -21,8 +21,8 @@ use crate::tags::template::{self, Values, render};
 use crate::tags::{self, Asker};
 use kiln_registry::http_client::FailureClass;
 use kiln_registry::{
-    Digest, Error, INDEX_MEDIA_TYPE, IndexBytes, MANIFEST_LIST_MEDIA_TYPE, PublishOutcome, Reference, Repository, Tag,
-    copy_image, inspect,
+    Digest, Error, ErrorKind, INDEX_MEDIA_TYPE, IndexBytes, MANIFEST_LIST_MEDIA_TYPE, PublishOutcome, Reference,
+    Repository, Tag, copy_image, inspect,
 };
 
 /// How publishing ended.
@@ -175,12 +175,22 @@ async fn copy(image: &BuiltImage, inputs: &Inputs, main: &Target) -> Result<Inde
     fetched.await.map(IndexBytes::from).map_err(|error| {
         // What may be read from the old registry is of no matter where the image can be built.
         let of_source = error.registry() == from.registry && from.registry != to.registry;
-        match error.class() {
-            FailureClass::User => impossible(error.to_string()),
-            FailureClass::Credential if of_source => impossible(error.to_string()),
-            FailureClass::Credential | FailureClass::Infrastructure => CopyError::Fault(error.into()),
+        if is_to_be_built(error.kind(), error.class(), of_source) {
+            impossible(error.to_string())
+        } else {
+            CopyError::Fault(error.into())
         }
     })
+}
+
+/// Whether an image that could not be copied is built instead, and not tried again.
+fn is_to_be_built(kind: ErrorKind, class: FailureClass, of_source: bool) -> bool {
+    match class {
+        FailureClass::User => true,
+        FailureClass::Credential => of_source,
+        // A layer of it has been removed.
+        FailureClass::Infrastructure => kind == ErrorKind::BlobUnknown,
+    }
 }
 
 /// The image in a tarball, or in one a platform.
@@ -252,4 +262,25 @@ fn digest(platform: &PlatformStatus) -> Result<Digest, Fault> {
 fn broken(platform: &str) -> Fault {
     let message = format!("the builder's answer for {platform} is no image: report this as a fault of Kiln");
     Fault::user(Reason::RegistryProtocol, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_copied_is_built() {
+        use ErrorKind as Kind;
+        use FailureClass as Class;
+        for (kind, class, of_source, built) in [
+            (Kind::NotFound, Class::User, false, true),
+            (Kind::Unauthorized, Class::Credential, true, true),
+            (Kind::Unauthorized, Class::Credential, false, false),
+            (Kind::BlobUnknown, Class::Infrastructure, false, true),
+            (Kind::BlobUnknown, Class::Infrastructure, true, true),
+            (Kind::Unavailable, Class::Infrastructure, true, false),
+        ] {
+            assert_eq!(is_to_be_built(kind, class, of_source), built, "{kind:?} {of_source}");
+        }
+    }
 }
