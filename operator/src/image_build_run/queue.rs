@@ -72,7 +72,7 @@ pub fn queue(
         *held.entry(namespace).or_default() += 1;
     }
     let runs = fair(waiting, |run| run.namespace().unwrap_or_default(), &held);
-    let Queue { mut own, mut requests, mut impossible } = Queue::default();
+    let mut queue = Queue::default();
     for other in runs {
         let is_own = other.uid() == run.uid();
         let theirs = other.status.as_ref().map(|status| status.platforms.as_slice()).unwrap_or_default();
@@ -85,7 +85,7 @@ pub fn queue(
             let placement = match placement {
                 Ok(placement) => placement,
                 Err(why) if is_own => {
-                    impossible.get_or_insert_with(|| BuildFailure {
+                    queue.impossible.get_or_insert_with(|| BuildFailure {
                         platform: Some(platform.name.clone()),
                         reason: Reason::PlatformNotRunnable.to_string(),
                         message: format!(
@@ -99,26 +99,38 @@ pub fn queue(
                 }
                 Err(_) => continue,
             };
-            let architecture = placement.architecture.clone();
-            let Some(domain) = domain(context, &other, profile(context, pool, &architecture, nodes)) else { continue };
-            // To count both its place and its request would open builders that nobody needs.
-            if let Some(id) = given(context, &other, platform) {
-                if is_own {
-                    own.push((index, Turn::Given(id), placement));
-                }
-                continue;
-            }
-            if is_own {
-                own.push((index, Turn::Queued(requests.len()), placement));
-            }
-            requests.push(Request {
-                domain,
-                architecture,
-                bundles: if is_own { bundles.to_vec() } else { Vec::new() },
-            });
+            let profile = profile(context, pool, &placement.architecture, nodes);
+            let Some(domain) = domain(context, &other, profile) else { continue };
+            let given = given(context, &other, platform);
+            queue.add(is_own.then_some((index, bundles)), given, placement, domain);
         }
     }
-    Queue { own, requests, impossible }
+    queue
+}
+
+impl Queue {
+    /// Queues a platform behind all others. `own`: its index and the CAs that its run needs, where it is one of the run's own.
+    fn add(
+        &mut self,
+        own: Option<(usize, &[String])>,
+        given: Option<BuilderId>,
+        placement: Placement,
+        domain: TrustDomain,
+    ) {
+        let architecture = placement.architecture.clone();
+        let turn = match &given {
+            Some(id) => Turn::Given(id.clone()),
+            None => Turn::Queued(self.requests.len()),
+        };
+        if let Some((index, _)) = own {
+            self.own.push((index, turn, placement));
+        }
+        // To count both its place and its request would open builders that nobody needs.
+        if given.is_none() {
+            let bundles = own.map(|(_, bundles)| bundles.to_vec()).unwrap_or_default();
+            self.requests.push(Request { domain, architecture, bundles });
+        }
+    }
 }
 
 /// The builder that holds a place for a platform's next attempt, which the copy of its run does not show yet. One that goes
@@ -154,4 +166,32 @@ pub fn domain(context: &Context, run: &ImageBuildRun, profile: Profile) -> Optio
     let scope = scope.unwrap_or(profile.default_scope());
     let of = &run.spec.image_build;
     Some(TrustDomain::new(&namespace, &uid, &of.uid, scope).asked_by(&of.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_crds::image_build::CacheScope;
+    use kiln_crds::image_build_run::Execution;
+
+    #[test]
+    fn what_has_a_builder_asks_for_none() {
+        let placement = || Placement { architecture: "amd64".into(), execution: Execution::Native };
+        let domain = |of: &str| TrustDomain::new(of, of, "uid", CacheScope::Namespace);
+        let id = |of: &str| BuilderId { pool: "p".into(), domain: domain(of), architecture: "amd64".into(), slot: 0 };
+        let bundles = ["ca".to_owned()];
+        let mut queue = Queue::default();
+        queue.add(None, Some(id("a")), placement(), domain("a"));
+        queue.add(None, None, placement(), domain("b"));
+        queue.add(Some((0, &bundles)), Some(id("c")), placement(), domain("c"));
+        queue.add(Some((1, &bundles)), None, placement(), domain("c"));
+        let asks = |of: &str, bundles: &[&str]| Request {
+            domain: domain(of),
+            architecture: "amd64".into(),
+            bundles: bundles.iter().map(|&bundle| bundle.to_owned()).collect(),
+        };
+        assert_eq!(queue.requests, [asks("b", &[]), asks("c", &["ca"])]);
+        let own: Vec<_> = queue.own.into_iter().map(|(index, turn, _)| (index, turn)).collect();
+        assert_eq!(own, [(0, Turn::Given(id("c"))), (1, Turn::Queued(1))]);
+    }
 }
