@@ -72,12 +72,12 @@ pub struct BuilderPoolSpec {
     pub max_jobs_per_builder: Option<u32>,
 
     /// How long a builder stays warm without a job. Its cache volume outlives it. Omitted: `30m`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "bounds::seconds")]
     #[schemars(schema_with = "bounds::duration")]
     pub idle_timeout: Option<Duration>,
 
     /// How long a build waits for a node that can take its builder, before it fails. Omitted: `10m`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "bounds::seconds")]
     #[schemars(schema_with = "bounds::duration")]
     pub scheduling_timeout: Option<Duration>,
 
@@ -163,7 +163,7 @@ pub struct PoolCache {
     #[x_kube(validation = Rule::new("type(self) == int ? self >= 0 : isQuantity(self) && !quantity(self).isLessThan(quantity('0'))").message("cache.size is a quantity such as 20Gi, or 0 for no volume"))]
     pub size: Option<Quantity>,
     /// How long a volume is kept after its last builder has gone. Omitted: `168h`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "bounds::seconds")]
     #[schemars(schema_with = "bounds::duration")]
     pub retention: Option<Duration>,
 }

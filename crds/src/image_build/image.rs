@@ -170,7 +170,7 @@ pub struct CacheSpec {
     /// How old the cache of base images and RUN steps may grow, such as `168h`: after that the image is built afresh, without
     /// any cache, also where nothing has changed. Where that fails it is tried again with the next change, or when as much
     /// time has passed again. Omitted: it never grows too old.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "bounds::seconds")]
     #[schemars(schema_with = "bounds::duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('10s')").message("cache.maxAge is at least 10s, such as 168h"))]
     pub max_age: Option<Duration>,

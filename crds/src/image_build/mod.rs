@@ -183,13 +183,13 @@ pub struct ImageBuildSpec {
     pub cache: Option<CacheSpec>,
 
     /// How long a run may take from its first job's start, such as `30m`. Omitted: `1h`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "bounds::seconds")]
     #[schemars(schema_with = "bounds::duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("timeout is at least 1s, such as 30m"))]
     pub timeout: Option<Duration>,
 
     /// How long a build may print nothing, such as `10m`, before it counts as stuck and fails. Omitted: as long as `timeout`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "bounds::seconds")]
     #[schemars(schema_with = "bounds::duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("silenceTimeout is at least 1s, such as 10m"))]
     pub silence_timeout: Option<Duration>,

@@ -61,7 +61,7 @@ pub struct GitSource {
     /// several repositories at the shortest interval, the tags of images are looked at that source, contexts and platforms
     /// name; where there is no Git repository, only when the spec or the annotation `kiln.build/rebuild` changes, or
     /// `cache.maxAge` has passed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "bounds::seconds")]
     #[schemars(schema_with = "bounds::duration")]
     #[x_kube(validation = Rule::new("duration(self) == duration('0s') || duration(self) >= duration('5s')").message("git.interval is 0s (never look again) or at least 5s"))]
     pub interval: Option<Duration>,
