@@ -2,7 +2,7 @@
 //! commit and content.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     ffi::OsStr,
     fs, io,
     os::unix::ffi::OsStrExt as _,
@@ -30,6 +30,12 @@ const DEEPEST: usize = 8;
 const MOST_SUBMODULES: usize = 500;
 /// The most bytes that a commit's files may have together. A pack of a few megabytes can hold any number of them.
 pub(super) const LARGEST_TREE: u64 = 16 << 30;
+/// The longest path, in bytes, and the most directories it may lie below: beyond them no system has the file, and all that
+/// goes through a path costs as much as it is long.
+const LONGEST_PATH: usize = 4096;
+const DEEPEST_PATH: usize = 256;
+/// The most directories of a commit: a tree of a few objects can name any number of them.
+const MOST_DIRECTORIES: usize = 1 << 20;
 
 /// An entry of a commit's tree.
 #[derive(Debug, PartialEq, Eq)]
@@ -152,9 +158,18 @@ impl GitJob<'_> {
             list.extend(["--", below]);
         }
         let listing = self.read(commit, &[], &list, None, &[]).await?;
-        let mut entries = entries(&listing)
+        // Megabytes: not on a thread that others wait for.
+        let context = path.to_owned();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut entries = entries(&listing)?;
+            let inside = context_first(&mut entries, &context);
+            let checked = check(&entries);
+            Some((entries, inside, checked))
+        });
+        let (mut entries, inside, checked) = read
+            .await
+            .map_err(|error| JobFailure::agent("read the commit's tree", &error))?
             .ok_or_else(|| JobFailure::new(Reason::GitFailed, "git ls-tree gave a listing that cannot be read"))?;
-        let inside = context_first(&mut entries, path);
         if inside == 0 && !path.as_os_str().is_empty() {
             let message = format!(
                 "there is no directory {:?} in commit {} of {}; set spec.source.git.path",
@@ -165,7 +180,7 @@ impl GitJob<'_> {
             return Err(JobFailure::new(Reason::ContextNotFound, message));
         }
 
-        check(&entries).map_err(|(reason, why)| {
+        checked.map_err(|(reason, why)| {
             JobFailure::new(reason, format!("commit {} of {} {why}", commit.id, remote.url))
         })?;
 
@@ -176,12 +191,11 @@ impl GitJob<'_> {
         let environment =
             [("GIT_INDEX_FILE", index.display().to_string()), ("GIT_WORK_TREE", directory.display().to_string())];
         self.read(commit, &[self.scratch], &["read-tree", &commit.id], None, &environment).await?;
-        let names: Vec<u8> = entries
-            .iter()
-            .filter(|entry| !entry.submodule)
-            .flat_map(|entry| entry.path.as_os_str().as_bytes().iter().chain(&[0]))
-            .copied()
-            .collect();
+        let mut names = Vec::new();
+        for entry in entries.iter().filter(|entry| !entry.submodule) {
+            names.extend_from_slice(entry.path.as_os_str().as_bytes());
+            names.push(0);
+        }
         let prefix = format!("--prefix={}/", directory.display());
         self.read(
             commit,
@@ -298,18 +312,41 @@ fn context_first(entries: &mut Vec<Entry>, context: &Path) -> usize {
 /// Refuses what no `git add` makes: paths that leave the tree, two entries of one path, and files below a file or link: of
 /// these one could be written to where another one leads. And more than a builder takes.
 pub(crate) fn check(entries: &[Entry]) -> Result<(), (Reason, String)> {
-    let mut leaves: HashSet<&Path> = HashSet::new();
-    let twice = entries.iter().find(|entry| !leaves.insert(&entry.path));
-    let unsafe_entry = twice.or_else(|| {
-        entries.iter().find(|Entry { path, .. }| {
-            path.as_os_str().as_bytes().split(|byte| *byte == b'/').any(is_no_name)
-                || path.ancestors().skip(1).any(|parent| leaves.contains(parent))
-        })
-    });
-    if let Some(Entry { path, .. }) = unsafe_entry {
-        let message =
-            format!("has the path {:?}, which no Git writes and which cannot be checked out safely", path.display());
+    let mut paths: Vec<&[u8]> = entries.iter().map(|entry| entry.path.as_os_str().as_bytes()).collect();
+    let names = |path: &'_ [u8]| path.split(|byte| *byte == b'/').count();
+    if let Some(path) = paths.iter().find(|path| path.len() > LONGEST_PATH || names(path) > DEEPEST_PATH) {
+        let begin = String::from_utf8_lossy(&path[..path.len().min(64)]);
+        let message = format!(
+            "has a path of {} bytes, {} names deep, which begins with {begin:?}; a builder takes {LONGEST_PATH} bytes and {DEEPEST_PATH} names",
+            path.len(),
+            names(path)
+        );
         return Err((Reason::GitTreeRefused, message));
+    }
+    // What lies below a path comes right behind it.
+    let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+    paths.sort_unstable_by(|one, other| one.iter().map(rank).cmp(other.iter().map(rank)));
+    let is_below =
+        |path: &[u8], above: &[u8]| path.strip_prefix(above).is_some_and(|rest| matches!(rest, [] | [b'/', ..]));
+    let twice = paths.windows(2).find(|pair| is_below(pair[1], pair[0])).map(|pair| pair[1]);
+    let unsafe_path =
+        twice.or_else(|| paths.iter().copied().find(|path| path.split(|byte| *byte == b'/').any(is_no_name)));
+    if let Some(path) = unsafe_path {
+        let path = String::from_utf8_lossy(path);
+        let message = format!("has the path {path:?}, which no Git writes and which cannot be checked out safely");
+        return Err((Reason::GitTreeRefused, message));
+    }
+    let mut directories = 0;
+    let mut former: &[u8] = &[];
+    for path in paths {
+        let known = path.iter().zip(former).take_while(|(one, other)| one == other);
+        let known = known.filter(|(byte, _)| **byte == b'/').count();
+        directories += names(path) - 1 - known.min(names(path) - 1);
+        former = path;
+    }
+    if directories > MOST_DIRECTORIES {
+        let message = format!("holds {directories} directories; a builder takes {MOST_DIRECTORIES}");
+        return Err((Reason::GitRepositoryTooLarge, message));
     }
     let bytes = entries.iter().fold(0_u64, |bytes, entry| bytes.saturating_add(entry.size));
     if bytes > LARGEST_TREE {
@@ -352,16 +389,17 @@ pub(crate) fn gitmodules(list: &str) -> BTreeMap<String, String> {
 
 /// Gives files and links the commit's second and nanoseconds of their content, directories the second alone.
 fn set_times(tree: &Tree, second: i64, entries: &[Entry]) -> io::Result<()> {
-    let mut directories = BTreeSet::from([Path::new("")]);
+    let mut directories = HashSet::from([Path::new("")]);
     for entry in entries {
-        directories.extend(entry.path.ancestors().skip(1));
+        // Those above a known one are known.
+        entry.path.ancestors().skip(1).take_while(|above| directories.insert(above)).for_each(drop);
         if entry.submodule {
             directories.insert(&entry.path);
         } else {
             tree.set_time(&entry.path, mtime::of_content(second, &decode_hex(&entry.id)))?;
         }
     }
-    for directory in directories.iter().rev() {
+    for directory in &directories {
         tree.set_time(directory, mtime::of_directory(second))?;
     }
     Ok(())
@@ -461,7 +499,7 @@ mod tests {
         let check_out = async |id: &str, path: &str| check_out_extent(id, path, false).await;
 
         let context = check_out(&first, "app").await.unwrap().context;
-        let names: BTreeSet<_> =
+        let names: std::collections::BTreeSet<_> =
             fs::read_dir(&context).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         assert_eq!(names, ["deep", "file", "link", "module", "text.dos"].map(str::to_owned).into());
         assert!(!context.parent().unwrap().join("other").exists());
@@ -542,6 +580,17 @@ mod tests {
         ] {
             assert_eq!(tree(&[&format!("a/{git}/config")], 1), Err(Reason::GitTreeRefused), "{git:?}");
         }
+        // Sorted as bytes, `a-b` would stand between `a` and `a/b`.
+        assert_eq!(tree(&["a", "a-b", "a/b"], 1), Err(Reason::GitTreeRefused));
+        assert_eq!(tree(&["a-b", "a/b", "ab"], 1), Ok(()));
+        let deep = |names: usize| "a/".repeat(names) + "b";
+        assert_eq!(tree(&[&deep(DEEPEST_PATH - 1)], 1), Ok(()));
+        assert_eq!(tree(&[&deep(DEEPEST_PATH)], 1), Err(Reason::GitTreeRefused));
+        assert_eq!(tree(&[&"a".repeat(LONGEST_PATH + 1)], 1), Err(Reason::GitTreeRefused));
+        let many: Vec<String> = (0..=MOST_DIRECTORIES / 255).map(|number| format!("{number}/{}", deep(254))).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(tree(&many, 0), Err(Reason::GitRepositoryTooLarge));
+        assert_eq!(tree(&many[..many.len() / 2], 0), Ok(()));
         assert_eq!(tree(&["a", "b"], LARGEST_TREE / 2 + 1), Err(Reason::GitRepositoryTooLarge));
         assert_eq!(tree(&["a", "b"], u64::MAX), Err(Reason::GitRepositoryTooLarge));
     }

@@ -16,6 +16,9 @@ use crate::reasons::{JobFailure, Reason};
 mod registry;
 mod step;
 
+/// The most variables of a line that are looked up.
+const MOST_REFERENCES: usize = 64;
+
 /// What is known of the build beside its text.
 #[derive(Debug, Clone, Copy)]
 pub struct Circumstances<'a> {
@@ -199,7 +202,7 @@ fn invalid_reference(cause: &str, guilty: u32, build: Circumstances<'_>) -> (Rea
             dockerfile.arguments.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.as_ref());
         given.or(default).is_some_and(|value| !value.is_empty())
     };
-    let empty = references(line).into_iter().find(|name| !has_value(name));
+    let empty = references(line).into_iter().take(MOST_REFERENCES).find(|name| !has_value(name));
     if let Some(name) = empty.or_else(|| between(cause, "base name ($", ")").map(|name| name.trim_matches(['{', '}'])))
     {
         return (

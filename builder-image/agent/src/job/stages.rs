@@ -1,11 +1,19 @@
 //! Whether building an image runs something for the platform that it is for, or only copies files: then a builder of
 //! any architecture makes it. And which other images it takes files from.
 
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use super::addresses::Image;
 use super::dockerfile::{Dockerfile, Instruction, Stage, arguments};
+
+/// The longest value of a variable that is looked at, and the longest name: no image and no stage has one so long.
+const LONGEST_NAME: usize = 4096;
+/// The most that is written in the place of variables of one Dockerfile, in bytes: a few lines of it could name any amount.
+/// What is not named here is not asked for: BuildKit has to be given the registries of images.
+const MOST_EXPANDED: usize = 4 << 20;
 
 /// What a build's stages are resolved with.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +33,7 @@ pub struct Build<'a> {
 /// The first `RUN` for the target platform that the target needs.
 #[must_use]
 pub fn first_run<'d>(dockerfile: &'d Dockerfile<'_>, build: Build<'_>) -> Option<&'d Instruction> {
-    let resolved = Resolved::of(&dockerfile.stages, build, variables(dockerfile, build));
+    let resolved = Resolved::of(dockerfile, build);
     resolved.walk(&dockerfile.stages, |index, instruction, _| match instruction {
         Some((written, done)) if done.keyword == "RUN" && resolved.for_target[index] => ControlFlow::Break(written),
         _ => ControlFlow::Continue(()),
@@ -36,7 +44,7 @@ pub fn first_run<'d>(dockerfile: &'d Dockerfile<'_>, build: Build<'_>) -> Option
 #[must_use]
 pub fn images(dockerfile: &Dockerfile<'_>, build: Build<'_>) -> Vec<Image> {
     let stages = &dockerfile.stages;
-    let resolved = Resolved::of(stages, build, variables(dockerfile, build));
+    let resolved = Resolved::of(dockerfile, build);
     let mut images = Vec::new();
     let mut name = |reference: String, line| {
         let is_context = build.contexts.iter().any(|context| context.eq_ignore_ascii_case(&reference));
@@ -47,11 +55,11 @@ pub fn images(dockerfile: &Dockerfile<'_>, build: Build<'_>) -> Vec<Image> {
     let walked: Option<()> = resolved.walk(stages, |index, instruction, local| {
         match instruction {
             None if resolved.bases[index].is_none() => {
-                name(expand(&stages[index].base, &resolved.variables), stages[index].line);
+                name(resolved.expand(&stages[index].base, local), stages[index].line);
             }
             None => {}
             Some((written, done)) => {
-                for from in names_in(done, local) {
+                for from in resolved.names_in(done, local) {
                     if resolved.stage_in(&from, index).is_none() {
                         name(from, written.line);
                     }
@@ -66,7 +74,9 @@ pub fn images(dockerfile: &Dockerfile<'_>, build: Build<'_>) -> Vec<Image> {
 
 struct Resolved<'b> {
     build: Build<'b>,
-    variables: HashMap<String, String>,
+    variables: Variables<'b>,
+    /// How much more may be written in the place of variables.
+    left: Cell<usize>,
     /// The stages of each name, in lower case, ascending.
     named: HashMap<String, Vec<usize>>,
     /// The stage that each stage begins with.
@@ -76,14 +86,27 @@ struct Resolved<'b> {
 }
 
 impl<'b> Resolved<'b> {
-    fn of(stages: &[Stage], build: Build<'b>, variables: HashMap<String, String>) -> Self {
-        let mut resolved = Self { build, variables, named: HashMap::new(), bases: Vec::new(), for_target: Vec::new() };
-        for (index, stage) in stages.iter().enumerate() {
-            let base = resolved.stage_called(&expand(&stage.base, &resolved.variables), index);
+    fn of(dockerfile: &'b Dockerfile<'_>, build: Build<'b>) -> Self {
+        let mut resolved = Self {
+            build,
+            variables: platforms(build),
+            left: Cell::new(MOST_EXPANDED),
+            named: HashMap::new(),
+            bases: Vec::new(),
+            for_target: Vec::new(),
+        };
+        for (name, default) in &dockerfile.arguments {
+            if let (Some(default), None) = (default, resolved.variables.get(name)) {
+                let value = resolved.expand(default, &resolved.variables);
+                resolved.variables.insert(name, value.into());
+            }
+        }
+        for (index, stage) in dockerfile.stages.iter().enumerate() {
+            let base = resolved.stage_called(&resolved.expand(&stage.base, &resolved.variables), index);
             // The stage that it all begins with says for which platform it is.
             let for_target = base.map_or_else(
                 || {
-                    let platform = expand(&stage.platform, &resolved.variables);
+                    let platform = resolved.expand(&stage.platform, &resolved.variables);
                     platform.is_empty() || normalised(&platform) == normalised(build.platform)
                 },
                 |base| resolved.for_target[base],
@@ -107,15 +130,37 @@ impl<'b> Resolved<'b> {
     }
 
     /// The variables that a stage's instructions see.
-    fn local_variables(&self, stage: &Stage) -> HashMap<String, String> {
-        let mut variables = self.variables.clone();
+    fn local_variables<'s>(&'s self, stage: &Stage) -> Variables<'s> {
+        let mut variables = Variables { above: Some(&self.variables), ..Variables::default() };
         let own = stage.instructions.iter().filter(|instruction| instruction.keyword == "ARG");
         for (name, default) in own.flat_map(|instruction| arguments(&instruction.rest)) {
             if let (Some(default), false) = (default, self.build.arguments.contains_key(&name)) {
-                variables.insert(name, default);
+                variables.own.insert(name.into(), default.into());
             }
         }
         variables
+    }
+
+    /// Replaces `$NAME`, `${NAME}`, `${NAME:-default}` and `${NAME:+other}`, as far as there is room.
+    fn expand(&self, text: &str, variables: &Variables<'_>) -> String {
+        let expanded = expand(text, variables, LONGEST_NAME.min(self.left.get()));
+        self.left.set(self.left.get() - expanded.len());
+        expanded
+    }
+
+    /// The names that an instruction takes files from.
+    fn names_in(&self, instruction: &Instruction, variables: &Variables<'_>) -> Vec<String> {
+        let names: Vec<&str> = match instruction.keyword.as_str() {
+            "COPY" => instruction.options("from").collect(),
+            "RUN" => instruction
+                .options("mount")
+                .flat_map(|mount| mount.split(','))
+                .filter_map(|field| field.trim_matches('"').split_once('='))
+                .filter_map(|(key, value)| key.eq_ignore_ascii_case("from").then_some(value))
+                .collect(),
+            _ => Vec::new(),
+        };
+        names.into_iter().map(|name| self.expand(name, variables)).filter(|name| !name.is_empty()).collect()
     }
 
     /// Goes through what the target needs: of each stage itself first, then its instructions, as written and as done, those
@@ -123,7 +168,7 @@ impl<'b> Resolved<'b> {
     fn walk<'d, B>(
         &self,
         stages: &'d [Stage],
-        mut visit: impl FnMut(usize, Option<(&'d Instruction, &Instruction)>, &HashMap<String, String>) -> ControlFlow<B>,
+        mut visit: impl FnMut(usize, Option<(&'d Instruction, &Instruction)>, &Variables<'_>) -> ControlFlow<B>,
     ) -> Option<B> {
         let target = match self.build.target {
             "" => stages.len().checked_sub(1)?,
@@ -152,7 +197,7 @@ impl<'b> Resolved<'b> {
                 if let ControlFlow::Break(found) = visit(index, Some((written, done)), &local) {
                     return Some(found);
                 }
-                wanted.extend(names_in(done, &local).iter().filter_map(|name| self.stage_in(name, index)));
+                wanted.extend(self.names_in(done, &local).iter().filter_map(|name| self.stage_in(name, index)));
             }
         }
         None
@@ -164,68 +209,73 @@ impl<'b> Resolved<'b> {
     }
 }
 
-/// The names that an instruction takes files from.
-fn names_in(instruction: &Instruction, variables: &HashMap<String, String>) -> Vec<String> {
-    let names: Vec<&str> = match instruction.keyword.as_str() {
-        "COPY" => instruction.options("from").collect(),
-        "RUN" => instruction
-            .options("mount")
-            .flat_map(|mount| mount.split(','))
-            .filter_map(|field| field.trim_matches('"').split_once('='))
-            .filter_map(|(key, value)| key.eq_ignore_ascii_case("from").then_some(value))
-            .collect(),
-        _ => Vec::new(),
-    };
-    names.into_iter().map(|name| expand(name, variables)).collect()
+/// Variables by name.
+#[derive(Default)]
+struct Variables<'a> {
+    own: HashMap<Cow<'a, str>, Cow<'a, str>>,
+    /// Those that count where there is none of that name.
+    above: Option<&'a Variables<'a>>,
 }
 
-/// The variables that `FROM` sees: the arguments before the first stage, and the platforms.
-fn variables(dockerfile: &Dockerfile<'_>, build: Build<'_>) -> HashMap<String, String> {
-    let mut variables = HashMap::new();
+impl<'a> Variables<'a> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.own.get(name).map(|value| &**value).or_else(|| self.above?.get(name))
+    }
+
+    fn insert(&mut self, name: &'a str, value: Cow<'a, str>) {
+        self.own.insert(name.into(), value);
+    }
+}
+
+/// The variables that all of a Dockerfile sees: the build's arguments, and the platforms.
+fn platforms(build: Build<'_>) -> Variables<'_> {
+    let mut variables = Variables::default();
     for (prefix, platform) in [("TARGET", build.platform), ("BUILD", build.builder)] {
         let mut parts = platform.splitn(3, '/');
-        variables.insert(format!("{prefix}PLATFORM"), platform.to_owned());
+        variables.own.insert(format!("{prefix}PLATFORM").into(), platform.into());
         for name in ["OS", "ARCH", "VARIANT"] {
-            variables.insert(format!("{prefix}{name}"), parts.next().unwrap_or_default().to_owned());
+            variables.own.insert(format!("{prefix}{name}").into(), parts.next().unwrap_or_default().into());
         }
     }
-    variables.extend(build.arguments.clone());
-    for (name, default) in &dockerfile.arguments {
-        if let (Some(default), false) = (default, variables.contains_key(name)) {
-            let value = expand(default, &variables);
-            variables.insert(name.clone(), value);
-        }
+    for (name, value) in build.arguments {
+        variables.insert(name, value.into());
     }
     variables
 }
 
-/// Replaces `$NAME`, `${NAME}`, `${NAME:-default}` and `${NAME:+other}`.
-fn expand(text: &str, variables: &HashMap<String, String>) -> String {
+/// `text` with the values of its variables, cut to `longest` bytes.
+fn expand(text: &str, variables: &Variables<'_>, longest: usize) -> String {
     let mut out = String::new();
     let mut rest = text.trim_matches(['"', '\'']);
-    while let Some((before, after)) = rest.split_once('$') {
-        out.push_str(before);
+    while let Some((before, after)) = rest.split_once('$').filter(|_| out.len() < longest) {
+        push(&mut out, before, longest);
         let end =
             |text: &str| text.find(|char: char| !char.is_ascii_alphanumeric() && char != '_').unwrap_or(text.len());
-        let value = |name: &str| variables.get(name).map(String::as_str).unwrap_or_default();
+        let value = |name: &str| variables.get(name).unwrap_or_default();
         if let Some((inside, after)) = after.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
             let (name, operation) = inside.split_at(end(inside));
             let (value, operation) = (value(name), operation.strip_prefix(':').unwrap_or(operation));
-            out.push_str(match (operation.strip_prefix('-'), operation.strip_prefix('+')) {
+            let value = match (operation.strip_prefix('-'), operation.strip_prefix('+')) {
                 (Some(default), _) if value.is_empty() => default,
                 (_, Some(other)) if !value.is_empty() => other,
                 (_, Some(_)) => "",
                 _ => value,
-            });
+            };
+            push(&mut out, value, longest);
             rest = after;
         } else {
             let (name, after) = after.split_at(end(after));
-            out.push_str(if name.is_empty() { "$" } else { value(name) });
+            push(&mut out, if name.is_empty() { "$" } else { value(name) }, longest);
             rest = after;
         }
     }
-    out.push_str(rest);
+    push(&mut out, rest, longest);
     out
+}
+
+/// Adds as much of `text` as there is room for.
+fn push(out: &mut String, text: &str, longest: usize) {
+    out.push_str(&text[..text.floor_char_boundary(longest.saturating_sub(out.len()))]);
 }
 
 /// A platform in the form that BuildKit compares: usual names, and no variant that goes without saying.
@@ -335,6 +385,25 @@ RUN --mount=type=bind,from=mount.example/x,target=/x true
         let expected =
             [("held.example/x", 4), ("mount.example/x", 14), ("other.example/base:1", 3), ("tools.example/x", 13)];
         assert_eq!(images, expected);
+    }
+
+    #[test]
+    fn a_few_lines_that_name_any_amount_take_little() {
+        let arguments = HashMap::new();
+        let build =
+            Build { target: "", platform: "linux/arm64", builder: "linux/amd64", arguments: &arguments, contexts: &[] };
+        let kept = |text: &str| {
+            images(&Dockerfile::read(text), build).iter().map(|image| image.reference.len()).sum::<usize>()
+        };
+        let doubled = (1..34).fold("ARG A0=xxxxxxxxxxxxxxxx\n".to_owned(), |text, number| {
+            let former = number - 1;
+            text + &format!("ARG A{number}=$A{former}$A{former}\n")
+        });
+        assert_eq!(kept(&(doubled.clone() + "FROM $A33\nCOPY a a\n")), LONGEST_NAME);
+        let mounts = "--mount=from=$A33 ".repeat(10_000);
+        assert!(kept(&format!("{doubled}FROM x\nARG A33\nRUN {mounts} true\n")) <= MOST_EXPANDED);
+        let stages = "FROM x AS s\nARG A33=y\nCOPY --from=$A33$A32 a a\n".repeat(1_000);
+        assert!(kept(&format!("{doubled}{stages}")) <= MOST_EXPANDED);
     }
 
     #[test]
