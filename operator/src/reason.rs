@@ -47,6 +47,8 @@ reasons! {
     /// The image is larger than the last good one by more than `image.growthWarningPercent`.
     ImageGrew,
 
+    /// The spec of an ImageBuild is larger than the operator works on.
+    SpecTooLarge,
     /// A referenced Secret is not there.
     SecretNotFound,
     /// A referenced Secret lacks the keys that are needed.

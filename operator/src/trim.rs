@@ -7,6 +7,7 @@ use kiln_crds::image_build_run::PlatformStatus;
 use kiln_crds::{ImageBuild, ImageBuildRun, REBUILD_ANNOTATION};
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
+use serde::Serialize;
 
 use crate::image_build::apply::REQUESTED_AT;
 use crate::image_build::input::{spec_hash, spec_text};
@@ -24,8 +25,14 @@ const SPEC: &str = "kiln.build/in-memory-spec";
 const STATUS: &str = "kiln.build/in-memory-status";
 /// In the copy alone: there are other finalizers than Kiln's.
 const FINALIZERS: &str = "kiln.build/in-memory-finalizers";
-/// A copy keeps so many bytes of those texts that it may leave out, of metadata, spec and status each.
+/// In the copy alone: its spec is so large that nothing of it is kept.
+const TOO_LARGE: &str = "kiln.build/in-memory-too-large";
+/// As much as a copy keeps, by [`weight`], of each thing that it may leave out.
 const KEPT: usize = 4096;
+/// The largest spec that is worked on, by [`weight`], without what a copy may leave out.
+pub const LARGEST: usize = 32 << 10;
+/// What an element of a map or list takes beside its text.
+pub const ELEMENT: usize = 32;
 
 /// Leaves out who wrote which field: megabytes over ten thousand objects, and nobody reads it.
 pub fn managed_fields<K: kube::Resource>(object: &mut K) {
@@ -41,6 +48,13 @@ pub fn image_build(build: &mut ImageBuild) {
             .map(|(key, destination)| (key.to_owned(), spec_text(&build.spec, rebuild(build), destination)));
         build.annotations_mut().extend(hashes);
         spec(&mut build.spec);
+    }
+    if weight(&build.spec) > LARGEST {
+        let ImageBuildSpec { suspend, history, image, .. } = std::mem::take(&mut build.spec);
+        // What it has pushed stays its own, as far as there is room.
+        let image = image.filter(|image| weight(image) <= KEPT);
+        build.spec = ImageBuildSpec { suspend, history, image, ..ImageBuildSpec::default() };
+        mark(&mut build.metadata, TOO_LARGE);
     }
     if let Some(status) = &mut build.status
         && shown(status.image.as_mut(), &mut status.warnings, status.failure.as_deref_mut())
@@ -73,6 +87,12 @@ pub fn run(run: &mut ImageBuildRun) {
         }
     }
     *run = run.clone();
+}
+
+/// Whether the spec is so large that it is not worked on.
+#[must_use]
+pub fn is_too_large(build: &ImageBuild) -> bool {
+    has(build, TOO_LARGE)
 }
 
 /// Whether the spec is as the API server has it.
@@ -120,7 +140,7 @@ fn metadata(metadata: &mut ObjectMeta, annotation: &str) {
     let kept = metadata.annotations.take().and_then(|mut annotations| annotations.remove_entry(annotation));
     metadata.annotations = kept.map(|(key, value)| [(key, beginning(&value).to_owned())].into());
     let finalizers = metadata.finalizers.get_or_insert_default();
-    if finalizers.iter().map(String::len).sum::<usize>() > KEPT {
+    if weight(finalizers) > KEPT {
         finalizers.retain(|finalizer| finalizer == FINALIZER);
         mark(metadata, FINALIZERS);
     }
@@ -140,19 +160,38 @@ fn has<K: kube::Resource>(object: &K, what: &str) -> bool {
     object.meta().annotations.as_ref().is_some_and(|annotations| annotations.contains_key(what))
 }
 
+/// What a value takes in memory, more or less: the length of its JSON, and something for each element.
+fn weight(of: &impl Serialize) -> usize {
+    struct Weight(usize);
+    impl std::io::Write for Weight {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let elements = bytes.iter().filter(|byte| matches!(byte, b',' | b':' | b'{' | b'[')).count();
+            self.0 += bytes.len() + elements * ELEMENT;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut weight = Weight(0);
+    // It holds no map whose keys are no texts.
+    let _ = serde_json::to_writer(&mut weight, of);
+    weight.0
+}
+
 /// Whether there is more of a spec than a copy keeps. No decision reads it.
 fn is_large(of: &ImageBuildSpec) -> bool {
-    let args = of.platforms.iter().flatten().map(|platform| &platform.args);
-    let maps = [&of.args, &of.labels, &of.annotations].into_iter().chain(args).flatten();
-    let names = of.host_aliases.iter().flat_map(|alias| &alias.hostnames);
-    let bytes = maps.map(|(key, value)| key.len() + value.len()).sum::<usize>()
-        + of.dockerfile_inline.as_ref().map_or(0, String::len)
-        + names.map(String::len).sum::<usize>();
-    of.inline().is_some() || bytes > KEPT
+    let ImageBuildSpec { args, labels, annotations, dockerfile_inline, host_aliases, ulimits, .. } = of;
+    let of_platforms: Vec<_> = of.platforms.iter().flatten().map(|platform| &platform.args).collect();
+    let left_out = (args, labels, annotations, dockerfile_inline, host_aliases, ulimits, of_platforms);
+    of.inline().is_some() || weight(&left_out) > KEPT
 }
 
 fn spec(of: &mut ImageBuildSpec) {
-    let ImageBuildSpec { source, args, labels, annotations, platforms, dockerfile_inline, host_aliases, .. } = of;
+    let ImageBuildSpec {
+        source, args, labels, annotations, platforms, dockerfile_inline, host_aliases, ulimits, ..
+    } = of;
     if let Some(inline) = source.as_mut().and_then(|source| source.inline.as_mut()) {
         inline.files.clear();
     }
@@ -164,32 +203,34 @@ fn spec(of: &mut ImageBuildSpec) {
     }
     *dockerfile_inline = None;
     host_aliases.clear();
+    ulimits.clear();
 }
 
-/// Leaves out of what is shown to a user, and decides nothing, what is more than a copy keeps. Whether it did.
+/// Leaves out of what is shown to a user, and decides nothing, what is more than a copy keeps. Whether it did. Each part by
+/// itself: an ImageBuild shows the image of one run and the failure of another, and what is left of both is to be the same.
 fn shown(image: Option<&mut BuiltImage>, warnings: &mut Vec<BuildWarning>, failure: Option<&mut BuildFailure>) -> bool {
-    let mut contents: Vec<_> = image
-        .into_iter()
-        .flat_map(|image| &mut image.platforms)
-        .filter_map(|platform| platform.content.as_mut())
-        .collect();
-    let layers = contents.iter().flat_map(|content| &content.layers);
-    let texts = failure.iter().flat_map(|failure| failure.log_tail.iter().chain(&failure.excerpt));
-    let bytes = layers.map(|layer| layer.created_by.as_ref().map_or(0, String::len) + 32).sum::<usize>()
-        + texts.map(String::len).sum::<usize>()
-        + warnings.iter().map(|warning| warning.message.len() + 128).sum::<usize>();
-    if bytes <= KEPT {
-        return false;
+    let mut is_less = false;
+    if let Some(image) = image {
+        let layers = || image.platforms.iter().filter_map(|platform| Some(&platform.content.as_ref()?.layers));
+        if weight(&layers().collect::<Vec<_>>()) > KEPT {
+            is_less = true;
+            for content in image.platforms.iter_mut().filter_map(|platform| platform.content.as_mut()) {
+                content.layers.clear();
+            }
+        }
     }
-    for content in &mut contents {
-        content.layers.clear();
+    if weight(warnings) > KEPT {
+        is_less = true;
+        warnings.retain(is_of_tags);
     }
-    warnings.retain(is_of_tags);
-    if let Some(failure) = failure {
+    if let Some(failure) = failure
+        && weight(&(&failure.log_tail, &failure.excerpt)) > KEPT
+    {
+        is_less = true;
         failure.log_tail.clear();
         failure.excerpt.clear();
     }
-    true
+    is_less
 }
 
 #[cfg(test)]
@@ -224,7 +265,7 @@ mod tests {
         into
     }
 
-    fn specs() -> [Value; 7] {
+    fn specs() -> [Value; 8] {
         [
             json!({"source": {"inline": {"files": {"Dockerfile": large()}}}}),
             json!({"args": {"A": large()}}),
@@ -233,6 +274,10 @@ mod tests {
             json!({"platforms": [{"name": "linux/amd64", "args": {"A": large()}}]}),
             json!({"dockerfileInline": large()}),
             json!({"hostAliases": [{"ip": "10.0.0.1", "hostnames": [large()]}]}),
+            json!({"platforms": (0..16).map(|number| json!({
+                "name": format!("linux/{number}"),
+                "args": (0..128).map(|arg| (format!("xyz{arg}"), json!(""))).collect::<serde_json::Map<_, _>>(),
+            })).collect::<Vec<_>>()}),
         ]
     }
 
@@ -269,6 +314,94 @@ mod tests {
         image_build(&mut trimmed);
         assert_eq!(rebuild(&trimmed), rebuild(&asked));
         assert_eq!(rebuild(&trimmed).map(str::len), Some(KEPT));
+    }
+
+    #[test]
+    fn of_what_is_too_large_nothing_is_kept() {
+        let url = |number: usize| format!("https://git.example/{number}/{}", "u".repeat(2000));
+        let contexts = |most: usize| {
+            let git = |number: usize| json!({"name": format!("c{number}"), "git": {"url": url(number)}});
+            json!({"contexts": (0..most).map(git).collect::<Vec<_>>()})
+        };
+        for (spec, is_large) in [
+            (contexts(8), false),
+            (contexts(16), true),
+            (json!({"image": {"repository": "r.example/app", "tags": vec!["t".repeat(128); 32]}}), false),
+            (
+                json!({"secrets": (0..32).map(|number| json!({
+                "id": format!("{number}"), "secretRef": {"name": "n".repeat(253), "key": "k".repeat(253)},
+            })).collect::<Vec<_>>()}),
+                false,
+            ),
+        ] {
+            let whole = build(&spec, &json!({}));
+            let mut trimmed = whole.clone();
+            image_build(&mut trimmed);
+            assert_eq!(is_too_large(&trimmed), is_large, "{spec}");
+            let finalizers = "a".repeat(4096);
+            let many = ImageBuild {
+                metadata: ObjectMeta {
+                    finalizers: Some(finalizers.chars().map(String::from).collect()),
+                    ..whole.metadata
+                },
+                ..whole
+            };
+            let mut trimmed = many;
+            image_build(&mut trimmed);
+            assert!(weight(&trimmed) < LARGEST + 3 * KEPT, "{} of {spec}", weight(&trimmed));
+        }
+    }
+
+    /// Else each reconcile would read both whole, for ever.
+    #[test]
+    fn what_is_left_of_an_image_build_is_what_is_left_of_its_runs() {
+        use crate::image_build::status::{Observed, status};
+        use std::sync::Arc;
+        let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
+        for (layers, warnings, lines) in (0..8).map(|bits| (bits & 1, bits >> 1 & 1, bits >> 2 & 1)) {
+            let image = json!({
+                "ref": "r.example/app@sha256:0", "repository": "r.example/app", "digest": "sha256:0",
+                "pushedAt": "1970-01-01T00:00:00Z",
+                "platforms": [{"name": "linux/amd64", "digest": "sha256:1", "content": {
+                    "compressedBytes": 7, "layers": vec![json!({"bytes": 1, "createdBy": "RUN make"}); 20 + 100 * layers],
+                }}],
+            });
+            let run_of = |number: u64, status: Value| -> Arc<ImageBuildRun> {
+                Arc::new(
+                    serde_json::from_value(json!({
+                        "metadata": {"name": format!("app-{number}"), "namespace": "team"},
+                        "spec": {
+                            "imageBuild": {"name": "app", "uid": "u"}, "number": number, "inputHash": "x",
+                            "build": {"image": {"repository": "r.example/app"}},
+                        },
+                        "status": status,
+                    }))
+                    .unwrap(),
+                )
+            };
+            let failure =
+                json!({"reason": "StepFailed", "message": "m", "logTail": vec!["y".repeat(100); 15 + 30 * lines]});
+            let warning = json!({"rule": "Lint", "message": "x"});
+            let runs = [
+                run_of(1, json!({"phase": "Succeeded", "image": image})),
+                run_of(
+                    2,
+                    json!({"phase": "Failed", "failure": failure, "warnings": vec![warning; 10 + 50 * warnings]}),
+                ),
+            ];
+            let mut build = build(&json!({}), &json!({}));
+            build.metadata.namespace = Some("team".to_owned());
+            build.status = Some(status(&Observed { build: &build, runs: &runs, fault: None }, now));
+            image_build(&mut build);
+            let runs = runs.map(|whole| {
+                let mut trimmed = (*whole).clone();
+                run(&mut trimmed);
+                Arc::new(trimmed)
+            });
+            let again = status(&Observed { build: &build, runs: &runs, fault: None }, now);
+            assert_eq!(Some(&again), build.status.as_ref(), "{layers} {warnings} {lines}");
+            assert_eq!(has_whole_status(&build), layers + warnings + lines == 0);
+        }
     }
 
     #[test]
@@ -348,7 +481,7 @@ mod tests {
             })
         };
         for (layers, warnings, lines, whole) in
-            [(10, 3, 10, true), (200, 3, 10, false), (10, 60, 10, false), (10, 3, 60, false)]
+            [(10, 3, 10, true), (200, 3, 10, false), (10, 60, 10, false), (10, 3, 60, false), (20, 15, 15, true)]
         {
             let shown = status(layers, warnings, lines);
             let mut of = ImageBuild::new("app", serde_json::from_value(json!({})).unwrap());
@@ -358,9 +491,11 @@ mod tests {
             let status = of.status.unwrap();
             let kept = &status.image.unwrap().platforms[0];
             let kept = kept.content.as_ref().unwrap();
-            assert_eq!((kept.compressed_bytes, kept.layers.len()), (7, if whole { layers } else { 0 }));
+            // Each part goes by itself.
+            assert_eq!((kept.compressed_bytes, kept.layers.len()), (7, if layers < 100 { layers } else { 0 }));
             assert_eq!(status.warnings.iter().filter(|warning| is_of_tags(warning)).count(), 1);
-            assert_eq!(status.failure.unwrap().log_tail.len(), if whole { lines } else { 0 });
+            assert_eq!(status.warnings.len(), 1 + if warnings < 50 { warnings } else { 0 });
+            assert_eq!(status.failure.unwrap().log_tail.len(), if lines < 50 { lines } else { 0 });
         }
     }
 }

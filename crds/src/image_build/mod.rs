@@ -31,7 +31,7 @@ use crate::reference::SecretRef;
 ///
 /// Kiln builds every platform on a node of its architecture, pushes one OCI index, and writes its digest to
 /// `status.image`, which keeps the last good image when a later build fails.
-#[derive(Clone, CustomResource, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[kube(
     group = "kiln.build",
     version = "v1alpha1",

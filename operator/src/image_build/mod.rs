@@ -18,11 +18,13 @@ use kiln_crds::{ImageBuild, ImageBuildRun, REBUILD_ANNOTATION};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
+use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
 use self::dereference::{Found, check, look, with_image_builds};
 use self::input::input_hash;
 use self::plan::Cure;
+use crate::builder::identity::hex;
 use crate::builder_pool::select::{archives, pool};
 use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
@@ -64,8 +66,8 @@ pub struct Memory {
     generation: Option<i64>,
     /// When the last run without cache was made: the copy of the runs may not have it yet.
     fresh_at: Option<Timestamp>,
-    /// The names that `found` was found for.
-    written: Vec<String>,
+    /// A hash of the names that `found` was found for.
+    written: String,
 }
 
 impl Memory {
@@ -187,6 +189,10 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     Ok(at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10))))
 }
 
+fn hash_of(names: &[String]) -> String {
+    hex(&Sha256::digest(names.join("\0")))
+}
+
 fn is_active(run: &ImageBuildRun) -> bool {
     !run.status.as_ref().is_some_and(|status| status.phase.is_final())
 }
@@ -197,13 +203,13 @@ fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, no
     let uid = build.uid().unwrap_or_default();
     let mut memory = context.image_builds.get(&uid);
     let hash = trim::written(build);
-    let written = resolve::written(&build.spec);
+    let written = hash_of(&resolve::written(&build.spec));
     if memory.spec_hash != hash {
         memory = Memory { spec_hash: hash, written: written.clone(), ..Memory::default() };
         let newest = runs.iter().max_by_key(|run| run.spec.number).map(|run| &run.spec);
         let same = newest.filter(|run| {
             run.input_hash == input_hash(&memory.spec_hash, run.commit.as_deref(), &run.resolved)
-                && resolve::written(&run.build) == written
+                && hash_of(&resolve::written(&run.build)) == written
         });
         if let Some(run) = same {
             let source = run.commit.clone().map(|commit| git::Resolved { commit, ref_name: run.reference.clone() });
@@ -249,9 +255,10 @@ async fn whole_status(
     let mut runs = runs.to_vec();
     for number in status::shown(&runs) {
         let run = &mut runs[number];
-        if !trim::has_whole_status(&**run)
-            && let Some(whole) = api.get_opt(&run.name_any()).await?.filter(|whole| whole.uid() == run.uid())
-        {
+        if !trim::has_whole_status(&**run) {
+            // It is gone: what is not whole is not written.
+            let whole = api.get_opt(&run.name_any()).await?.filter(|whole| whole.uid() == run.uid());
+            let Some(whole) = whole else { return Ok(None) };
             *run = Arc::new(whole);
         }
     }
@@ -285,6 +292,15 @@ async fn advance(
     now: Timestamp,
 ) -> Result<Option<ImageBuildRun>, Error> {
     let Runs { own, named, newest, active } = *runs;
+    if trim::is_too_large(build) {
+        let message = format!(
+            "the spec is larger than the operator works on ({} KiB, counting {} bytes for each element, without files, \
+             arguments, labels and annotations): name fewer contexts, copies, tags or Secrets",
+            trim::LARGEST >> 10,
+            trim::ELEMENT
+        );
+        return Err(references::Error::from(Fault::user(Reason::SpecTooLarge, message)).into());
+    }
     let namespace = build.namespace().unwrap_or_default();
     let pool = pool(context, &namespace, build.spec.pool.as_deref()).map_err(references::Error::from)?;
     let due = memory.looked_at.and_then(|looked_at| plan::next_look(build, looked_at)).is_some_and(|at| at <= now);

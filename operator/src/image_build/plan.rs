@@ -17,6 +17,9 @@ use crate::references::Fault;
 /// How often a ref is looked at unless its ImageBuild says it.
 const INTERVAL: Duration = Duration::from_mins(5);
 
+/// The largest number of a run that is believed.
+const LARGEST_NUMBER: u64 = 1_000_000_000;
+
 /// The platforms to build, their names normalised.
 pub fn platforms(named: Option<&[PlatformSpec]>, default: &[Platform]) -> Result<Vec<PlatformSpec>, Fault> {
     let invalid = |message: String| Fault::user(Reason::PlatformInvalid, message);
@@ -163,7 +166,9 @@ pub fn next_number(name: &str, recorded: Option<&str>, runs: &[Arc<ImageBuildRun
 /// The number of the run that the status names.
 #[must_use]
 pub fn recorded_number(name: &str, recorded: Option<&str>) -> Option<u64> {
-    recorded.and_then(|run| run.strip_prefix(name)?.strip_prefix('-')?.parse().ok())
+    let number = recorded.and_then(|run| run.strip_prefix(name)?.strip_prefix('-')?.parse().ok());
+    // Kiln counts from one: what is as large as the schema lets pass, somebody else has written.
+    number.filter(|number| *number <= LARGEST_NUMBER)
 }
 
 /// Whether the pool has builders of the architectures that `buildOn` names. Whether a platform without it can be built is

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::{BuildFailure, BuildWarning, ImageBuildStatus, SourceStatus, Summary};
+use kiln_crds::image_build::{BuildFailure, BuildWarning, BuiltImage, ImageBuildStatus, SourceStatus, Summary};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, RunPhase};
 use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec};
 use kube::ResourceExt;
@@ -71,8 +71,14 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
     runs.sort_by_key(|run| run.spec.number);
     for run in runs {
         let Some(image) = run.status.as_ref().and_then(|status| status.image.as_ref()) else { continue };
+        // Of the same image what is known already stays: a copy of the run may show less of it.
+        let is_known = |known: &BuiltImage| {
+            known.pushed_at == image.pushed_at && known.reference == image.reference && known.tags == image.tags
+        };
         if status.image.as_ref().is_none_or(|known| known.pushed_at.0 <= image.pushed_at.0) {
-            status.image = Some(image.clone());
+            if !status.image.as_ref().is_some_and(is_known) {
+                status.image = Some(image.clone());
+            }
             status.source = source(&run.spec);
         }
     }

@@ -264,11 +264,13 @@ async fn annotations<'a>(
     let _in_memory = context.large.acquire().await;
     let name = run.name_any();
     let runs = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
-    let whole = runs.get(&name).await.map_err(|source| references::Error::Api {
+    let whole = runs.get_opt(&name).await.map_err(|source| references::Error::Api {
         what: format!("the ImageBuildRun {name}"),
         source: source.into(),
     })?;
-    Ok(Cow::Owned(whole.spec.build.annotations))
+    // Of one that is gone nothing is published.
+    let whole = whole.filter(|whole| whole.uid() == run.uid());
+    Ok(Cow::Owned(whole.map(|whole| whole.spec.build.annotations).unwrap_or_default()))
 }
 
 pub(super) async fn secret_versions(
