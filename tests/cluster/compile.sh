@@ -64,10 +64,19 @@ build_cni() {
 
 build_buildkit() {
 	local module=github.com/moby/buildkit
-	cd "$CLUSTER_DIR/buildkit"
+	cd "$CLUSTER_DIR/../../builder-image/build"
 	CGO_ENABLED=0 go build -trimpath -o "$1/" -tags osusergo,netgo,static_build,seccomp \
 		-ldflags "-s -w -X $module/version.Version=v$BUILDKIT_VERSION -X $module/version.Package=$module" \
 		$module/cmd/{buildkitd,buildctl}
+}
+
+# What builds for the agent, of the same module, with the same tags: so what they share is compiled once. Its tests are run
+# when it is compiled.
+build_kiln_build() {
+	local flags=(-trimpath -tags osusergo,netgo,static_build,seccomp)
+	cd "$CLUSTER_DIR/../../builder-image/build"
+	CGO_ENABLED=0 go test "${flags[@]}" .
+	CGO_ENABLED=0 go build "${flags[@]}" -ldflags '-s -w' -o "$1/kiln-build" .
 }
 
 build_rootlesskit() {
@@ -114,6 +123,8 @@ sources() {
 	kubernetes) find "$module" -type f -not -path "$module/coredns/*" -not -name '*_test.go' ;;
 	coredns) find "$module/coredns" "$module"/go.{mod,sum} -type f ;;
 	helm) printf '%s\n' "$module"/go.{mod,sum} ;;
+	buildkit) printf '%s\n' "$CLUSTER_DIR"/../../builder-image/build/go.{mod,sum} ;;
+	kiln_build) find "$CLUSTER_DIR/../../builder-image/build" -type f ;;
 	pause) printf '%s\n' "$CLUSTER_DIR/images/pause.c" ;;
 	*) if [[ -d $CLUSTER_DIR/$1 ]]; then find "$CLUSTER_DIR/$1" -type f; fi ;;
 	esac
@@ -154,6 +165,7 @@ cni $CNI_VERSION 12
 pause 1 1
 servers 1 5
 buildkit $BUILDKIT_VERSION 200
+kiln_build 1 10
 rootlesskit $ROOTLESSKIT_VERSION 15
 "
 # What only tests need.

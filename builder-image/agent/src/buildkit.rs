@@ -188,32 +188,43 @@ impl Buildkit {
         &self.builds
     }
 
-    /// `buildctl`, to be given a command; beside what its every use needs it reads and writes these files.
+    /// `buildctl`, to be given a command.
+    fn buildctl(&self) -> Command {
+        let mut command = self.client("buildctl", Vec::new(), Vec::new(), Some(0));
+        command.args(["--addr", &self.address]);
+        command
+    }
+
+    /// A program that talks to buildkitd; beside what its every use needs it reads and writes these files.
     #[must_use]
-    pub fn buildctl(&self, read: Vec<PathBuf>, write: Vec<PathBuf>, file_bytes: Option<u64>) -> Command {
+    pub fn client(&self, program: &str, read: Vec<PathBuf>, write: Vec<PathBuf>, file_bytes: Option<u64>) -> Command {
         let confinement = Confinement { file_bytes, ..self.confinement(read, write) };
-        let mut command = self.sandbox.command("buildctl", &confinement);
+        let mut command = self.sandbox.command(program, &confinement);
         if let Some(trust) = self.trust.everywhere() {
             // Go reads this directory beside the system's bundle.
             command.env("SSL_CERT_DIR", trust);
         }
         // Without a trace that it belongs to, it would begin one of its own.
         command.env(SAMPLER, "always_off");
-        command.args(["--addr", &self.address]);
         command
     }
 
-    /// What has `buildctl build` trust the CAs of this registry where it asks its token service. Of one registry alone: its
-    /// client keeps what it trusts once for all requests that follow (`authprovider.go`, `FetchToken`).
+    /// Where buildkitd listens.
     #[must_use]
-    pub fn tls_of(&self, registry: &str) -> Option<String> {
-        // Docker Hub's tokens are asked for by the name of its API.
-        let host = if registry == DOCKER_HUB { "registry-1.docker.io" } else { registry };
-        let file = self.trust.file_of(registry)?;
-        Some(format!("--registry-auth-tlscontext=host={host},ca={}", file.display()))
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
-    /// What `buildctl` may do, with these files.
+    /// The host and the file with the CAs of this registry, which count where its token service is asked. Of one registry
+    /// alone: BuildKit's client keeps what it trusts once for all requests that follow (`authprovider.go`, `FetchToken`).
+    #[must_use]
+    pub fn authority_of(&self, registry: &str) -> Option<(String, PathBuf)> {
+        // Docker Hub's tokens are asked for by the name of its API.
+        let host = if registry == DOCKER_HUB { "registry-1.docker.io" } else { registry };
+        Some((host.to_owned(), self.trust.file_of(registry)?))
+    }
+
+    /// What a program that talks to buildkitd may do, with these files.
     #[must_use]
     pub fn confinement(&self, read: Vec<PathBuf>, write: Vec<PathBuf>) -> Confinement {
         Confinement {
@@ -315,7 +326,7 @@ impl Buildkit {
 
     async fn ask(&self, question: &[&str]) -> Result<Vec<u8>, BuildkitError> {
         let mut stderr = String::new();
-        let mut command = self.buildctl(Vec::new(), Vec::new(), Some(0));
+        let mut command = self.buildctl();
         command.args(question);
         let finished = process::run(&mut command, None, &CancellationToken::new(), |line| {
             if stderr.len() < LONGEST_ERROR {

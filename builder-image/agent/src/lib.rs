@@ -1,5 +1,5 @@
 //! The agent of a builder pod: takes jobs from the operator over mutual TLS, fetches their source, drives buildkitd
-//! with `buildctl`, and tells what happens. One job is one platform of one ImageBuildRun.
+//! with `kiln-build`, and tells what happens. One job is one platform of one ImageBuildRun.
 
 use std::{error::Error, io, sync::Arc, time::Duration};
 

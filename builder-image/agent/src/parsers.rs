@@ -84,7 +84,7 @@ fn lfs_pointer(bytes: &[u8], _: &Path) {
     }
 }
 
-/// What `buildctl` writes to its standard error.
+/// What `kiln-build` writes to its standard error.
 fn progress(bytes: &[u8], _: &Path) {
     let masker = Masker::new([b"secret value".as_slice()]);
     let mut progress = Progress::new(&masker);

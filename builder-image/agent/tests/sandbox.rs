@@ -1,4 +1,4 @@
-//! A program that was taken over, in the place of git, of buildctl and of what unpacks archives: what it tries, what is
+//! A program that was taken over, in the place of git, of kiln-build and of what unpacks archives: what it tries, what is
 //! expected of each attempt, and what it got. On the kernel of this machine, with the very confinement that jobs have.
 #![allow(clippy::unwrap_used, reason = "this code runs in tests only")]
 
@@ -119,7 +119,7 @@ impl Drop for Builder {
     }
 }
 
-/// Each attempt, and the beginning of what it gets in the place of git, of buildctl, and of what unpacks.
+/// Each attempt, and the beginning of what it gets in the place of git, of kiln-build, and of what unpacks.
 const ATTEMPTS: &[(&str, &str, [&str; 3])] = &[
     ("(control) its repository", "read={root}/git/own.git/HEAD", ["read own", "refused", "refused"]),
     ("(control) to write to it", "write={root}/git/own.git/new", ["done", "refused", "refused"]),
@@ -201,7 +201,7 @@ async fn a_program_that_was_taken_over_gets_its_own_job_alone() {
         Buildkit::new(&address, Trust::new(builder.path("trust"), builder.path("registries")), sandbox.clone());
     let read = ["work/own", "jobs/own/docker", "jobs/own/secrets"].map(|path| builder.path(path)).to_vec();
     let write = vec![builder.path("work/own/output")];
-    let buildctl = buildkit.confinement(read, write);
+    let building = buildkit.confinement(read, write);
     let unpacking = Confinement {
         read: vec![builder.path("work/own/archive.tar")],
         write: vec![source],
@@ -211,13 +211,13 @@ async fn a_program_that_was_taken_over_gets_its_own_job_alone() {
 
     let attempts: Vec<String> = ATTEMPTS.iter().map(|(_, attempt, _)| builder.fill(attempt)).collect();
     let mut got = Vec::new();
-    for confinement in [git, buildctl, unpacking] {
+    for confinement in [git, building, unpacking] {
         got.push(builder.probe(&sandbox, confinement, &attempts).await);
         // As it was for the next.
         let _ = fs::write(builder.path("work/own/source/Dockerfile"), "FROM scratch");
     }
 
-    let mut table = "| attempt | git | buildctl | unpacking |\n|---|---|---|---|\n".to_owned();
+    let mut table = "| attempt | git | kiln-build | unpacking |\n|---|---|---|---|\n".to_owned();
     let mut failed = Vec::new();
     for (number, (name, _, expected)) in ATTEMPTS.iter().enumerate() {
         let row: Vec<&str> = got.iter().map(|got| got[number].as_str()).collect();

@@ -278,7 +278,7 @@ impl Template<'_> {
             VolumeMount { sub_path: Some("agent".to_owned()), ..mount("cache", "/var/lib/kiln/agent") },
             mount("credentials", "/run/kiln"),
             VolumeMount { read_only: Some(true), ..mount("tls", "/etc/kiln/tls") },
-            // For its CA bundles: where a registry wants tokens, it is buildctl that asks for them.
+            // For its CA bundles: where a registry wants tokens, it is kiln-build that asks for them.
             VolumeMount { read_only: Some(true), ..mount("config", DIRECTORY) },
             mount("agent-tmp", "/tmp"),
         ];

@@ -105,7 +105,7 @@ fn sandboxed(builders: &[&Builder], former: &BuilderPoolStatus) -> Option<Wanted
             kind: SANDBOXED,
             status: Some(true),
             reason: Reason::SourcesSandboxed.to_string(),
-            message: "git, ssh, buildctl and unpacking run in a sandbox of their own".to_owned(),
+            message: "git, ssh, kiln-build and unpacking run in a sandbox of their own".to_owned(),
         },
         Some((builder, facts)) => Wanted {
             kind: SANDBOXED,

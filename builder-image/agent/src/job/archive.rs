@@ -60,7 +60,7 @@ impl Target {
         fs::create_dir_all(directory).map_err(fail)?;
         let temporary = directory.join(format!(".{}.part", spec.id));
         let _ = fs::remove_file(&temporary);
-        // Made here: `buildctl` may write to it, but to nothing beside it.
+        // Made here: `kiln-build` may write to it, but to nothing beside it.
         File::create_new(&temporary).map_err(fail)?;
         Ok(Some(Self { temporary, path }))
     }

@@ -1,4 +1,4 @@
-//! A job's credentials as files in memory: what `buildctl` and `git` read, gone with the job.
+//! A job's credentials as files in memory: what `kiln-build` and `git` read, gone with the job.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ pub fn git_credentials(memory: &Path) -> PathBuf {
     memory.join("git")
 }
 
-/// Writes what `buildctl` reads: `docker/config.json`, `secrets/` and `ssh/`.
+/// Writes what `kiln-build` reads: `docker/config.json`, `secrets/` and `ssh/`.
 pub fn write(memory: &Path, spec: &Spec) -> io::Result<()> {
     let mut private = fs::DirBuilder::new();
     private.mode(0o700);
@@ -104,7 +104,7 @@ pub fn secret_values(spec: &Spec) -> Vec<Vec<u8>> {
     spec.secrets.values().chain(spec.ssh.values()).chain(keys).cloned().chain(logins.map(String::into_bytes)).collect()
 }
 
-/// Docker's configuration file, the form in which `buildctl` reads logins.
+/// Docker's configuration file, the form in which `kiln-build` reads logins.
 fn docker_config(logins: &[Login]) -> String {
     #[derive(Serialize)]
     struct Config {

@@ -2,6 +2,7 @@
 
 use std::{fmt, io, path::Path};
 
+use super::ending::{Lines, Place};
 use crate::files;
 
 /// How many lines before and after the guilty ones are shown.
@@ -32,57 +33,30 @@ struct Line {
     text: String,
 }
 
-/// Reads the first excerpt in what `buildctl` writes: `PATH:LINE`, a rule, lines of which the guilty ones bear `>>>`,
-/// a rule.
-#[must_use]
-pub fn find(text: &str) -> Option<Excerpt> {
-    let is_rule = |line: &str| line.len() >= 10 && line.bytes().all(|byte| byte == b'-');
-    let mut lines = text.lines().peekable();
-    while let Some(line) = lines.next() {
-        if let (true, Some((file, number))) = (lines.peek().is_some_and(|next| is_rule(next)), line.rsplit_once(':')) {
-            let numbered = lines.skip(1).take_while(|line| !is_rule(line)).filter_map(numbered).collect();
-            return Some(Excerpt { file: file.to_owned(), line: number.parse().ok()?, lines: numbered });
-        }
-    }
-    None
-}
-
-/// A line as BuildKit prints it: number, bar, mark or three spaces, text.
-fn numbered(line: &str) -> Option<Line> {
-    let (number, rest) = line.split_once(" | ")?;
-    let (guilty, text) = match rest.strip_prefix(">>>") {
-        Some(text) => (true, text),
-        None => (false, rest.strip_prefix("   ")?),
-    };
-    Some(Line { number: number.trim().parse().ok()?, guilty, text: text.strip_prefix(' ').unwrap_or(text).to_owned() })
-}
-
 impl Excerpt {
     /// The line `line` of the Dockerfile `file`, whose content is `content`, where BuildKit tells no more.
     #[must_use]
     pub fn of_line(file: &str, line: u32, content: &str) -> Self {
-        let number = line as usize;
-        let text = number.checked_sub(1).and_then(|index| content.split('\n').nth(index));
-        let lines = text.map(|text| Line { number, guilty: true, text: text.to_owned() }).into_iter().collect();
-        Self { file: file.to_owned(), line, lines }.widened(content)
+        let lines = vec![Lines { first: line, last: line }];
+        Self::of_place(&Place { file: file.to_owned(), lines }, content)
     }
 
-    /// With as many lines around the guilty ones as are wanted, where `content` is the Dockerfile that BuildKit quotes:
-    /// around an instruction of several lines, BuildKit shows one.
+    /// The lines that BuildKit names of the Dockerfile whose content is `content`, and what stands around them.
     #[must_use]
-    pub fn widened(mut self, content: &str) -> Self {
+    pub fn of_place(place: &Place, content: &str) -> Self {
+        let is_guilty = |number: usize| {
+            place.lines.iter().any(|lines| (lines.first as usize..=lines.last as usize).contains(&number))
+        };
         let all: Vec<&str> = content.split('\n').collect();
-        let agrees = |line: &Line| line.number.checked_sub(1).and_then(|index| all.get(index)) == Some(&&*line.text);
-        if !self.lines.iter().all(agrees) {
-            return self;
-        }
-        let (Some(first), Some(last)) = (self.guilty().next(), self.guilty().last()) else { return self };
-        let guilty: Vec<usize> = self.guilty().collect();
+        let guilty: Vec<usize> = (1..=all.len()).filter(|number| is_guilty(*number)).collect();
+        let line = place.lines.iter().map(|lines| lines.first).min().unwrap_or_default();
+        let (Some(first), Some(last)) = (guilty.first(), guilty.last()) else {
+            return Self { file: place.file.clone(), line, lines: Vec::new() };
+        };
         let range = first.saturating_sub(AROUND).max(1)..=last.saturating_add(AROUND).min(all.len());
-        self.lines = range
-            .map(|number| Line { number, guilty: guilty.contains(&number), text: all[number - 1].to_owned() })
-            .collect();
-        self
+        let lines =
+            range.map(|number| Line { number, guilty: is_guilty(number), text: all[number - 1].to_owned() }).collect();
+        Self { file: place.file.clone(), line, lines }
     }
 
     fn guilty(&self) -> impl Iterator<Item = usize> {
@@ -160,8 +134,10 @@ mod tests {
     use super::*;
 
     const DOCKERFILE: &str = "FROM busybox\nARG A\nRUN one\nRUN two; \\\n  three\nRUN four\nRUN five\nRUN six\n";
-    /// As BuildKit prints it: one line around two.
-    const PRINTED: &str = "Dockerfile:4\n--------------------\n   3 |     RUN one\n   4 | >>> RUN two; \\\n   5 | >>>   three\n   6 |     RUN four\n--------------------\nerror: failed to solve: x\n";
+
+    fn place(first: u32, last: u32) -> Place {
+        Place { file: "Dockerfile".to_owned(), lines: vec![Lines { first, last }] }
+    }
 
     fn rendered(excerpt: &Excerpt) -> String {
         excerpt.render(str::to_owned).join("\n")
@@ -169,9 +145,9 @@ mod tests {
 
     #[test]
     fn two_lines_around_an_instruction() {
-        let excerpt = find(PRINTED).unwrap();
+        let excerpt = Excerpt::of_place(&place(4, 5), DOCKERFILE);
         assert_eq!((excerpt.file.as_str(), excerpt.line), ("Dockerfile", 4));
-        insta::assert_snapshot!(rendered(&excerpt.clone().widened(DOCKERFILE)), @r"
+        insta::assert_snapshot!(rendered(&excerpt), @r"
           2 | ARG A
           3 | RUN one
         > 4 | RUN two; \
@@ -179,13 +155,8 @@ mod tests {
           6 | RUN four
           7 | RUN five
         ");
-        // Another file of that name: BuildKit's own lines are what failed.
-        insta::assert_snapshot!(rendered(&excerpt.widened("FROM x\n")), @r"
-          3 | RUN one
-        > 4 | RUN two; \
-        > 5 |   three
-          6 | RUN four
-        ");
+        // Of a file that cannot be read there is nothing to show.
+        assert_eq!(rendered(&Excerpt::of_place(&place(4, 5), "")), "");
     }
 
     #[test]
@@ -213,9 +184,7 @@ mod tests {
         assert!(lines[0].starts_with("   7 | RUN 7 ") && lines[2].starts_with(">  9 | RUN 9 "), "{lines:?}");
         assert!(lines[4].starts_with("  11 | RUN 11 "));
 
-        let lines: Vec<String> = (1..=40).map(|number| format!(" {number:3} | >>> RUN {number}")).collect();
-        let printed = format!("Dockerfile:1\n--------------------\n{}", lines.join("\n"));
-        let lines = find(&printed).unwrap().render(str::to_owned);
+        let lines = Excerpt::of_place(&place(1, 40), &content).render(str::to_owned);
         assert_eq!((lines.len(), lines.last().map(String::as_str)), (MOST_LINES, Some(CUT)));
     }
 
@@ -242,13 +211,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_gives_a_bounded_excerpt(text in any::<String>(), content in any::<String>(), line in any::<u32>()) {
-            let printed = format!("x:1\n----------\n  1 | >>> {text}\n");
-            for excerpt in find(&printed).into_iter().chain([Excerpt::of_line("f", line, &content)]) {
-                let lines = excerpt.widened(&content).render(str::to_owned);
-                prop_assert!(lines.len() <= MOST_LINES);
-                prop_assert!(lines.iter().all(|line| line.chars().count() <= LONGEST_LINE));
-            }
+        fn any_text_gives_a_bounded_excerpt(content in any::<String>(), first in any::<u32>(), last in any::<u32>()) {
+            let lines = Excerpt::of_place(&place(first, last), &content).render(str::to_owned);
+            prop_assert!(lines.len() <= MOST_LINES);
+            prop_assert!(lines.iter().all(|line| line.chars().count() <= LONGEST_LINE));
         }
     }
 }

@@ -1,13 +1,12 @@
-//! What a failed build means for its user, read from the text that `buildctl` writes after its last JSON line.
+//! What a failed build means for its user: from what BuildKit tells of it as data, and else from its text.
 //!
-//! BuildKit gives no codes: Dockerfile, line and cause stand in that text alone. So this holds for the version in the
-//! builder image, and is tested with texts captured from it.
+//! The text holds for the version in the builder image, and is tested with what was captured from it.
 
 use std::collections::HashMap;
 
 use super::{
     dockerfile::{Dockerfile, references},
-    excerpt,
+    ending::Failed,
     excerpt::Excerpt,
     progress::FailedStep,
 };
@@ -38,27 +37,24 @@ pub struct Circumstances<'a> {
     pub content: Option<&'a str>,
 }
 
-/// Explains the failure that `text` tells of, in which `step` failed.
+/// Explains a failure, in which `step` failed.
 #[must_use]
-pub fn explain(text: &str, step: Option<&FailedStep>, build: Circumstances<'_>) -> JobFailure {
-    let cause = cause(text);
-    let place = excerpt::find(text);
-    let exit_code = exit_code(&cause);
+pub fn explain(failed: &Failed, step: Option<&FailedStep>, build: Circumstances<'_>) -> JobFailure {
+    let cause = cause(&failed.message);
+    let content = build.content.unwrap_or_default();
+    let place = failed.sources.first().map(|place| Excerpt::of_place(place, content));
+    let exit_code = failed.exit_code.and_then(|code| i32::try_from(code).ok());
     let guilty = place.as_ref().map(|place| place.line).unwrap_or_default();
-    let (reason, message) = classify(&cause, exit_code, step, guilty, build);
+    let (reason, message) = classify(failed, cause, step, guilty, build);
     let (dockerfile, line) = place
         .as_ref()
-        .map_or_else(|| (String::new(), line_in(&cause).unwrap_or(0)), |place| (place.file.clone(), place.line));
+        .map_or_else(|| (String::new(), line_in(cause).unwrap_or(0)), |place| (place.file.clone(), place.line));
     let at = match (dockerfile.as_str(), line) {
         (_, 0) => String::new(),
         ("", line) => format!(" (line {line} of {})", build.dockerfile),
         (file, line) => format!(" (line {line} of {file})"),
     };
-    let content = build.content.unwrap_or_default();
-    let excerpt = match place {
-        Some(place) => place.widened(content),
-        None => Excerpt::of_line(build.dockerfile, line, content),
-    };
+    let excerpt = place.unwrap_or_else(|| Excerpt::of_line(build.dockerfile, line, content));
     JobFailure {
         reason,
         message: format!("{message}{at}"),
@@ -72,33 +68,33 @@ pub fn explain(text: &str, step: Option<&FailedStep>, build: Circumstances<'_>) 
     }
 }
 
-/// The image that BuildKit was refused by its source policy, where that is what `text` tells of. A step cannot make it up:
-/// its failure has an exit code.
+/// The image that BuildKit was refused by its source policy, where that is what failed. A step cannot make it up: its failure
+/// has an exit code.
 #[must_use]
-pub fn refused_image(text: &str) -> Option<String> {
-    let cause = cause(text);
-    if exit_code(&cause).is_some() {
+pub fn refused_image(failed: &Failed) -> Option<String> {
+    if failed.exit_code.is_some() {
         return None;
     }
-    let source = between(&cause, "source \"docker-image", "\" denied by policy")?;
+    let source = between(&failed.message, "source \"docker-image", "\" denied by policy")?;
     source.split_once("://").map(|(_, reference)| reference.to_owned())
 }
 
 fn classify(
+    failed: &Failed,
     cause: &str,
-    exit_code: Option<i32>,
     step: Option<&FailedStep>,
     guilty: u32,
     build: Circumstances<'_>,
 ) -> (Reason, String) {
     let has = |signs: &[&str]| signs.iter().any(|sign| cause.contains(sign));
-    if has(&["Unavailable: ", "code = Unavailable", "failed to list workers", "context canceled"]) {
-        return (Reason::BuildkitUnavailable, format!("buildkitd ended during the build: {cause}"));
-    }
-    if let Some(code) = exit_code {
+    if let Some(code) = failed.exit_code {
         return step::failure(code, step, build);
     }
-    if let Some(image) = refused_image(cause) {
+    // What a step failed on has the step's digest: this is the connection to buildkitd.
+    if failed.vertex.is_empty() && ["Unavailable", "Canceled"].contains(&failed.code.as_str()) {
+        return (Reason::BuildkitUnavailable, format!("buildkitd ended during the build: {cause}"));
+    }
+    if let Some(image) = refused_image(failed) {
         let message = format!("the registry of {image} is not asked");
         return (Reason::AddressForbidden, message);
     }
@@ -225,18 +221,13 @@ fn invalid_reference(cause: &str, guilty: u32, build: Circumstances<'_>) -> (Rea
     )
 }
 
-/// The error itself: what follows `error:`, without BuildKit's opening words.
-fn cause(text: &str) -> String {
-    let error = text
-        .find("\nerror: ")
-        .map(|at| &text[at + 1..])
-        .or_else(|| text.starts_with("error: ").then_some(text))
-        .unwrap_or(text);
-    let mut error = error.trim().trim_start_matches("error: ");
+/// The error itself, without BuildKit's opening words.
+fn cause(text: &str) -> &str {
+    let mut error = text.trim();
     for opening in ["failed to solve: ", "listing workers for Build: "] {
         error = error.strip_prefix(opening).unwrap_or(error);
     }
-    if error.is_empty() { "buildctl ended without a word".to_owned() } else { error.to_owned() }
+    if error.is_empty() { "BuildKit gave no cause" } else { error }
 }
 
 /// A parse error without its line, which is told apart.
@@ -250,11 +241,6 @@ fn without_line(cause: &str) -> &str {
 /// The line that a parse error names.
 fn line_in(cause: &str) -> Option<u32> {
     between(cause, "parse error on line ", ":")?.parse().ok()
-}
-
-fn exit_code(cause: &str) -> Option<i32> {
-    let (_, rest) = cause.rsplit_once("did not complete successfully: exit code: ")?;
-    rest.split(|char: char| !char.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// What stands after the first `opening`; all of it where there is none.

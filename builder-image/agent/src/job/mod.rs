@@ -24,14 +24,14 @@ pub use source::Source;
 
 pub mod addresses;
 pub mod archive;
-pub mod arguments;
 pub mod artifact;
-pub mod buildctl;
+pub mod build;
 pub mod checkout;
 pub mod content;
 pub mod credentials;
 pub mod dockerfile;
 pub mod download;
+pub mod ending;
 pub mod excerpt;
 pub mod failure;
 pub mod git;
@@ -47,6 +47,7 @@ pub mod progress;
 pub mod registries;
 pub mod remote;
 pub mod repositories;
+pub mod request;
 pub mod source;
 pub mod stages;
 pub mod tarball;
@@ -234,7 +235,7 @@ pub async fn run(
 
     registry.buildkit().wait(stop).await.map_err(buildkit_failure)?;
     recorder.phase(Phase::Building);
-    buildctl::Build { registry, spec, source: &source, work, memory }.run(recorder, stop).await
+    build::Build { registry, spec, source: &source, work, memory }.run(recorder, stop).await
 }
 
 fn buildkit_failure(error: BuildkitError) -> JobFailure {

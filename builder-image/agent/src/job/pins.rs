@@ -16,13 +16,11 @@ use std::{
 use futures::StreamExt as _;
 use kiln_agent_proto::{Job as Spec, PullPolicy};
 use kiln_registry::{DOCKER_HUB, DOCKER_HUB_NAMES, Reference};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::registries::Registries;
 
-/// The source policy's file in the job's memory.
-pub const POLICY: &str = "policy.json";
 /// How long registries may take to say what all the names stand for, and how many are asked at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 8;
@@ -36,17 +34,6 @@ pub type Pins = BTreeMap<String, String>;
 #[must_use]
 pub fn of(spec: &Spec, state: &Path) -> Pins {
     if spec.pull() == PullPolicy::PullIfNotPresent { read(state) } else { Pins::new() }
-}
-
-/// Writes the source policy to the job's memory, and gives its path.
-pub fn write_policy<'a>(
-    pins: &Pins,
-    registries: impl Iterator<Item = &'a str>,
-    memory: &Path,
-) -> std::io::Result<PathBuf> {
-    let path = memory.join(POLICY);
-    fs::write(&path, rules(pins, registries))?;
-    Ok(path)
 }
 
 /// Keeps what names stood for in a build, where the job wants it. What the build says of that is a hint, which its Dockerfile
@@ -133,10 +120,12 @@ fn read(state: &Path) -> Pins {
     fs::read(path(state)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
 }
 
-/// With the names that Go's own JSON has for fields, which `buildctl` reads: a name that it does not know it passes over. The
-/// last rule that matches says whether an image is asked for, and what a digest is put into is judged anew:
+/// The source policy: which registries may be asked, and which digests are put in the place of names. With the names that
+/// Go's own JSON has for fields, which `kiln-build` reads: a name that it does not know it passes over. The last rule that
+/// matches says whether an image is asked for, and what a digest is put into is judged anew:
 /// <https://github.com/moby/buildkit/blob/v0.33.1/sourcepolicy/engine.go>.
-fn rules<'a>(pins: &Pins, registries: impl Iterator<Item = &'a str>) -> String {
+#[must_use]
+pub fn policy<'a>(pins: &Pins, registries: impl Iterator<Item = &'a str>) -> Value {
     // Of images and of single blobs.
     let judged = |action: &str, of: &str| {
         let selector = json!({"identifier": format!("^docker-image(\\+blob)?://{of}"), "match_type": "REGEX"});
@@ -154,7 +143,7 @@ fn rules<'a>(pins: &Pins, registries: impl Iterator<Item = &'a str>) -> String {
         })
     });
     let rules: Vec<_> = [judged("DENY", "")].into_iter().chain(permitted).chain(pinned).collect();
-    json!({"version": 1, "rules": rules}).to_string()
+    json!({"version": 1, "rules": rules})
 }
 
 /// For Go's regular expressions: every character that is no letter and no digit stands for itself.
@@ -169,15 +158,14 @@ mod tests {
 
     #[test]
     fn names_are_kept_and_used_where_asked_for() {
-        let (state, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let state = tempfile::tempdir().unwrap();
         let spec = Spec { pull: PullPolicy::PullIfNotPresent.into(), ..Spec::default() };
         assert!(of(&spec, state.path()).is_empty());
         for (name, digest) in [("a:1", "sha256:1"), ("b:1", "sha256:2"), ("a:1", "sha256:3")] {
             keep(state.path(), vec![(format!("docker.io/library/{name}"), digest.to_owned())]);
         }
         let registries = ["docker.io", "[fd00::1]:5000"].into_iter();
-        let written = write_policy(&of(&spec, state.path()), registries, memory.path()).unwrap();
-        let written: serde_json::Value = serde_json::from_slice(&fs::read(written).unwrap()).unwrap();
+        let written = policy(&of(&spec, state.path()), registries);
         insta::assert_snapshot!(serde_json::to_string_pretty(&written).unwrap());
         assert!(of(&Spec::default(), state.path()).is_empty());
         forget(state.path());

@@ -1,7 +1,7 @@
-//! Reads what `buildctl --progress=rawjson` writes: one JSON object a line, and after the last one its error as text.
+//! Reads what `kiln-build` writes: one JSON object a line.
 //!
-//! The objects are BuildKit's `client.SolveStatus`: vertexes (the steps) that changed, pieces of their output, and
-//! the linter's warnings.
+//! They are BuildKit's `client.SolveStatus`: vertexes (the steps) that changed, pieces of their output, and the linter's
+//! warnings; the last one is its own, and tells how the build ended.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -9,7 +9,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kiln_agent_proto::{Step, Warning};
 use serde::Deserialize;
 
-use super::mask::{Masker, shorten};
+use super::{
+    ending::{Ending, Failed, Own},
+    mask::{Masker, shorten},
+};
 
 /// How many lines of a step's output a failure tells.
 const TAIL: usize = 20;
@@ -178,6 +181,7 @@ pub struct Progress<'a> {
     /// Digests by the names of images.
     bases: BTreeMap<String, String>,
     pushing: bool,
+    ending: Option<Ending>,
     text: String,
 }
 
@@ -193,12 +197,17 @@ impl<'a> Progress<'a> {
             warnings: Vec::new(),
             bases: BTreeMap::new(),
             pushing: false,
+            ending: None,
             text: String::new(),
         }
     }
 
-    /// Takes a line of `buildctl`'s standard error.
+    /// Takes a line of what `kiln-build` writes.
     pub fn line(&mut self, line: &[u8]) -> Vec<Update> {
+        if let Some(ending) = Own::read(line) {
+            self.ending = Some(ending);
+            return Vec::new();
+        }
         let status = if line.starts_with(b"{") { serde_json::from_slice::<Status>(line).ok() } else { None };
         let Some(status) = status else {
             if self.text.len() < 1 << 20 {
@@ -228,10 +237,16 @@ impl<'a> Progress<'a> {
         updates
     }
 
-    /// What `buildctl` wrote besides JSON: its error.
+    /// What was written besides JSON: `kiln-build` itself broke down.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// How the build ended. `None`: `kiln-build` did not come so far.
+    #[must_use]
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
     }
 
     /// The linter's warnings.
@@ -240,13 +255,14 @@ impl<'a> Progress<'a> {
         &self.warnings
     }
 
-    /// The step that made the build fail: the first whose error `buildctl` repeats, else the first that was not
-    /// merely given up because another one had failed.
+    /// The step that made the build fail: the one that BuildKit names, else the first whose error it repeats, else the first
+    /// that was not merely given up because another one had failed.
     #[must_use]
-    pub fn failed_step(&self) -> Option<FailedStep> {
+    pub fn failed_step(&self, failed: &Failed) -> Option<FailedStep> {
         let steps = || self.failed.iter().filter_map(|id| Some((id, self.steps.get(id)?)));
         let (id, step) = steps()
-            .find(|(_, step)| self.text.contains(step.error.trim_end_matches('…')))
+            .find(|(id, _)| **id == failed.vertex)
+            .or_else(|| steps().find(|(_, step)| failed.message.contains(step.error.trim_end_matches('…'))))
             .or_else(|| steps().find(|(_, step)| !step.error.contains("context canceled")))?;
         Some(FailedStep { name: step.name.clone(), error: step.error.clone(), tail: self.tail(id) })
     }

@@ -66,18 +66,6 @@ impl Source {
             contexts: Vec::new(),
         }
     }
-
-    /// The arguments of `buildctl build` that hand it the contexts beside the source.
-    pub fn context_arguments(&self) -> impl Iterator<Item = String> {
-        // A number, for a name may hold what the name of a local directory may not, such as `=`.
-        self.contexts.iter().enumerate().flat_map(|(number, NamedContext { name, content })| match content {
-            ContextContent::Image(reference) => vec![format!("--opt=context:{name}=docker-image://{reference}")],
-            ContextContent::Directory(directory) => vec![
-                format!("--local=beside-{number}={}", directory.display()),
-                format!("--opt=context:{name}=local:beside-{number}"),
-            ],
-        })
-    }
 }
 
 /// What it takes to fetch a job's source.
@@ -264,22 +252,5 @@ mod tests {
             let expected = expected.map(|(directory, path)| (PathBuf::from(directory), PathBuf::from(path)));
             assert_eq!(placed, expected, "{named}");
         }
-    }
-
-    #[test]
-    fn contexts_beside() {
-        let contexts = vec![
-            NamedContext { name: "base".to_owned(), content: ContextContent::Image("r/x@sha256:a".to_owned()) },
-            NamedContext { name: "lib".to_owned(), content: ContextContent::Directory("/w/context-1".into()) },
-        ];
-        let source = Source { contexts, ..Source::new("/s".into(), String::new()) };
-        assert_eq!(
-            source.context_arguments().collect::<Vec<_>>(),
-            [
-                "--opt=context:base=docker-image://r/x@sha256:a",
-                "--local=beside-1=/w/context-1",
-                "--opt=context:lib=local:beside-1"
-            ]
-        );
     }
 }

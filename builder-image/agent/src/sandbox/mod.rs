@@ -1,4 +1,4 @@
-//! Keeps a program that handles what others sent (git, ssh, buildctl, unpacking) apart from everything that its own task
+//! Keeps a program that handles what others sent (git, ssh, kiln-build, unpacking) apart from everything that its own task
 //! does not need: other jobs, the agent's key, buildkitd. Each is a child of the agent, started through this program
 //! itself, which confines itself by Landlock, a filter of system calls and limits on resources before it becomes the child.
 //!

@@ -123,7 +123,7 @@ async fn appear_nowhere() {
             git.ca_ref = serde_json::from_value(json!({"kind": "Secret", "name": "hostile-ca"})).unwrap();
         });
         tenant.create_build(&uses_all(fetching)).await;
-        watcher.until_seen(&["git", "buildctl", "buildkitd", "kiln-agent"]).await;
+        watcher.until_seen(&["git", "kiln-build", "buildkitd", "kiln-agent"]).await;
         tenant.builds().delete("fetching", &DeleteParams::default()).await.unwrap();
 
         objects(tenant, &marks).await;

@@ -53,7 +53,7 @@ fn spans(file: &str, trace: &str) -> Vec<Span> {
     found
 }
 
-/// Whether a span of buildkitd is below the build of a platform. What lies between the two is buildctl's.
+/// Whether a span of buildkitd is below the build of a platform. What lies between the two is kiln-build's.
 fn has_buildkits(spans: &[Span], platform: &str) -> bool {
     let by_id: HashMap<&str, &Span> = spans.iter().map(|span| (span.id.as_str(), span)).collect();
     let above = |span: &Span| by_id.get(span.parent.as_str()).copied();

@@ -30,7 +30,7 @@ const NO_ROUTE: [&str; 5] =
     ["Network is unreachable", "network is unreachable", "No route to host", "no route to host", "ENETUNREACH"];
 
 /// What to say of it.
-pub(super) fn failure(code: i32, step: Option<&FailedStep>, build: Circumstances<'_>) -> (Reason, String) {
+pub(super) fn failure(code: u32, step: Option<&FailedStep>, build: Circumstances<'_>) -> (Reason, String) {
     // The whole of it is told beside the message, whose end says most.
     let name = shorten(step.map_or("a step", |step| step.name.as_str()).to_owned(), LONGEST_NAME);
     let line_with = |signs: &[&str]| {

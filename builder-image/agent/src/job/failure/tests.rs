@@ -1,11 +1,15 @@
-//! Failures as the pinned version of buildctl told them, and such as no test registry makes.
+//! Failures as the pinned version of BuildKit told them, and such as no test registry makes.
 
 use std::fmt::Write as _;
 
 use proptest::prelude::*;
 
 use super::{
-    super::{mask::Masker, progress::Progress},
+    super::{
+        ending::{Ending, Lines, Place},
+        mask::Masker,
+        progress::Progress,
+    },
     *,
 };
 
@@ -19,13 +23,26 @@ const BUILD: Circumstances<'_> = Circumstances {
     content: None,
 };
 
-fn explain_captured(captured: &str) -> JobFailure {
+/// What was captured in a directory: the lines of `kiln-build`, and the Dockerfile where BuildKit named a line of it.
+fn explain_captured(directory: &std::path::Path) -> JobFailure {
     let masker = Masker::default();
     let mut progress = Progress::new(&masker);
-    for line in captured.lines() {
+    for line in std::fs::read_to_string(directory.join("output")).unwrap().lines() {
         progress.line(line.as_bytes());
     }
-    explain(progress.text(), progress.failed_step().as_ref(), BUILD)
+    let dockerfile = std::fs::read_to_string(directory.join("Dockerfile")).ok();
+    let Some(Ending::Failed(failed)) = progress.ending() else { panic!("{} tells no failure", directory.display()) };
+    let build = Circumstances { content: dockerfile.as_deref(), ..BUILD };
+    explain(failed, progress.failed_step(failed).as_ref(), build)
+}
+
+fn failed(message: &str) -> Failed {
+    Failed { message: format!("failed to solve: {message}"), ..Failed::default() }
+}
+
+fn at_line(line: u32, message: &str) -> Failed {
+    let place = Place { file: "Dockerfile".to_owned(), lines: vec![Lines { first: line, last: line }] };
+    Failed { sources: vec![place], ..failed(message) }
 }
 
 #[test]
@@ -35,7 +52,7 @@ fn every_captured_failure() {
     paths.sort();
     let mut all = String::new();
     for path in paths {
-        let failure = explain_captured(&std::fs::read_to_string(&path).unwrap());
+        let failure = explain_captured(&path);
         writeln!(all, "{}:\n{failure:#?}\n", path.file_stem().unwrap().to_string_lossy()).unwrap();
     }
     insta::assert_snapshot!(all);
@@ -74,13 +91,26 @@ fn answers_that_no_test_registry_gives() {
             Reason::RegistryUnavailable,
         ),
         ("write /var/lib/kiln/buildkit/root/x: no space left on device", Reason::NoSpaceLeft),
-        ("process \"/bin/sh -c make\" did not complete successfully: exit code: 137", Reason::OutOfMemory),
-        ("Unavailable: error reading from server: EOF", Reason::BuildkitUnavailable),
         ("something nobody has seen", Reason::BuildFailed),
     ];
     for (error, expected) in cases {
-        assert_eq!(explain(&format!("error: failed to solve: {error}\n"), None, BUILD).reason, expected, "{error}");
+        assert_eq!(explain(&failed(error), None, BUILD).reason, expected, "{error}");
     }
+    let exit = |code| Failed { exit_code: Some(code), ..failed("process \"make\" did not complete successfully") };
+    assert_eq!(explain(&exit(137), None, BUILD).reason, Reason::OutOfMemory);
+    assert_eq!(explain(&exit(1), None, BUILD).reason, Reason::StepFailed);
+}
+
+#[test]
+fn a_lost_buildkitd_is_told_by_its_code() {
+    let code =
+        |code: &str, vertex: &str| Failed { code: code.into(), vertex: vertex.into(), ..failed("context canceled") };
+    assert_eq!(explain(&code("Unavailable", ""), None, BUILD).reason, Reason::BuildkitUnavailable);
+    assert_eq!(explain(&code("Canceled", ""), None, BUILD).reason, Reason::BuildkitUnavailable);
+    // A step, and a file of the user's that has such a name.
+    assert_eq!(explain(&code("Unknown", ""), None, BUILD).reason, Reason::BuildFailed);
+    let step = code("Unavailable", "sha256:1");
+    assert_eq!(explain(&step, None, BUILD).reason, Reason::BuildFailed);
 }
 
 #[test]
@@ -90,41 +120,44 @@ fn a_full_volume_is_not_the_users_matter() {
         error: String::new(),
         tail: vec!["cp: No space left on device".to_owned()],
     };
-    let text = "error: failed to solve: process \"cp\" did not complete successfully: exit code: 1";
-    assert_eq!(explain(text, Some(&step), BUILD).reason, Reason::StepFailed);
-    assert_eq!(explain(text, Some(&step), Circumstances { volume_full: true, ..BUILD }).reason, Reason::NoSpaceLeft);
+    let failed = Failed { exit_code: Some(1), ..failed("process \"cp\" did not complete successfully: exit code: 1") };
+    assert_eq!(explain(&failed, Some(&step), BUILD).reason, Reason::StepFailed);
+    assert_eq!(explain(&failed, Some(&step), Circumstances { volume_full: true, ..BUILD }).reason, Reason::NoSpaceLeft);
 }
 
 #[test]
 fn an_argument_without_value_is_named() {
-    let text = "Dockerfile:2\n--------------------\n   2 | >>> FROM a/${NAME}:$TAG\n--------------------\nerror: failed to solve: failed to parse stage name \"a/x:\": invalid reference format\n";
+    let failed = at_line(2, "failed to parse stage name \"a/x:\": invalid reference format");
     let arguments = [("NAME".to_owned(), "x".to_owned())].into();
     for (content, words) in [
         ("ARG NAME\nFROM a/${NAME}:$TAG\n", "TAG has no value"),
         ("ARG NAME TAG=1\nFROM a/${NAME}:$TAG\n", "is neither a stage above nor the name of an image"),
     ] {
         let build = Circumstances { content: Some(content), arguments: Some(&arguments), ..BUILD };
-        let failure = explain(text, None, build);
+        let failure = explain(&failed, None, build);
         assert!(failure.message.contains(words), "{failure:?}");
     }
 }
 
 #[test]
 fn the_platform_that_a_base_image_lacks() {
-    let text = "Dockerfile:1\n--------------------\n   1 | >>> FROM x\n--------------------\nerror: failed to solve: busybox: failed to resolve source metadata for docker.io/library/busybox:latest: no match for platform in manifest: not found\n";
+    let failed = at_line(
+        1,
+        "busybox: failed to resolve source metadata for docker.io/library/busybox:latest: no match for platform in manifest: not found",
+    );
     for (content, words) in [
         ("FROM --platform=linux/mips64le busybox\n", "is not there for linux/mips64le, which FROM asks for"),
         ("FROM --platform=$TARGETPLATFORM busybox\n", "is not there for linux/amd64;"),
         ("FROM busybox\n", "is not there for linux/amd64;"),
     ] {
-        let failure = explain(text, None, Circumstances { content: Some(content), ..BUILD });
+        let failure = explain(&failed, None, Circumstances { content: Some(content), ..BUILD });
         assert!(failure.message.contains(words), "{failure:?}");
     }
 }
 
 #[test]
 fn a_step_without_network() {
-    let text = "error: failed to solve: process \"x\" did not complete successfully: exit code: 6";
+    let failed = Failed { exit_code: Some(6), ..failed("process \"x\" did not complete successfully: exit code: 6") };
     for (line, reason) in [
         ("curl: (6) Could not resolve host: example.com", Reason::StepNoNetwork),
         (
@@ -150,9 +183,9 @@ fn a_step_without_network() {
         ("make: *** [all] Error 6", Reason::StepFailed),
     ] {
         let step = FailedStep { name: "[2/2] RUN x".to_owned(), error: String::new(), tail: vec![line.to_owned()] };
-        let failure = explain(text, Some(&step), BUILD);
+        let failure = explain(&failed, Some(&step), BUILD);
         assert_eq!(failure.reason, reason, "{line}");
-        let failure = explain(text, Some(&step), Circumstances { no_network: true, ..BUILD });
+        let failure = explain(&failed, Some(&step), Circumstances { no_network: true, ..BUILD });
         assert_eq!(failure.message.contains("spec.network"), reason == Reason::StepNoNetwork, "{failure:?}");
     }
 }
@@ -160,6 +193,7 @@ fn a_step_without_network() {
 proptest! {
     #[test]
     fn any_text_is_explained(text in any::<String>()) {
-        prop_assert!(!explain(&text, None, BUILD).message.is_empty());
+        let failed = Failed { message: text, ..Failed::default() };
+        prop_assert!(!explain(&failed, None, BUILD).message.is_empty());
     }
 }

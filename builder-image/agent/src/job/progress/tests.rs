@@ -1,4 +1,4 @@
-//! Builds as the pinned version of buildctl told of them, and output cut anywhere.
+//! Builds as the pinned version of BuildKit told of them, and output cut anywhere.
 
 use std::fmt::Write as _;
 
@@ -44,11 +44,15 @@ fn story(captured: &str) -> String {
             }
         }
     }
+    let failed = match progress.ending() {
+        Some(Ending::Failed(failed)) => progress.failed_step(failed),
+        _ => None,
+    };
     write!(
         story,
-        "failed: {:#?}\nwarnings: {:?}\ntext:\n{}",
-        progress.failed_step(),
+        "failed: {failed:#?}\nwarnings: {:?}\nending: {:#?}\ntext:\n{}",
         progress.warnings(),
+        progress.ending(),
         progress.text()
     )
     .unwrap();
@@ -81,7 +85,7 @@ fn a_cache_that_is_not_there_is_no_failed_step() {
     let mut progress = Progress::new(&masker);
     let updates: Vec<Update> =
         include_str!("../testdata/lost-cache.stderr").lines().flat_map(|line| progress.line(line.as_bytes())).collect();
-    assert_eq!(progress.failed_step(), None);
+    assert_eq!(progress.failed_step(&Failed::default()), None);
     let failed = |update: &&Update| matches!(update, Update::Step(step) if !step.error.is_empty());
     assert_eq!(updates.iter().filter(failed).count(), 0);
     let told = lines(&updates);
@@ -126,7 +130,7 @@ fn a_step_that_only_names_an_image_is_none() {
 fn each_warning_is_told_once() {
     let masker = Masker::default();
     let mut progress = Progress::new(&masker);
-    for line in include_str!("../testdata/failures/lint-failed.stderr").lines().cycle().take(200) {
+    for line in include_str!("../testdata/failures/lint-failed/output").lines().cycle().take(200) {
         progress.line(line.as_bytes());
     }
     let told: Vec<(&str, u32)> =
@@ -177,7 +181,7 @@ fn what_a_step_prints_is_output_whatever_it_looks_like() {
     let fake = b"{\"vertexes\":[{\"digest\":\"v\",\"name\":\"fake\",\"started\":\"2026-01-01T00:00:00Z\",\"error\":\"e\"}]}\nerror: failed to solve: failed to push r: denied: \nDockerfile:1\n--------------------\n   1 | >>> x\n";
     let updates = progress.line(&log(1, fake));
     assert_eq!(lines(&updates).len(), updates.len());
-    assert_eq!((progress.failed_step(), progress.text()), (None, ""));
+    assert_eq!((progress.failed_step(&Failed::default()), progress.text()), (None, ""));
 }
 
 #[test]

@@ -60,7 +60,7 @@ async fn bomb(name: &str, profile: SecurityProfile) {
     .await;
 }
 
-/// Waits until the bomb is built. buildctl's threads count within the same limit: where it needs one more just then, it ends,
+/// Waits until the bomb is built. kiln-build's threads count within the same limit: where it needs one more just then, it ends,
 /// and the build that bombs with it.
 async fn bombed(tenant: &Tenant) -> ImageBuild {
     let mut former = String::new();

@@ -1,0 +1,488 @@
+//! Has `kiln-build` build for a job, and reads its result.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    sync::Mutex,
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult};
+use kiln_registry::{Repository, text::plain_text};
+use serde::Deserialize;
+use tokio::{process::Command, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Recorder, Source,
+    addresses::{Image, Learned, MOST_REGISTRIES, Permitted, Refused},
+    archive, content,
+    dockerfile::{Dockerfile, Instruction},
+    ending::{Ending, Failed},
+    excerpt::{Excerpt, read_dockerfile},
+    failure::{Circumstances, explain, refused_image},
+    pins, process_failure, programs,
+    progress::{Progress, Update},
+    request::{self, Request, Wanted},
+    source::ContextContent,
+    stages,
+};
+use crate::{
+    buildkit::SAMPLER,
+    jobs::Registry,
+    process,
+    reasons::{JobFailure, Reason},
+    sandbox::LARGEST_FILE,
+};
+
+/// What a build needs.
+pub struct Build<'a> {
+    /// What all jobs share.
+    pub registry: &'a Registry,
+    /// The job.
+    pub spec: &'a Spec,
+    /// Its source.
+    pub source: &'a Source,
+    /// The job's directory on the volume.
+    pub work: &'a Path,
+    /// The job's directory in memory.
+    pub memory: &'a Path,
+}
+
+/// The builder's own platform.
+pub const BUILDER: &str = match std::env::consts::ARCH.as_bytes() {
+    b"x86_64" => "linux/amd64",
+    b"aarch64" => "linux/arm64",
+    _ => "linux",
+};
+
+impl Build<'_> {
+    /// Builds and pushes, tells of it on the way, and gives the manifest.
+    pub async fn run(&self, recorder: &Recorder, stop: &CancellationToken) -> Result<JobResult, JobFailure> {
+        let spec = self.spec;
+        let text = read_dockerfile(&self.source.dockerfile_dir, &self.source.dockerfile).unwrap_or_default();
+        let dockerfile = Dockerfile::read(&text);
+        let contexts: Vec<&str> = self.source.contexts.iter().map(|context| context.name.as_str()).collect();
+        let stages = stages::Build {
+            target: &spec.target,
+            platform: &spec.platform,
+            builder: BUILDER,
+            arguments: &spec.build_args,
+            contexts: &contexts,
+        };
+        let copied_only = self.only_copies(&dockerfile, stages)?;
+        let permitted = self.check_registries(&dockerfile, stages).await?;
+        let archives = self.registry.config().archives_dir.as_deref();
+        let archive = archive::Target::of(spec, archives)?;
+        let (progress, built) = self.build(&dockerfile, permitted, archive.as_ref(), recorder, stop).await?;
+        // BuildKit puts the build's platform on the image whatever the base was: the wrong programs under the right
+        // name. Its linter notices.
+        if let Some(warning) = progress.warnings().iter().find(|warning| warning.rule == "InvalidBaseImagePlatform") {
+            let message = format!(
+                "{}: its registry gave the base image of another platform; choose a base image that has {}",
+                warning.message, spec.platform
+            );
+            let failure = self.failure_at(warning.line, &text, Reason::BaseImagePlatform, message);
+            return Err(JobFailure { warnings: progress.warnings().to_vec(), ..failure });
+        }
+        pins::record(&self.registry.config().state_dir, spec, progress.base_images(), self.registry.registries(), stop)
+            .await;
+        let (mut result, config) =
+            result(&built).map_err(|error| JobFailure::agent("read what BuildKit says of the image", &*error))?;
+        if let Some(archive) = archive {
+            archive.finish()?;
+        }
+        let content = content::read(self.registry.registries(), spec, &result.digest, config.as_deref()).await;
+        if request::may_hold_foreign_programs(spec)
+            && let Some(content) = &content
+        {
+            self.check_program(&result.digest, content, stop).await?;
+        }
+        if let Some(content) = content {
+            content.put_into(&mut result);
+        }
+        result.copied_only = copied_only;
+        result.warnings = progress.warnings().to_vec();
+        Ok(result)
+    }
+
+    /// Has it built, and gives what is said of the image. Where BuildKit was refused an image whose registry may be asked, once more: neither a look at the
+    /// Dockerfile nor its own names all that a base image holds back.
+    async fn build<'r>(
+        &self,
+        dockerfile: &Dockerfile<'_>,
+        mut permitted: Permitted<'_>,
+        archive: Option<&archive::Target>,
+        recorder: &'r Recorder,
+        stop: &CancellationToken,
+    ) -> Result<(Progress<'r>, BTreeMap<String, String>), JobFailure> {
+        let state = &self.registry.config().state_dir;
+        let pins = pins::of(self.spec, state);
+        let archive = archive.map(archive::Target::temporary);
+        // An image may be as large as the volume for archives lets it be.
+        let file_bytes = if archive.is_some() { None } else { Some(LARGEST_FILE) };
+        let writes: Vec<PathBuf> = archive.map(Path::to_owned).into_iter().collect();
+        loop {
+            let policy = pins::policy(&pins, permitted.registries());
+            let wanted = Wanted {
+                spec: self.spec,
+                source: self.source,
+                dockerfile,
+                memory: self.memory,
+                policy: &policy,
+                archive,
+            };
+            let mut progress = Progress::new(recorder.masker());
+            let request = self.request(wanted.request()?)?;
+            let command = self.command(writes.clone(), file_bytes);
+            let ended = self.kiln_build(command, &request, &mut progress, recorder, stop).await?;
+            let failed = match progress.ending() {
+                Some(Ending::Built(built)) if ended.success() => {
+                    let built = built.clone();
+                    return Ok((progress, built));
+                }
+                Some(Ending::Failed(failed)) => failed,
+                _ => return Err(broken_down(ended, &progress)),
+            };
+            let failure = self.failure(failed, &progress, dockerfile.text);
+            if let Some(reference) = refused_image(failed) {
+                let of = format!("the registry of {reference} is not asked");
+                let message = match permitted.learn(Image { reference, line: None }).await {
+                    Ok(Learned::Permitted) => continue,
+                    Ok(Learned::Nothing) => of,
+                    Ok(Learned::Unreadable) => {
+                        format!("{of}: Kiln cannot read this name; write it as registry, path, and tag or digest")
+                    }
+                    Ok(Learned::TooMany) => format!(
+                        "{of}: the build uses images of more than {MOST_REGISTRIES} registries; let it use fewer"
+                    ),
+                    Err(refused) => refused.to_string(),
+                };
+                let JobFailure { dockerfile, line, .. } = &failure;
+                let at = if *line > 0 { format!(" (line {line} of {dockerfile})") } else { String::new() };
+                let message = format!("{message}{at}");
+                return Err(JobFailure { message, ..failure });
+            }
+            if !pins.is_empty() {
+                // A digest may be gone from its registry: the next attempt asks for the names again.
+                pins::forget(state);
+            }
+            return Err(failure);
+        }
+    }
+
+    /// Why a build failed.
+    fn failure(&self, failed: &Failed, progress: &Progress<'_>, text: &str) -> JobFailure {
+        let dockerfile = self.source.dockerfile.to_string_lossy();
+        let build = Circumstances {
+            dockerfile: &dockerfile,
+            platform: &self.spec.platform,
+            repository: &self.spec.repository,
+            arguments: Some(&self.spec.build_args),
+            no_network: self.spec.no_network,
+            volume_full: is_full(&self.source.context),
+            content: Some(text),
+        };
+        let failure = explain(failed, progress.failed_step(failed).as_ref(), build);
+        let failure = JobFailure { warnings: progress.warnings().to_vec(), ..failure };
+        if failure.reason == Reason::LintFailed { self.lint_failure(failure, text) } else { failure }
+    }
+
+    /// Whether nothing runs for the platform. Fails where something has to, and nothing can.
+    fn only_copies(&self, dockerfile: &Dockerfile<'_>, build: stages::Build<'_>) -> Result<bool, JobFailure> {
+        let spec = self.spec;
+        let Some(Instruction { rest, line, .. }) = stages::first_run(dockerfile, build) else { return Ok(true) };
+        let platform = &spec.platform;
+        let refuse = |reason, message: String| Err(self.failure_at(*line, dockerfile.text, reason, message));
+        if platform.starts_with("windows") {
+            return refuse(
+                Reason::WindowsStep,
+                format!(
+                    "the Dockerfile runs something for {platform} (RUN {rest}), which no builder can; only copy files into a Windows image, made in a stage FROM --platform=$BUILDPLATFORM, or build it elsewhere and name it in spec.platforms[].image"
+                ),
+            );
+        }
+        if spec.execution() == Execution::CopyOnly {
+            return refuse(
+                Reason::NodeNeeded,
+                format!("the Dockerfile runs something for {platform} (RUN {rest}), so a node that can is needed"),
+            );
+        }
+        Ok(false)
+    }
+
+    /// The registries that BuildKit may ask, as far as the Dockerfile tells them. Fails where one is none that the job may reach.
+    async fn check_registries(
+        &self,
+        dockerfile: &Dockerfile<'_>,
+        build: stages::Build<'_>,
+    ) -> Result<Permitted<'_>, JobFailure> {
+        let contexts = self.source.contexts.iter().filter_map(|context| match &context.content {
+            ContextContent::Image(reference) => Some(reference),
+            ContextContent::Directory(_) => None,
+        });
+        let cache = self.spec.cache.iter().flat_map(|cache| cache.from.iter().chain([&cache.to]));
+        let named = contexts.chain([&self.spec.repository]).chain(cache).filter(|name| !name.is_empty()).cloned();
+        let refused = match Permitted::of(self.spec, named.collect(), stages::images(dockerfile, build)).await {
+            Ok(permitted) => return Ok(permitted),
+            Err(refused) => refused,
+        };
+        let message = refused.to_string();
+        Err(match refused {
+            Refused::Forbidden { image: Image { line: Some(line), .. }, .. } => {
+                let message = format!("{message} (line {line} of {})", self.source.dockerfile.display());
+                self.failure_at(line, dockerfile.text, Reason::AddressForbidden, message)
+            }
+            Refused::Forbidden { .. } => JobFailure::new(Reason::AddressForbidden, message),
+            Refused::Unreadable(_) => JobFailure::new(Reason::InvalidJob, message),
+        })
+    }
+
+    /// Runs `kiln-build`, and stops it where it tells nothing for too long.
+    async fn kiln_build(
+        &self,
+        mut command: Command,
+        request: &[u8],
+        progress: &mut Progress<'_>,
+        recorder: &Recorder,
+        stop: &CancellationToken,
+    ) -> Result<ExitStatus, JobFailure> {
+        if is_traceparent(&self.spec.traceparent) {
+            // It hands its spans to buildkitd, which sends them on with its own, all below this one.
+            command.env_remove(SAMPLER).env("TRACEPARENT", &self.spec.traceparent);
+        }
+        let silence = Duration::from_secs(self.spec.silence_seconds.into());
+        let (stop_silent, heard) = (stop.child_token(), Mutex::new(Instant::now()));
+        let running = process::run(&mut command, Some(request), &stop_silent, |line| {
+            if let Ok(mut heard) = heard.lock() {
+                *heard = Instant::now();
+            }
+            for update in progress.line(line) {
+                match update {
+                    Update::Step(changed) => recorder.step(changed),
+                    Update::Line { step_id, line } => recorder.line(step_id, line),
+                    Update::Pushing => recorder.phase(Phase::Pushing),
+                }
+            }
+        });
+        let silent = async {
+            if silence.is_zero() {
+                return std::future::pending().await;
+            }
+            loop {
+                let due = heard.lock().map_or_else(|_| Instant::now(), |heard| *heard) + silence;
+                if due <= Instant::now() {
+                    break;
+                }
+                tokio::time::sleep_until(due).await;
+            }
+        };
+        let mut was_silent = false;
+        let ended = {
+            tokio::pin!(running);
+            tokio::select! {
+                ended = &mut running => ended,
+                () = silent => {
+                    was_silent = true;
+                    stop_silent.cancel();
+                    running.await
+                }
+            }
+        };
+        match ended {
+            Ok(finished) if !was_silent => Ok(finished.status),
+            ended => {
+                // Where the build was stopped, the step that ran tells where the time went.
+                let (step, log_tail) = progress.running_step().unwrap_or_default();
+                let failure = match ended {
+                    _ if was_silent && !stop.is_cancelled() => JobFailure::new(
+                        Reason::NoOutput,
+                        format!(
+                            "{} printed nothing for {} s and was stopped; let it tell what it does, or raise spec.silenceTimeout",
+                            if step.is_empty() { "the build" } else { &step },
+                            silence.as_secs()
+                        ),
+                    ),
+                    Err(error) => process_failure(error),
+                    Ok(_) => JobFailure::new(Reason::Cancelled, "the build was stopped"),
+                };
+                Err(JobFailure { step, log_tail, warnings: progress.warnings().to_vec(), ..failure })
+            }
+        }
+    }
+
+    /// Checks that what the image starts is a program for its platform: nobody else would notice before it runs.
+    async fn check_program(
+        &self,
+        digest: &str,
+        content: &content::Content,
+        stop: &CancellationToken,
+    ) -> Result<(), JobFailure> {
+        let Some(program) = programs::Program::of(&content.config) else { return Ok(()) };
+        let image = format!("{}@{digest}", self.spec.repository);
+        let taking = program.paths().iter().enumerate().map(|(number, path)| {
+            let directory = self.work.join(format!("program-{number}"));
+            self.take_file(&image, path, directory, stop)
+        });
+        let taken = futures::future::join_all(taking.collect::<Vec<_>>()).await;
+        let files = taken.into_iter().collect::<Result<Vec<_>, _>>()?;
+        match program.check(&files, &self.spec.platform) {
+            Some(message) => Err(JobFailure::new(Reason::WrongArchitecture, message)),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a file out of an image, and gives the path where it is, if the image has it.
+    async fn take_file(
+        &self,
+        image: &str,
+        path: &str,
+        directory: PathBuf,
+        stop: &CancellationToken,
+    ) -> Result<PathBuf, JobFailure> {
+        let (dockerfile_dir, files) = (directory.join("dockerfile"), directory.join("files"));
+        fs::create_dir_all(&dockerfile_dir)
+            .and_then(|()| fs::write(dockerfile_dir.join("Dockerfile"), programs::dockerfile(path)))
+            .map_err(|error| JobFailure::agent("write what takes a program out of the image", &error))?;
+        let request = self.request(request::extraction(image, &self.spec.platform, &dockerfile_dir, &files))?;
+        let mut command = self.command(vec![directory], Some(LARGEST_FILE));
+        // A failure means most often that there is no such file.
+        process::run(&mut command, Some(&request), stop, |line| tracing::trace!(line = %String::from_utf8_lossy(line)))
+            .await
+            .map_err(process_failure)?;
+        Ok(files.join("program"))
+    }
+
+    /// The registry that the image goes to.
+    fn own_registry(&self) -> Option<String> {
+        self.spec.repository.parse::<Repository>().ok().map(|repository| repository.registry)
+    }
+
+    /// The request as `kiln-build` reads it.
+    fn request(&self, mut request: Request) -> Result<Vec<u8>, JobFailure> {
+        let buildkit = self.registry.buildkit();
+        buildkit.address().clone_into(&mut request.address);
+        request.authorities.extend(self.own_registry().and_then(|registry| buildkit.authority_of(&registry)));
+        serde_json::to_vec(&request).map_err(|error| JobFailure::agent("write what is to be built", &error))
+    }
+
+    /// `kiln-build` with the job's credentials, and what it writes to.
+    fn command(&self, write: Vec<PathBuf>, file_bytes: Option<u64>) -> Command {
+        let own = |names: &[&str]| names.iter().map(|name| self.memory.join(name)).collect::<Vec<_>>();
+        let read = [vec![self.work.to_owned()], own(&["docker", "secrets", "ssh"])].concat();
+        let mut command = self.registry.buildkit().client("kiln-build", read, write, file_bytes);
+        command
+            .env("DOCKER_CONFIG", self.memory.join("docker"))
+            .env("HOME", self.memory.join("home"))
+            .current_dir(self.memory);
+        command
+    }
+
+    /// With the first warning's place.
+    fn lint_failure(&self, failure: JobFailure, text: &str) -> JobFailure {
+        let Some(first) = failure.warnings.first().cloned() else { return failure };
+        let message = format!(
+            "{} (line {} of {}): {}; mend it, or leave out spec.failOnWarnings",
+            first.rule, first.line, first.dockerfile, first.message
+        );
+        JobFailure { warnings: failure.warnings, ..self.failure_at(first.line, text, Reason::LintFailed, message) }
+    }
+
+    fn failure_at(&self, line: u32, text: &str, reason: Reason, message: String) -> JobFailure {
+        let dockerfile = self.source.dockerfile.to_string_lossy().into_owned();
+        let excerpt = Box::new(Excerpt::of_line(&dockerfile, line, text));
+        JobFailure { dockerfile, line, excerpt, ..JobFailure::new(reason, message) }
+    }
+}
+
+/// `kiln-build` ended without a word of its own, as where its pod has too many processes.
+fn broken_down(ended: ExitStatus, progress: &Progress<'_>) -> JobFailure {
+    let why = plain_text(progress.text().lines().next().unwrap_or_default(), 200);
+    let why = if why.is_empty() { ended.to_string() } else { why };
+    let message = format!("what builds broke down ({why}); the builder's pod may have too many processes");
+    JobFailure::new(Reason::AgentFailed, message)
+}
+
+/// Reads the manifest's descriptor and the configuration's digest from what the exporter says:
+/// <https://github.com/moby/buildkit/blob/v0.33.1/exporter/containerimage/exptypes/types.go>.
+fn result(built: &BTreeMap<String, String>) -> Result<(JobResult, Option<String>), Box<dyn std::error::Error>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Descriptor {
+        media_type: String,
+        digest: String,
+        size: u64,
+        #[serde(default)]
+        platform: Platform,
+    }
+    #[derive(Default, Deserialize)]
+    struct Platform {
+        #[serde(rename = "os.version", default)]
+        os_version: String,
+        #[serde(rename = "os.features", default)]
+        os_features: Vec<String>,
+    }
+    let descriptor = built.get("containerimage.descriptor").ok_or("it has no descriptor")?;
+    let config = built.get("containerimage.config.digest").cloned();
+    let descriptor: Descriptor = serde_json::from_slice(&STANDARD.decode(descriptor)?)?;
+    let Descriptor { media_type, digest, size, platform: Platform { os_version, os_features } } = descriptor;
+    Ok((JobResult { digest, size, media_type, os_version, os_features, ..JobResult::default() }, config))
+}
+
+/// Whether `text` is a traceparent: version, trace, parent and flags in lower-case hexadecimal digits.
+/// <https://www.w3.org/TR/trace-context/#traceparent-header>
+fn is_traceparent(text: &str) -> bool {
+    let lengths = [2, 32, 16, 2];
+    let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    text.split('-').map(str::len).eq(lengths) && text.split('-').all(is_hex)
+}
+
+/// Whether the file system that holds `path` has less than a hundredth of its room left.
+fn is_full(path: &Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|volume| volume.f_bavail < volume.f_blocks / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_breaks_down_is_the_builders() {
+        use crate::job::mask::Masker;
+        use std::os::unix::process::ExitStatusExt as _;
+        let masker = Masker::default();
+        let mut progress = Progress::new(&masker);
+        assert!(broken_down(ExitStatus::from_raw(9), &progress).message.contains("signal: 9"));
+        progress.line(b"runtime: failed to create new OS thread (have 8 already; errno=11)");
+        let failure = broken_down(ExitStatus::from_raw(2 << 8), &progress);
+        assert_eq!(failure.reason, Reason::AgentFailed);
+        assert!(failure.message.contains("failed to create new OS thread"), "{}", failure.message);
+    }
+
+    #[test]
+    fn traceparents() {
+        assert!(is_traceparent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        for bad in ["", "00", "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", "x=y\0"] {
+            assert!(!is_traceparent(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn reads_the_result() {
+        let descriptor = serde_json::json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": "sha256:1", "size": 7,
+            "annotations": {"config.digest": "sha256:2"}, "platform": {"architecture": "amd64", "os": "linux"},
+        });
+        let built = [
+            ("containerimage.config.digest".to_owned(), "sha256:2".to_owned()),
+            ("containerimage.descriptor".to_owned(), STANDARD.encode(descriptor.to_string())),
+        ];
+        let (found, config) = result(&built.into()).unwrap();
+        assert_eq!((found.digest.as_str(), found.size, config.as_deref()), ("sha256:1", 7, Some("sha256:2")));
+        assert_eq!(found.media_type, "application/vnd.oci.image.manifest.v1+json");
+        assert!(result(&BTreeMap::new()).is_err());
+    }
+}

@@ -1,0 +1,229 @@
+// kiln-build carries out one build on buildkitd for Kiln's agent.
+//
+// It reads a description of the build from standard input, and writes what happens to standard error, a line of JSON each:
+// BuildKit's own progress as it is, and at the end an event of its own, {"kiln": …}. It asks and tells; what follows from it
+// is the agent's to decide. A line that is no JSON is Go's runtime breaking down.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/docker/cli/cli/config"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/frontend"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/auth/authprovider"
+	"github.com/moby/buildkit/session/secrets/secretsprovider"
+	"github.com/moby/buildkit/session/sshforward/sshprovider"
+	sourcepolicy "github.com/moby/buildkit/sourcepolicy/pb"
+	"github.com/moby/buildkit/util/apicaps"
+	_ "github.com/moby/buildkit/util/grpcutil/encoding/proto"
+	"github.com/moby/buildkit/util/progress/progresswriter"
+	"github.com/tonistiigi/fsutil"
+	"golang.org/x/sync/errgroup"
+)
+
+// job is what is to be built.
+type job struct {
+	// Address is buildkitd's, such as unix:///run/buildkit.sock.
+	Address string `json:"address"`
+	// Options are those of the Dockerfile frontend.
+	Options map[string]string `json:"options"`
+	// Directories are what the frontend may read, by name.
+	Directories map[string]string `json:"directories"`
+	// Secrets and SSH are files, by the id that steps mount them with.
+	Secrets map[string]string `json:"secrets"`
+	SSH     map[string]string `json:"ssh"`
+	// Policy says which registries are asked, and which images are taken for names.
+	Policy *sourcepolicy.Policy `json:"policy"`
+	// Imports and Exports are caches.
+	Imports []entry `json:"imports"`
+	Exports []entry `json:"exports"`
+	// Output is what becomes of the image.
+	Output output `json:"output"`
+	// Authorities are files with the CA of a registry's token realm, by the registry's host.
+	Authorities map[string]string `json:"authorities"`
+}
+
+type entry struct {
+	Type       string            `json:"type"`
+	Attributes map[string]string `json:"attributes"`
+}
+
+type output struct {
+	entry
+	// File is written by types that make one, Directory by those that make many.
+	File      string `json:"file"`
+	Directory string `json:"directory"`
+}
+
+// event is what kiln-build itself tells. One of the two ends the output.
+type event struct {
+	// Result holds what the exporter says of the image.
+	Result map[string]string `json:"result,omitempty"`
+	// Failure is why there is none.
+	Failure *failure `json:"failure,omitempty"`
+}
+
+func main() {
+	apicaps.ExportedProduct = "kiln"
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := run(ctx, os.Stdin, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "kiln-build:", err)
+		os.Exit(1)
+	}
+}
+
+// run builds, and tells of it. Its error is that nothing could be told.
+func run(ctx context.Context, in io.Reader, out io.Writer) error {
+	var wanted job
+	if err := json.NewDecoder(in).Decode(&wanted); err != nil {
+		return fmt.Errorf("reading the job: %w", err)
+	}
+	lines := json.NewEncoder(out)
+	ctx, end := traced(ctx)
+	defer end()
+	told, err := build(ctx, &wanted, func(status *client.SolveStatus) error { return lines.Encode(status) })
+	last := event{Result: told}
+	if err != nil {
+		last = event{Failure: failureOf(err)}
+	}
+	return lines.Encode(map[string]event{"kiln": last})
+}
+
+// build gives what the exporter says of the image.
+func build(ctx context.Context, wanted *job, tell func(*client.SolveStatus) error) (map[string]string, error) {
+	opt, err := options(wanted)
+	if err != nil {
+		return nil, err
+	}
+	daemon, err := client.New(ctx, wanted.Address, tracing(ctx)...)
+	if err != nil {
+		return nil, err
+	}
+	// It stays open until the process ends: the last spans go this way too.
+
+	all := make(chan *client.SolveStatus)
+	telling, _ := errgroup.WithContext(context.Background())
+	telling.Go(func() error {
+		var failed error
+		for status := range all {
+			// Who does not listen any more is no reason to leave the build hanging.
+			if failed == nil {
+				failed = tell(status)
+			}
+		}
+		return failed
+	})
+
+	// Tokens of registries are fetched in this process: it tells of them beside what buildkitd tells.
+	writer := progresswriter.NewMultiWriter(&channel{all, make(chan struct{})})
+	var ends []func()
+	for _, attachable := range opt.Session {
+		if logs, ok := attachable.(interface{ SetLogger(progresswriter.Logger) }); ok {
+			beside := writer.WithPrefix("", false)
+			logs.SetLogger(func(status *client.SolveStatus) { beside.Status() <- status })
+			ends = append(ends, func() { close(beside.Status()) })
+		}
+	}
+	request := gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: wanted.Options}
+	for _, cache := range wanted.Imports {
+		request.CacheImports = append(request.CacheImports, frontend.CacheOptionsEntry{Type: cache.Type, Attrs: cache.Attributes})
+	}
+	answer, err := daemon.Build(ctx, *opt, "kiln", func(ctx context.Context, asking gateway.Client) (*gateway.Result, error) {
+		return asking.Solve(ctx, request)
+	}, writer.WithPrefix("", false).Status())
+	for _, end := range ends {
+		end()
+	}
+	if told := telling.Wait(); err == nil {
+		err = told
+	}
+	if err != nil {
+		return nil, err
+	}
+	return answer.ExporterResponse, nil
+}
+
+// channel is a progresswriter.Writer that has no display.
+type channel struct {
+	status chan *client.SolveStatus
+	done   chan struct{}
+}
+
+func (to *channel) Status() chan *client.SolveStatus { return to.status }
+func (to *channel) Done() <-chan struct{}            { return to.done }
+func (to *channel) Err() error                       { return nil }
+
+func options(wanted *job) (*client.SolveOpt, error) {
+	authorities := map[string]*authprovider.AuthTLSConfig{}
+	for host, file := range wanted.Authorities {
+		authorities[host] = &authprovider.AuthTLSConfig{RootCAs: []string{file}}
+	}
+	attached := []session.Attachable{authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
+		AuthConfigProvider: authprovider.LoadAuthConfig(config.LoadDefaultConfigFile(io.Discard)),
+		TLSConfigs:         authorities,
+	})}
+	if len(wanted.SSH) > 0 {
+		var keys []sshprovider.AgentConfig
+		for id, file := range wanted.SSH {
+			keys = append(keys, sshprovider.AgentConfig{ID: id, Paths: []string{file}})
+		}
+		provider, err := sshprovider.NewSSHAgentProvider(keys)
+		if err != nil {
+			return nil, err
+		}
+		attached = append(attached, provider)
+	}
+	if len(wanted.Secrets) > 0 {
+		var files []secretsprovider.Source
+		for id, file := range wanted.Secrets {
+			files = append(files, secretsprovider.Source{ID: id, FilePath: file})
+		}
+		store, err := secretsprovider.NewStore(files)
+		if err != nil {
+			return nil, err
+		}
+		attached = append(attached, secretsprovider.NewSecretProvider(store))
+	}
+	export := client.ExportEntry{
+		Type:      wanted.Output.Type,
+		Attrs:     wanted.Output.Attributes,
+		OutputDir: wanted.Output.Directory,
+	}
+	if file := wanted.Output.File; file != "" {
+		export.Output = func(map[string]string) (io.WriteCloser, error) { return os.Create(file) }
+	}
+	directories := map[string]fsutil.FS{}
+	for name, path := range wanted.Directories {
+		directory, err := fsutil.NewFS(path)
+		if err != nil {
+			return nil, err
+		}
+		directories[name] = directory
+	}
+	return &client.SolveOpt{
+		Exports:      []client.ExportEntry{export},
+		LocalMounts:  directories,
+		CacheExports: caches(wanted.Exports),
+		CacheImports: caches(wanted.Imports),
+		Session:      attached,
+		SourcePolicy: wanted.Policy,
+	}, nil
+}
+
+func caches(of []entry) []client.CacheOptionsEntry {
+	var all []client.CacheOptionsEntry
+	for _, cache := range of {
+		all = append(all, client.CacheOptionsEntry{Type: cache.Type, Attrs: cache.Attributes})
+	}
+	return all
+}
