@@ -118,17 +118,16 @@ impl Queue {
         domain: TrustDomain,
     ) {
         let architecture = placement.architecture.clone();
-        let turn = match &given {
-            Some(id) => Turn::Given(id.clone()),
-            None => Turn::Queued(self.requests.len()),
+        // To count both its place and its request would open builders that nobody needs.
+        let turn = if let Some(id) = given {
+            Turn::Given(id)
+        } else {
+            let bundles = own.map(|(_, bundles)| bundles.to_vec()).unwrap_or_default();
+            self.requests.push(Request { domain, architecture, bundles });
+            Turn::Queued(self.requests.len() - 1)
         };
         if let Some((index, _)) = own {
             self.own.push((index, turn, placement));
-        }
-        // To count both its place and its request would open builders that nobody needs.
-        if given.is_none() {
-            let bundles = own.map(|(_, bundles)| bundles.to_vec()).unwrap_or_default();
-            self.requests.push(Request { domain, architecture, bundles });
         }
     }
 }
