@@ -73,7 +73,7 @@ build_buildkit() {
 # What builds for the agent, of the same module, with the same tags: so what they share is compiled once. Its tests are run
 # when it is compiled.
 build_kiln_build() {
-	local flags=(-trimpath -tags osusergo,netgo,static_build,seccomp)
+	local flags=(-trimpath -tags "osusergo,netgo,static_build,seccomp")
 	cd "$CLUSTER_DIR/../../builder-image/build"
 	CGO_ENABLED=0 go test "${flags[@]}" .
 	CGO_ENABLED=0 go build "${flags[@]}" -ldflags '-s -w' -o "$1/kiln-build" .
