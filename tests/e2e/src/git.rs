@@ -35,6 +35,8 @@ pub struct Commit<'a> {
 pub enum Tree<'a> {
     /// A file's content, or a link's target.
     Blob(&'a str),
+    /// A submodule's commit.
+    Commit(&'a str),
     /// Mode, name and content of each entry.
     Entries(&'a [(&'a str, &'a str, Tree<'a>)]),
 }
@@ -168,10 +170,15 @@ impl Repository {
     fn object(&self, tree: &Tree<'_>) -> String {
         match tree {
             Tree::Blob(content) => self.run(&["hash-object", "-w", "--stdin"], *content),
+            Tree::Commit(id) => (*id).to_owned(),
             Tree::Entries(entries) => {
                 let mut lines = String::new();
                 for (mode, name, entry) in *entries {
-                    let kind = if matches!(entry, Tree::Blob(_)) { "blob" } else { "tree" };
+                    let kind = match entry {
+                        Tree::Blob(_) => "blob",
+                        Tree::Commit(_) => "commit",
+                        Tree::Entries(_) => "tree",
+                    };
                     writeln!(lines, "{mode} {kind} {}\t{name}", self.object(entry)).unwrap();
                 }
                 self.run(&["mktree"], &lines)

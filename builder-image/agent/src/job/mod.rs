@@ -214,12 +214,7 @@ pub async fn run(
     work: &Path,
     memory: &Path,
 ) -> Result<JobResult, JobFailure> {
-    if let (true, Some(problem)) = (spec.require_sandbox, registry.sandbox().problem()) {
-        let message = format!(
-            "the pool wants what a source holds to be handled in a sandbox (allow.unsandboxedSources is false), and this builder's node has none: {problem}; let its owner choose nodes with Linux 6.2 or newer and Landlock switched on"
-        );
-        return Err(JobFailure::new(Reason::SourceSandboxMissing, message));
-    }
+    check_sandbox(spec, registry.sandbox().problem())?;
     credentials::write(memory, spec).map_err(|error| JobFailure::agent("write the job's credentials", &error))?;
 
     recorder.phase(Phase::Fetching);
@@ -236,6 +231,15 @@ pub async fn run(
     registry.buildkit().wait(stop).await.map_err(buildkit_failure)?;
     recorder.phase(Phase::Building);
     build::Build { registry, spec, source: &source, work, memory }.run(recorder, stop).await
+}
+
+/// Refuses the job where its pool wants a sandbox, and there is none for this reason.
+fn check_sandbox(spec: &Spec, problem: Option<&str>) -> Result<(), JobFailure> {
+    let Some(problem) = problem.filter(|_| spec.require_sandbox) else { return Ok(()) };
+    let message = format!(
+        "the pool wants what a source holds to be handled in a sandbox (allow.unsandboxedSources is false), and this builder's node has none: {problem}; let its owner choose nodes with Linux 6.2 or newer and Landlock switched on"
+    );
+    Err(JobFailure::new(Reason::SourceSandboxMissing, message))
 }
 
 fn buildkit_failure(error: BuildkitError) -> JobFailure {
@@ -255,5 +259,21 @@ fn process_failure(error: ProcessError) -> JobFailure {
             format!("{error}: the commit has more files than a builder takes; build from a smaller repository"),
         ),
         error => JobFailure::agent("run a program", &error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_may_want_a_sandbox() {
+        for (wanted, problem, refused) in
+            [(true, Some("no Landlock"), true), (true, None, false), (false, Some("no Landlock"), false)]
+        {
+            let spec = Spec { require_sandbox: wanted, ..Spec::default() };
+            let checked = check_sandbox(&spec, problem).map_err(|failure| failure.reason);
+            assert_eq!(checked, if refused { Err(Reason::SourceSandboxMissing) } else { Ok(()) });
+        }
     }
 }

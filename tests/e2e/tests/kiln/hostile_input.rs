@@ -21,6 +21,7 @@ kiln_e2e::tests![
     urls_of_other_kinds,
     links_out_of_the_source,
     a_tree_that_writes_through_its_own_link,
+    a_program_that_is_a_pipe,
     a_forged_run_reaches_nobody_else,
     odd_words_arrive_as_they_are,
     words_that_no_program_takes,
@@ -197,20 +198,56 @@ async fn a_tree_that_writes_through_its_own_link() {
             ("40000", "out", Tree::Entries(&[("100644", "written", Tree::Blob("through the link"))])),
         ]));
         failed(tenant, &Build::git(tenant, "app", &repository).amd64(), &["GitTreeRefused"]).await;
+        // A submodule in the place of a link.
+        let planted = Repository::public(tenant, "planted");
+        let commit = planted.write(&[("written", "through the link")]);
+        let module = format!("[submodule \"out\"]\n\tpath = out\n\turl = {}\n", planted.url);
+        let modules = Repository::public(tenant, "modules");
+        modules.commit_tree(&Tree::Entries(&[
+            ("100644", ".gitmodules", Tree::Blob(&module)),
+            ("100644", "Dockerfile", Tree::Blob("FROM busybox\nCOPY . /src\n")),
+            ("120000", "out", Tree::Blob("/tmp")),
+            ("160000", "out", Tree::Commit(&commit)),
+        ]));
+        let build = Build::git(tenant, "modules", &modules).amd64().with(|spec| git(spec).submodules = true);
+        failed(tenant, &build, &["GitTreeRefused"]).await;
         // What ADD names, buildkitd fetches by itself: whatever its git makes of such a tree.
-        let add = format!("FROM scratch\nADD {} /src\n", repository.url);
-        tenant.create_build(&Build::inline(tenant, "add", &[("Dockerfile", &add)]).amd64()).await;
-        tenant
-            .wait_build("add", "has ended", wait::BUILD, |build| {
-                Ok(condition(build, "Ready").is_some_and(|ready| ready.status != "Unknown"))
-            })
-            .await;
+        for (name, url) in [("add", &repository.url), ("add-modules", &modules.url)] {
+            let add = format!("FROM scratch\nADD {url} /src\n");
+            tenant.create_build(&Build::inline(tenant, name, &[("Dockerfile", &add)]).amd64()).await;
+            tenant
+                .wait_build(name, "has ended", wait::BUILD, |build| {
+                    Ok(condition(build, "Ready").is_some_and(|ready| ready.status != "Unknown"))
+                })
+                .await;
+        }
         for pod in tenant.builders().await {
             for container in ["agent", "buildkitd"] {
                 let written = tenant.has_file(&pod.name_any(), container, "/tmp/written").await;
                 assert!(!written, "{container}: nothing is written outside the source's directory");
             }
         }
+    })
+    .await;
+}
+
+/// Whoever opened it would wait for ever: the builder looks at what an image starts that was built for another platform.
+async fn a_program_that_is_a_pipe() {
+    Tenant::run("pipe", async |tenant| {
+        let dockerfile = "FROM --platform=$BUILDPLATFORM busybox AS made\nRUN mkfifo /run\n\
+            FROM busybox\nCOPY --from=made /run /run\nENTRYPOINT [\"/run\"]\n";
+        let build = Build::inline(tenant, "pipe", &[("Dockerfile", dockerfile)]).platforms(&["linux/arm64"]);
+        let build = build.with(|spec| spec.platforms.as_mut().unwrap()[0].build_on = Some("linux/amd64".to_owned()));
+        tenant.create_build(&build).await;
+        // The same builder goes on.
+        tenant.build(&Build::inline(tenant, "beside", &[("Dockerfile", "FROM busybox\nRUN true\n")]).amd64()).await;
+        tenant
+            .wait_build("pipe", "has ended", wait::BUILD, |build| {
+                Ok(condition(build, "Ready").is_some_and(|ready| ready.status != "Unknown"))
+            })
+            .await;
+        let run = tenant.runs().get("pipe-1").await.expect("it has a run");
+        assert_eq!(run.status.unwrap().platforms[0].attempt, 1, "no builder was lost");
     })
     .await;
 }
