@@ -259,9 +259,9 @@ async fn control(
         }),
     );
     let changed_runs = {
-        let (wake, context) = (wake.clone(), context.clone());
+        let (wake, context, seen) = (wake.clone(), context.clone(), Remembered::default());
         tell(changes.runs, move |run: &ImageBuildRun| {
-            wake.run_changed(run, &context.stores.runs, &context.stores.pools);
+            wake.run_changed(run, &seen, &context.stores);
             if image_build_run::is_unwanted(&context, run) {
                 context.cancelled.notify_waiters();
             }

@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kiln_crds::image_build::TagStatus;
-use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus};
+use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus, RunPhase};
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
@@ -133,12 +133,47 @@ pub fn wakes() -> (Wake, Woken) {
     )
 }
 
+/// What others go by of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Places {
+    phase: Option<RunPhase>,
+    is_unwanted: bool,
+    /// Phase, attempt and builder of each platform.
+    platforms: Vec<(PlatformPhase, u32, Option<String>)>,
+}
+
+impl Places {
+    fn of(run: &ImageBuildRun) -> Self {
+        let status = run.status.as_ref();
+        let platforms = status.iter().flat_map(|status| &status.platforms).map(|platform| {
+            let builder = platform.builder.as_ref().map(|builder| builder.uid.clone());
+            (platform.phase, platform.attempt, builder)
+        });
+        Self {
+            phase: status.map(|status| status.phase),
+            is_unwanted: run.spec.cancel || run.metadata.deletion_timestamp.is_some(),
+            platforms: platforms.collect(),
+        }
+    }
+}
+
 // A send fails only when the controllers have ended, and then nobody needs waking.
 impl Wake {
-    /// A run changed: its ImageBuild reports it; where a job ended, the queued ones may have its place.
-    pub fn run_changed(&self, run: &ImageBuildRun, runs: &Store<ImageBuildRun>, pools: &Store<BuilderPool>) {
+    /// A run changed: its ImageBuild reports it; where a job ended, the queued ones may have its place. `seen` holds what was
+    /// seen of each: whoever changes the labels of his runs is not to keep all others busy.
+    pub fn run_changed(&self, run: &ImageBuildRun, seen: &Remembered<Option<Places>>, stores: &Stores) {
         if let Some(namespace) = run.namespace() {
             let _ = self.image_builds.send(ObjectRef::new(&run.spec.image_build.name).within(&namespace));
+        }
+        let uid = run.uid().unwrap_or_default();
+        if stores.runs.get(&ObjectRef::from_obj(run)).is_none() {
+            seen.remove(&uid);
+        } else {
+            let now = Some(Places::of(run));
+            if seen.get(&uid) == now {
+                return;
+            }
+            seen.set(&uid, now);
         }
         let status = run.status.as_ref();
         let ended = status.is_some_and(|status| {
@@ -148,9 +183,9 @@ impl Wake {
             status.phase.is_final() || status.platforms.iter().any(gave_back)
         });
         if ended || run.metadata.deletion_timestamp.is_some() {
-            self.queued_runs(runs);
+            self.queued_runs(&stores.runs);
         }
-        self.all_pools(pools);
+        self.all_pools(&stores.pools);
     }
 
     /// A builder pod changed: the runs that it works for, and those that wait for a builder.
@@ -298,4 +333,44 @@ pub async fn drive<K>(changes: Changes<K>, mut on_change: impl FnMut(K)) {
 /// The receiver as a stream.
 pub fn stream<T: Send + 'static>(receiver: UnboundedReceiver<T>) -> impl Stream<Item = T> + Send + 'static {
     tokio_stream::wrappers::UnboundedReceiverStream::new(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn others_go_by_phases_attempts_and_builders() {
+        let run = |change: &str, value: Value| {
+            let mut run = json!({
+                "metadata": {"name": "app-1", "labels": {}},
+                "spec": {"imageBuild": {"name": "app", "uid": "u"}, "number": 1, "inputHash": "x", "build": {}},
+                "status": {"phase": "Building", "platforms": [{
+                    "name": "linux/amd64", "phase": "Building", "attempt": 1,
+                    "builder": {"pod": "p", "uid": "u", "node": "n"},
+                }]},
+            });
+            if let Some(place) = run.pointer_mut(change) {
+                *place = value;
+            }
+            Places::of(&serde_json::from_value(run).unwrap())
+        };
+        let before = run("/", json!(null));
+        assert_eq!(run("/metadata/labels", json!({"a": "b"})), before);
+        for (change, value) in [
+            ("/status/phase", json!("Succeeded")),
+            ("/status/platforms/0/phase", json!("Queued")),
+            ("/status/platforms/0/attempt", json!(2)),
+            ("/status/platforms/0/builder/uid", json!("other")),
+            (
+                "/spec",
+                json!({
+                    "imageBuild": {"name": "app", "uid": "u"}, "number": 1, "inputHash": "x", "build": {}, "cancel": true,
+                }),
+            ),
+        ] {
+            assert_ne!(run(change, value), before, "{change}");
+        }
+    }
 }
