@@ -1,7 +1,8 @@
 //! Makes text fit to be shown: no control characters, no secret values, no endless lines.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashSet};
 
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD},
@@ -16,14 +17,20 @@ const SHORTEST_VALUE: usize = 4;
 const SHORTEST_LINE: usize = 8;
 /// `base64` begins a new line after so many characters.
 const WRAPPED: usize = 76;
+/// The most bytes of values and their forms that are looked for anywhere in a text, the shortest first: what looks for them
+/// takes some forty times as much memory. Of the others, forms and lines of long values, whole lines alone are masked.
+const MOST_LOOKED_FOR: usize = 1 << 20;
 /// The longest line, in bytes.
 pub const LONGEST_LINE: usize = 4096;
 
 /// Knows a job's secret values and replaces them, and what in a URL gives access to what it names.
 #[derive(Default)]
 pub struct Masker {
-    /// The longest first, so that a value which holds another one goes as a whole.
-    values: Vec<String>,
+    /// Takes the longest of those that begin at one place, so that a value which holds another one goes as a whole, and as
+    /// long for many values as for one.
+    anywhere: Option<AhoCorasick>,
+    /// Those that are masked where they are a line.
+    lines: HashSet<String>,
 }
 
 impl Masker {
@@ -66,9 +73,17 @@ impl Masker {
                     .extend(text.lines().map(str::trim).filter(|line| line.len() >= SHORTEST_LINE).map(str::to_owned));
             }
         }
-        values.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        values.sort_by(|a, b| a.len().cmp(&b.len()).then_with(|| a.cmp(b)));
         values.dedup();
-        Self { values }
+        let mut left = MOST_LOOKED_FOR;
+        let few =
+            values.iter().take_while(|value| left.checked_sub(value.len()).inspect(|less| left = *less).is_some());
+        let lines: HashSet<String> = values.split_off(few.count()).into_iter().collect();
+        let mut builder = AhoCorasick::builder();
+        builder.match_kind(MatchKind::LeftmostLongest).kind(Some(AhoCorasickKind::ContiguousNFA));
+        // Its only error is that there are too many: of so few bytes there are not.
+        let anywhere = if values.is_empty() { None } else { builder.build(&values).ok() };
+        Self { anywhere, lines }
     }
 
     /// `text` without control characters and secret values, line ends kept.
@@ -87,11 +102,21 @@ impl Masker {
     }
 
     fn mask(&self, text: String) -> String {
-        let mut text = Cow::Owned::<str>(text);
-        for value in &self.values {
-            if text.contains(value.as_str()) {
-                text = Cow::Owned(text.replace(value.as_str(), MASK));
-            }
+        let mut text = text;
+        if !self.lines.is_empty() && text.lines().any(|line| self.lines.contains(line.trim())) {
+            let masked = |line: &str| match line.trim() {
+                inside if self.lines.contains(inside) => line.replace(inside, MASK),
+                _ => line.to_owned(),
+            };
+            text = text.split_inclusive('\n').map(masked).collect();
+        }
+        if let Some(anywhere) = self.anywhere.as_ref().filter(|anywhere| anywhere.is_match(&text)) {
+            let mut out = String::with_capacity(text.len());
+            anywhere.replace_all_with(&text, &mut out, |_, _, out| {
+                out.push_str(MASK);
+                true
+            });
+            text = out;
         }
         without_access(&text).into_owned()
     }
@@ -208,6 +233,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn of_long_values_whole_lines_are_masked() {
+        let long = (0..60_000).fold(String::new(), |text, number| text + &format!("line-{number:08}\n"));
+        let masker = Masker::new([long.as_bytes(), b"hunter22"]);
+        assert_eq!(masker.line("a hunter22 b"), "a *** b");
+        assert_eq!(masker.line("  line-00000007 "), "  *** ");
+        assert_eq!(masker.text("x\nline-00000007\nline-00059999\ny\n"), "x\n***\n***\ny\n");
+        let wrapped = &STANDARD.encode(&long)[WRAPPED..2 * WRAPPED];
+        assert_eq!(masker.line(wrapped), MASK);
+    }
 
     #[test]
     fn masks_values_lines_and_base64_forms() {
