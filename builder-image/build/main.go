@@ -211,12 +211,14 @@ func options(wanted *job) (*client.SolveOpt, error) {
 		directories[name] = directory
 	}
 	return &client.SolveOpt{
-		Exports:      []client.ExportEntry{export},
-		LocalMounts:  directories,
-		CacheExports: caches(wanted.Exports),
-		CacheImports: caches(wanted.Imports),
-		Session:      attached,
-		SourcePolicy: wanted.Policy,
+		Exports:     []client.ExportEntry{export},
+		LocalMounts: directories,
+		// BuildKit's client writes what it makes of caches to this.
+		FrontendAttrs: map[string]string{},
+		CacheExports:  caches(wanted.Exports),
+		CacheImports:  caches(wanted.Imports),
+		Session:       attached,
+		SourcePolicy:  wanted.Policy,
 	}, nil
 }
 

@@ -33,6 +33,14 @@ func TestAFailureIsToldAsData(t *testing.T) {
 	}
 }
 
+func TestCachesHaveAPlaceForTheirAttributes(t *testing.T) {
+	cache := entry{Type: "registry", Attributes: map[string]string{"ref": "r.example/app:cache"}}
+	opt, err := options(&job{Imports: []entry{cache}, Exports: []entry{cache}})
+	if err != nil || opt.FrontendAttrs == nil || len(opt.CacheImports) != 1 || len(opt.CacheExports) != 1 {
+		t.Errorf("options are %+v (%v)", opt, err)
+	}
+}
+
 func TestABuildkitdThatIsNotThereIsAFailureToo(t *testing.T) {
 	var out bytes.Buffer
 	wanted := `{"address": "unix:///nowhere/buildkitd.sock", "output": {"type": "image"}}`

@@ -80,10 +80,13 @@ async fn an_upgrade_starts_no_build() {
         let operator = Operator::of(tenant);
         let former = operator.leader().await.name_any();
 
-        // Another operator pod, with another idea of what builders are made from.
+        // Another operator pod, of another service account, with another idea of what builders are made from. From now on
+        // nobody but Kiln writes statuses: who that is changes with the upgrade.
         let upgraded = tokio::task::block_in_place(|| {
             chart.upgrade(|values| {
                 values["podAnnotations"] = json!({"kiln.build/e2e": "upgraded"});
+                values["serviceAccount"] = json!({"name": "kiln-next"});
+                values["policies"] = json!({"status": true});
                 values["builderPool"]["spec"]["template"]["resources"]["requests"]["memory"] = json!("129Mi");
             })
         });
