@@ -1,6 +1,7 @@
 //! What every reconcile can reach: clients, the copies of the cluster's objects, and the jobs that run.
 
 use std::collections::HashMap;
+use std::fmt::Debug;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use kube::api::{Api, ListParams, ObjectList, ObjectMeta, PartialObjectMeta, Patc
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::Store;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, Semaphore};
 use tracing::warn;
 
@@ -253,6 +255,16 @@ where
         reset_status(context, object).await?;
     }
     written
+}
+
+/// The object as it is stored: copies leave out what is large. `None`: it is gone, or another of its name is there.
+pub async fn whole<K>(client: &Client, object: &K) -> Result<Option<K>, kube::Error>
+where
+    K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    let api = namespaced::<K>(client, object.meta().namespace.as_deref().unwrap_or_default());
+    let found = api.get_opt(object.meta().name.as_deref().unwrap_or_default()).await?;
+    Ok(found.filter(|found| found.meta().uid == object.meta().uid))
 }
 
 /// What the API server is to answer with.

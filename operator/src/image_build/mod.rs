@@ -27,7 +27,7 @@ use self::plan::Cure;
 use crate::builder::identity::hex;
 use crate::builder_pool::select::{archives, pool};
 use crate::condition::find;
-use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
+use crate::context::{Context, backoff, is_conflict, until, whole, write_status};
 use crate::git;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
@@ -232,14 +232,10 @@ fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, no
 }
 
 /// The ImageBuild with what its copy leaves out. None: it has changed since.
-async fn whole(build: &ImageBuild, context: &Context) -> Result<Option<Arc<ImageBuild>>, kube::Error> {
-    let builds = namespaced::<ImageBuild>(&context.client, &build.namespace().unwrap_or_default());
-    let found = builds.get_opt(&build.name_any()).await?.filter(|found| {
-        found.uid() == build.uid()
-            && found.metadata.generation == build.metadata.generation
-            && rebuild(found) == rebuild(build)
-    });
-    Ok(found.map(Arc::new))
+async fn unchanged(build: &ImageBuild, context: &Context) -> Result<Option<ImageBuild>, kube::Error> {
+    let is_same =
+        |found: &ImageBuild| found.metadata.generation == build.metadata.generation && rebuild(found) == rebuild(build);
+    Ok(whole(&context.client, build).await?.filter(is_same))
 }
 
 /// The status of an ImageBuild where its copy, or that of a run, leaves out some of what it shows. None: it has changed since.
@@ -250,15 +246,13 @@ async fn whole_status(
 ) -> Result<Option<ImageBuildStatus>, kube::Error> {
     let status::Observed { build, runs, fault } = observed;
     let _in_memory = context.large.acquire().await;
-    let Some(build) = whole(build, context).await? else { return Ok(None) };
-    let api = namespaced::<ImageBuildRun>(&context.client, &build.namespace().unwrap_or_default());
+    let Some(build) = unchanged(build, context).await? else { return Ok(None) };
     let mut runs = runs.to_vec();
     for number in status::shown(&runs) {
         let run = &mut runs[number];
         if !trim::has_whole_status(&**run) {
             // It is gone: what is not whole is not written.
-            let whole = api.get_opt(&run.name_any()).await?.filter(|whole| whole.uid() == run.uid());
-            let Some(whole) = whole else { return Ok(None) };
+            let Some(whole) = whole(&context.client, &**run).await? else { return Ok(None) };
             *run = Arc::new(whole);
         }
     }
@@ -356,7 +350,7 @@ async fn advance(
         apply::run(build, number, input, now)
     } else {
         // Another change is on its way, and wakes this again.
-        let Some(whole) = whole(build, context).await? else { return Ok(None) };
+        let Some(whole) = unchanged(build, context).await? else { return Ok(None) };
         let image = whole.status.as_ref().and_then(|status| status.image.clone());
         input.copy_of = input.copy_of.and_then(|copied| image.filter(|image| image.digest == copied.digest));
         input.platforms = plan::platforms(whole.spec.platforms.as_deref(), &context.settings.default_platforms)

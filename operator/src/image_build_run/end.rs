@@ -22,7 +22,7 @@ use super::publish::{Published, publish};
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
 use super::{Error, FINALIZER, agent_of, image_build, pod_of, taken, tell, waits_for, warnings};
-use crate::context::{Context, backoff, is_conflict, namespaced, until, write_status};
+use crate::context::{Context, backoff, is_conflict, namespaced, until, whole, write_status};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::tags::ownership::{self, Place};
@@ -262,14 +262,11 @@ async fn annotations<'a>(
         return Ok(Cow::Borrowed(&run.spec.build.annotations));
     }
     let _in_memory = context.large.acquire().await;
-    let name = run.name_any();
-    let runs = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
-    let whole = runs.get_opt(&name).await.map_err(|source| references::Error::Api {
-        what: format!("the ImageBuildRun {name}"),
+    let whole = whole(&context.client, run).await.map_err(|source| references::Error::Api {
+        what: format!("the ImageBuildRun {}", run.name_any()),
         source: source.into(),
     })?;
     // Of one that is gone nothing is published.
-    let whole = whole.filter(|whole| whole.uid() == run.uid());
     Ok(Cow::Owned(whole.map(|whole| whole.spec.build.annotations).unwrap_or_default()))
 }
 

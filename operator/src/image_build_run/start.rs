@@ -13,7 +13,7 @@ use kube::{Client, ResourceExt as _};
 use super::dereference::Inputs;
 use super::taken::spec_of;
 use crate::agent::Whole;
-use crate::context::namespaced;
+use crate::context::whole;
 use crate::trim;
 
 /// What the job of one platform is made of.
@@ -41,8 +41,7 @@ impl Whole for Start {
             if trim::has_whole_spec(&*self.run) {
                 return Ok(make(&self.run).map(|job| (job, place)));
             }
-            let runs = namespaced::<ImageBuildRun>(&self.client, &namespace);
-            let found = runs.get_opt(&self.run.name_any()).await?.filter(|found| found.uid() == self.run.uid());
+            let found = whole(&self.client, &*self.run).await?;
             Ok(found.and_then(|found| make(&found)).map(|job| (job, place)))
         }
         .boxed()

@@ -109,8 +109,8 @@ impl Build<'_> {
         Ok(result)
     }
 
-    /// Has it built, and gives what is said of the image. Where BuildKit was refused an image whose registry may be asked, once more: neither a look at the
-    /// Dockerfile nor its own names all that a base image holds back.
+    /// Has it built, and gives what is said of the image. Where BuildKit was refused an image whose registry may be asked, once
+    /// more: neither a look at the Dockerfile nor its own names all that a base image holds back.
     async fn build<'r>(
         &self,
         dockerfile: &Dockerfile<'_>,
