@@ -21,7 +21,7 @@ use super::plan::job_id;
 use super::publish::{Published, publish};
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
-use super::{Error, FINALIZER, agent_of, image_build, pod_of, taken, tell, waits_for, warnings};
+use super::{Error, FINALIZER, agent_of, image_build, is_held, pod_of, taken, tell, waits_for, warnings};
 use crate::context::{Context, backoff, is_conflict, namespaced, until, whole, write_status};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
@@ -357,8 +357,7 @@ pub(super) async fn conclude(
 ) -> Result<Action, Error> {
     let uid = run.uid().unwrap_or_default();
     for platform in &status.platforms {
-        let agent = agent_of(run, platform, context)
-            .filter(|_| run.finalizers().iter().any(|finalizer| finalizer == FINALIZER));
+        let agent = agent_of(run, platform, context).filter(|_| is_held(run));
         for attempt in platform.attempt.saturating_sub(MOST_TOLD).max(1)..=platform.attempt {
             let job = job_id(&uid, &platform.name, attempt);
             context.jobs.release(&job);
@@ -367,7 +366,7 @@ pub(super) async fn conclude(
             }
         }
     }
-    if run.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+    if is_held(run) {
         // Before it is let go of: an operator that dies here leaves it to the next one.
         if let Some(traces) = &context.traces {
             traces.export(run).await;

@@ -390,6 +390,12 @@ fn image_build(context: &Context, run: &ImageBuildRun) -> Option<Arc<ImageBuild>
     context.stores.image_builds.get(&key).filter(|build| build.metadata.uid.as_deref() == Some(&owner.uid))
 }
 
+/// Whether Kiln holds the run: it has not ended, or what follows its end is still to be done.
+#[must_use]
+pub fn is_held(run: &ImageBuildRun) -> bool {
+    run.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
+}
+
 /// Whether the run is cancelled or deleted, as far as is known now.
 #[must_use]
 pub fn is_unwanted(context: &Context, run: &ImageBuildRun) -> bool {
