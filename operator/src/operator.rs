@@ -376,7 +376,7 @@ async fn reconcile_all<K, E, F>(
 {
     let failures: Arc<Remembered<u32>> = Arc::default();
     let key = |object: &K| format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any());
-    let policy = failures.clone();
+    let (policy, forgets) = (failures.clone(), failures.clone());
     let on_error = move |object: Arc<K>, problem: &E, _: Arc<Context>| {
         let failed = policy.get(&key(&object)) + 1;
         policy.set(&key(&object), failed);
@@ -414,6 +414,7 @@ async fn reconcile_all<K, E, F>(
                 Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
                 Err(controller::Error::ObjectNotFound(gone)) => {
                     let namespace = gone.namespace.as_deref().unwrap_or_default();
+                    forgets.remove(&format!("{namespace}/{}", gone.name));
                     let object = ObjectRef::new(&gone.name);
                     went_on.gone(&if namespace.is_empty() { object } else { object.within(namespace) });
                 }

@@ -45,18 +45,31 @@ pub async fn record(
     registries: &Registries,
     stop: &CancellationToken,
 ) {
-    if spec.pull() != PullPolicy::PullIfNotPresent {
-        return;
+    if spec.pull() == PullPolicy::PullIfNotPresent {
+        let confirmed = confirmed(hints, &read(state), |name| digest_of(name, spec, registries), stop).await;
+        keep(state, confirmed);
     }
-    let known = read(state);
+}
+
+/// Those of the hints that are not known yet, and for whose name `ask` has the same digest.
+async fn confirmed<'a, Answer>(
+    hints: &'a BTreeMap<String, String>,
+    known: &Pins,
+    ask: impl Fn(&'a str) -> Answer,
+    stop: &CancellationToken,
+) -> Pins
+where
+    Answer: Future<Output = Option<String>>,
+{
     let mut asked = Vec::new();
     for (name, digest) in hints {
         if known.get(name) != Some(digest) {
-            asked.push(confirm(name.clone(), digest.clone(), spec, registries));
+            let answer = ask(name);
+            asked.push(async move { (answer.await.as_ref() == Some(digest)).then(|| (name.clone(), digest.clone())) });
         }
     }
     let mut answers = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
-    let mut found = Vec::new();
+    let mut found = Pins::new();
     let all = async {
         while let Some(answer) = answers.next().await {
             found.extend(answer);
@@ -66,13 +79,7 @@ pub async fn record(
         _ = tokio::time::timeout(PATIENCE, all) => {}
         () = stop.cancelled() => {}
     }
-    keep(state, found);
-}
-
-/// The pair, if that is so.
-async fn confirm(name: String, digest: String, spec: &Spec, registries: &Registries) -> Option<(String, String)> {
-    let found = digest_of(&name, spec, registries).await;
-    (found.as_deref() == Some(&digest)).then_some((name, digest))
+    found
 }
 
 /// The digest that a name stands for now: at the first of its registry's mirrors that has it, or there itself.
@@ -90,7 +97,7 @@ async fn digest_of(name: &str, spec: &Spec, registries: &Registries) -> Option<S
 }
 
 /// A file that cannot be written costs a look at the next build.
-fn keep(state: &Path, images: Vec<(String, String)>) {
+fn keep(state: &Path, images: Pins) {
     let known = read(state);
     let mut pins = known.clone();
     pins.extend(images);
@@ -162,7 +169,7 @@ mod tests {
         let spec = Spec { pull: PullPolicy::PullIfNotPresent.into(), ..Spec::default() };
         assert!(of(&spec, state.path()).is_empty());
         for (name, digest) in [("a:1", "sha256:1"), ("b:1", "sha256:2"), ("a:1", "sha256:3")] {
-            keep(state.path(), vec![(format!("docker.io/library/{name}"), digest.to_owned())]);
+            keep(state.path(), Pins::from([(format!("docker.io/library/{name}"), digest.to_owned())]));
         }
         let registries = ["docker.io", "[fd00::1]:5000"].into_iter();
         let written = policy(&of(&spec, state.path()), registries);
@@ -170,5 +177,31 @@ mod tests {
         assert!(of(&Spec::default(), state.path()).is_empty());
         forget(state.path());
         assert!(of(&spec, state.path()).is_empty());
+    }
+
+    /// What a Dockerfile has written into its steps' names reaches nobody else's build.
+    #[tokio::test(start_paused = true)]
+    async fn only_what_the_registry_says_too_is_kept() {
+        let pairs = |pairs: &[(&str, &str)]| -> Pins {
+            pairs.iter().map(|(name, digest)| ((*name).to_owned(), (*digest).to_owned())).collect()
+        };
+        let hints = pairs(&[("same", "1"), ("other", "1"), ("nothing", "1"), ("silent", "1"), ("known", "1")]);
+        let ask = |name| async move {
+            match name {
+                "same" => Some("1".to_owned()),
+                "other" => Some("2".to_owned()),
+                "nothing" => None,
+                "silent" => std::future::pending().await,
+                name => panic!("{name} is asked for"),
+            }
+        };
+        let go_on = CancellationToken::new();
+        let known = pairs(&[("known", "1"), ("other", "2")]);
+        assert_eq!(confirmed(&hints, &known, ask, &go_on).await, pairs(&[("same", "1")]));
+
+        let cancelled = CancellationToken::new();
+        cancelled.cancel();
+        let silent = pairs(&[("silent", "1")]);
+        assert_eq!(confirmed(&silent, &known, ask, &cancelled).await, Pins::new(), "a cancel ends it");
     }
 }
