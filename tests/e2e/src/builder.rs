@@ -1,6 +1,8 @@
 //! The builder pods of a tenant, and their nodes and volumes.
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{AttachParams, DeleteParams, ListParams};
 use kube::runtime::watcher;
 use kube::{Api, ResourceExt as _};
@@ -31,6 +33,15 @@ impl Tenant {
     pub async fn volumes(&self) -> Vec<PersistentVolumeClaim> {
         let volumes: Api<PersistentVolumeClaim> = Api::namespaced(self.cluster.client.clone(), &builders_namespace());
         volumes.list(&self.list()).await.expect("cache volumes can be listed").items
+    }
+
+    /// The directory of a cache volume, on a cluster that is this machine.
+    pub async fn directory_of(&self, volume: &PersistentVolumeClaim) -> PathBuf {
+        let name = volume.spec.as_ref().and_then(|spec| spec.volume_name.as_ref()).expect("the claim is bound");
+        let volumes: Api<PersistentVolume> = Api::all(self.cluster.client.clone());
+        let spec = volumes.get(name).await.expect("its volume is there").spec.unwrap_or_default();
+        let path = spec.local.map(|local| local.path).or(spec.host_path.map(|host| host.path));
+        path.expect("a volume of this machine").into()
     }
 
     /// Waits until this tenant's builder pods are as told.

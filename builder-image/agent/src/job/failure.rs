@@ -92,7 +92,9 @@ fn classify(
     }
     // What a step failed on has the step's digest: this is the connection to buildkitd.
     if failed.vertex.is_empty() && ["Unavailable", "Canceled"].contains(&failed.code.as_str()) {
-        return (Reason::BuildkitUnavailable, format!("buildkitd ended during the build: {cause}"));
+        let message = "buildkitd ended during the build; if it repeats, builds may need more memory than the pool's \
+                       template.resources.limits.memory";
+        return (Reason::BuildkitUnavailable, message.to_owned());
     }
     if let Some(image) = refused_image(failed) {
         let message = format!("the registry of {image} is not asked");

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kiln_crds::SecretRef;
 use kiln_crds::image_build::BuildSecret;
 use kiln_e2e::build::{file, git};
@@ -232,10 +232,7 @@ async fn volumes(tenant: &Tenant, marks: &Marks) {
     }
     let mut logs = 0;
     for claim in tenant.volumes().await {
-        let volumes: Api<PersistentVolume> = Api::all(tenant.cluster.client.clone());
-        let volume = volumes.get(&claim.spec.unwrap().volume_name.unwrap()).await.unwrap().spec.unwrap();
-        let path = volume.local.map(|local| local.path).or(volume.host_path.map(|host| host.path));
-        let mut directories = vec![PathBuf::from(path.expect("a volume of this machine"))];
+        let mut directories = vec![tenant.directory_of(&claim).await];
         while let Some(directory) = directories.pop() {
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
                 let Ok(kind) = entry.file_type() else { continue };

@@ -11,5 +11,6 @@ mod log;
 mod look;
 mod processes;
 mod report;
+mod variables;
 
-kiln_e2e::tests![in disk, endless, leftover, log, look, processes];
+kiln_e2e::tests![in disk, endless, leftover, log, look, processes, variables];

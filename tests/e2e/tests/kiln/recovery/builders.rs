@@ -8,7 +8,9 @@ use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kiln_crds::ImageBuildRun;
 use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus};
+use kiln_e2e::build::file;
 use kiln_e2e::cluster::builders_namespace;
+use kiln_e2e::tenant::run_of;
 use kiln_e2e::{Build, Tenant, wait};
 use kube::ResourceExt as _;
 use kube::api::{AttachParams, DeleteParams, ListParams};
@@ -142,6 +144,18 @@ async fn buildkitd_is_killed() {
         Tenant::fresh("buildkitd", async |tenant| {
             lost(tenant, "BuildkitUnavailable", Fate::Stays, async |pod| host::kill(&pod.uid().unwrap(), "buildkitd"))
                 .await;
+            // With its metadata damaged it cannot start any more; after two times an empty cache begins.
+            let [volume] = &tenant.volumes().await[..] else { panic!("one builder has one volume") };
+            let cache = tenant.directory_of(volume).await.join("buildkit");
+            let metadata = cache.join("root/runc-overlayfs/metadata_v2.db");
+            std::fs::write(&metadata, vec![0; 65536]).unwrap_or_else(|error| panic!("{}: {error}", metadata.display()));
+            let pod = &tenant.builders().await[0];
+            host::kill(&pod.uid().unwrap(), "buildkitd");
+            let edited = tenant
+                .edit("app", |build| "FROM busybox\nRUN true\n".clone_into(file(&mut build.spec, "Dockerfile")))
+                .await;
+            tenant.built_after("app", &run_of(&edited)).await;
+            assert_eq!(tenant.builders().await[0].uid(), pod.uid(), "the builder mends itself");
         })
         .await;
     }
