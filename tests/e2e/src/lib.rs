@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "this code runs in tests only")]
 #![allow(clippy::large_futures, reason = "a test's future is polled where it is made, and is not moved about")]
 
+pub mod admission;
 pub mod audit;
 pub mod build;
 pub mod builder;

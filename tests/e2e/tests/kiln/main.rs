@@ -27,6 +27,7 @@ mod max_age;
 mod multi_arch;
 mod namespaces;
 mod network;
+mod no_landlock;
 mod own_cluster;
 mod pipeline;
 mod platforms;
@@ -53,7 +54,7 @@ mod whole_cluster;
 kiln_e2e::tests![in
     api_rules, build_options, builders, cache, contexts, diagnosis, dockerfile_failures, emulation, examples, failed_runs,
     failures, hostile, hostile_git, hostile_input, hostile_registry, lifecycle, limits, max_age, multi_arch, namespaces,
-    network, own_cluster, pipeline, platforms, policies, pools, private, publishing, quickstart, rbac, recovery, registries, samples, secrets, security, source, sources,
+    network, no_landlock, own_cluster, pipeline, platforms, policies, pools, private, publishing, quickstart, rbac, recovery, registries, samples, secrets, security, source, sources,
     status_words, tags, traces, trust, volume, whole_cluster,
 ];
 

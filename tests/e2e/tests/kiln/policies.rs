@@ -1,11 +1,11 @@
 //! The chart's policy about statuses: nobody but Kiln makes runs and writes statuses, and everything else works as before.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kiln_crds::image_build_run::RunPhase;
 use kiln_crds::{ImageBuild, ImageBuildRun};
+use kiln_e2e::admission::AdmissionPolicy;
 use kiln_e2e::cluster::operator_namespace;
 use kiln_e2e::{Build, Tenant, wait};
 use kube::Api;
@@ -15,56 +15,32 @@ use serde_json::{Value, json};
 
 kiln_e2e::tests![nobody_but_kiln_writes_statuses];
 
-/// The chart's policy, which binds this namespace alone. Gone with the value, also after a panic.
-struct Policy(String);
-
-impl Policy {
-    fn new(namespace: &str) -> Self {
-        let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/kiln");
-        let output = Command::new("helm")
-            .args(["template", "kiln", chart, "--namespace", &operator_namespace()])
-            .args(["--show-only", "templates/policies.yaml", "--set", "policies.status=true"])
-            .args(["--set", "policies.writers={system:serviceaccount:backup:restore}"])
-            .output()
-            .expect("helm is in PATH");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout).unwrap();
-        let mut documents: Vec<Value> = serde_yaml_ng::Deserializer::from_str(&text)
-            .map(|document| serde::Deserialize::deserialize(document).unwrap())
-            .collect();
-        assert_eq!(documents.len(), 2, "a policy and its binding");
-        for document in &mut documents {
-            document["metadata"]["name"] = json!(namespace);
-            if document["kind"] == "ValidatingAdmissionPolicyBinding" {
-                document["spec"]["policyName"] = json!(namespace);
-                document["spec"]["matchResources"] =
-                    json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}});
-            }
-        }
-        let text = serde_json::to_string(&json!({"apiVersion": "v1", "kind": "List", "items": documents})).unwrap();
-        kubectl(&["apply", "-f", "-"], &text);
-        Self(namespace.to_owned())
-    }
-}
-
-impl Drop for Policy {
-    fn drop(&mut self) {
-        for kind in ["validatingadmissionpolicybinding", "validatingadmissionpolicy"] {
-            let _ = Command::new("kubectl").args(["delete", kind, &self.0]).stdout(Stdio::null()).status();
-        }
-    }
-}
-
-fn kubectl(arguments: &[&str], input: &str) {
-    let mut child =
-        Command::new("kubectl").args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success(), "kubectl {arguments:?}");
+/// The chart's policy, which binds this namespace alone.
+fn policy_of(namespace: &str) -> AdmissionPolicy {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/kiln");
+    let output = Command::new("helm")
+        .args(["template", "kiln", chart, "--namespace", &operator_namespace()])
+        .args(["--show-only", "templates/policies.yaml", "--set", "policies.status=true"])
+        .args(["--set", "policies.writers={system:serviceaccount:backup:restore}"])
+        .output()
+        .expect("helm is in PATH");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let documents: Vec<Value> = serde_yaml_ng::Deserializer::from_str(&text)
+        .map(|document| serde::Deserialize::deserialize(document).unwrap())
+        .collect();
+    let Ok([mut policy, mut binding]) = <[Value; 2]>::try_from(documents) else { panic!("a policy and its binding") };
+    policy["metadata"]["name"] = json!(namespace);
+    binding["metadata"]["name"] = json!(namespace);
+    binding["spec"]["policyName"] = json!(namespace);
+    binding["spec"]["matchResources"] =
+        json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}});
+    AdmissionPolicy::apply(&policy, &binding)
 }
 
 async fn nobody_but_kiln_writes_statuses() {
     Tenant::fresh("policy", async |tenant| {
-        let _policy = Policy::new(&tenant.namespace);
+        let _policy = policy_of(&tenant.namespace);
         let build = |name: &str, step: &str| {
             Build::inline(tenant, name, &[("Dockerfile", &format!("FROM busybox\nRUN {step}\n"))]).amd64()
         };
