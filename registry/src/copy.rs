@@ -16,6 +16,7 @@ use super::reference::{Identifier, Repository};
 use super::request::Request;
 use super::transfer;
 use super::upload::{BLOB_TIMEOUT, BlobStream, nowhere};
+use crate::http_client::TransportFailure;
 
 /// An index of indexes of indexes is deeper than anybody's.
 const DEPTH: usize = 4;
@@ -118,7 +119,9 @@ async fn fetch_blob(source: &Client, from: &Repository, digest: &Digest) -> Resu
     let attempt = source.attempt(from, &format!("fetch the blob {digest} of"));
     let url = source.url(&attempt, from, &format!("blobs/{digest}"))?;
     let request = Request { timeout: Some(BLOB_TIMEOUT), ..Request::new(Method::GET, url) };
-    let response = source.send(&attempt, &[Scope::pull(from)], request).await?;
+    let scopes = [Scope::pull(from)];
+    let answer = tokio::time::timeout(STALL, source.send(&attempt, &scopes, request)).await;
+    let response = answer.map_err(|_| attempt.transport(&TransportFailure::Timeout))??;
     if !response.status().is_success() {
         return Err(source.refused(&attempt, response).await);
     }

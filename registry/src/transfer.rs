@@ -20,7 +20,7 @@ const WINDOW: Duration = Duration::from_secs(30);
 /// What a registry has to take within that time, in bytes, until it has all.
 const LEAST: u64 = 2 << 20;
 /// How long it may take to answer once it has all: some put a large blob together only then.
-const ANSWER: Duration = Duration::from_mins(5);
+pub(super) const ANSWER: Duration = Duration::from_mins(5);
 
 static ROOM: LazyLock<Room> = LazyLock::new(|| Room::new(AT_ONCE, OF_ONE));
 

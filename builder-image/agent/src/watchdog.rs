@@ -72,14 +72,15 @@ impl Silence {
     }
 }
 
-/// Each thread's name, and where in the kernel it waits.
+/// Each thread's name, what it does, and where in the kernel it waits: what a process that cannot be dumped may read of its own.
 fn threads() -> String {
     let mut text = String::new();
     for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
         let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
-        let (name, place, call) = (read("comm"), read("wchan"), read("syscall"));
-        let call = call.split(' ').next().unwrap_or_default().trim();
-        let _ = write!(text, "{} in {place} (system call {call}); ", name.trim());
+        let (name, place, stat) = (read("comm"), read("wchan"), read("stat"));
+        // Behind the name, which may hold anything.
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        let _ = write!(text, "{} ({state}) in {place}; ", name.trim());
     }
     text
 }
@@ -163,7 +164,9 @@ mod tests {
                 let _ = receiver.lock().unwrap().recv();
             });
         }
-        assert!(stuck.1.recv().unwrap().contains("watchdog in "));
+        let threads = stuck.1.recv().unwrap();
+        // Before anything else: the runtime waits for them.
         drop(blocked.0);
+        assert!(threads.contains("watchdog (R) in "), "{threads}");
     }
 }

@@ -36,7 +36,7 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use self::dereference::{Inputs, dereference};
 use self::end::{cancel_jobs, conclude, end, failure_of, finish, secret_versions};
@@ -49,6 +49,7 @@ use crate::builder::{BuilderId, observe};
 use crate::builder_pool::select;
 use crate::condition::find;
 use crate::context::{Context, is_conflict, until, write_status};
+use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::trace::traceparent;
 use crate::turns;
@@ -175,8 +176,13 @@ fn pod_of(run: &ImageBuildRun, platform: &PlatformStatus, context: &Context) -> 
     let namespace_uid = context.stores.namespaces.get(&ObjectRef::new(&namespace)).and_then(|found| found.uid());
     let (image_build, pool) = (&run.spec.image_build.uid, run.spec.build.pool.as_deref());
     let is_for = BuilderId::of(&pod.metadata)?.is_for(&namespace, namespace_uid.as_deref(), image_build, pool);
-    if !is_for {
-        debug!(%namespace, run = run.name_any(), "a status names a builder that Kiln did not give to the run");
+    if !is_for && platform.phase.is_assigned() {
+        // It counts as lost: another attempt gets a builder of its own.
+        let message = format!(
+            "{}: the status names a builder that Kiln did not give to this run; see who may write to the subresource \"status\"",
+            platform.name
+        );
+        context.event(run, EventType::Warning, Reason::StatusReset.as_str(), &message);
     }
     is_for.then_some(pod)
 }

@@ -2,7 +2,7 @@
 
 use kiln_agent_proto::{Failure, Result, Warning};
 use kiln_crds::image_build::{BuildFailure, BuildWarning, ImageContent, ImageLayer};
-use kiln_registry::text::is_hidden;
+use kiln_registry::text::{is_hidden, without_access};
 
 /// The most layers of an image in a status.
 const LAYERS: usize = 64;
@@ -70,9 +70,9 @@ fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// An instruction, which may be a whole script.
+/// An instruction, which may be a whole script, without what in its addresses gives access.
 fn one_line(text: &str) -> String {
-    let words: Vec<String> = text
+    let words: Vec<String> = without_access(text)
         .split_whitespace()
         .take(128)
         .map(|word| word.chars().filter(|char| !is_hidden(*char)).collect::<String>())

@@ -180,11 +180,11 @@ impl Recorder {
             class: reason.class().into(),
             reason: reason.name().to_owned(),
             message: shorten(message, LONGEST_MESSAGE),
-            step: self.masker.line(&step),
+            step: self.masker.line(&without_own_paths(&step)),
             dockerfile: self.masker.line(&dockerfile),
             line,
             exit_code,
-            log_tail: log_tail.iter().map(|line| self.masker.line(line)).collect(),
+            log_tail: log_tail.iter().map(|line| self.masker.line(&without_own_paths(line))).collect(),
             excerpt: excerpt.render(|text| self.masker.line(text)),
             warnings,
         }

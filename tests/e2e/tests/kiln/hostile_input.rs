@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use k8s_openapi::api::events::v1::Event;
 use kiln_crds::image_build::ImageBuildSpec;
 use kiln_crds::image_build_run::{BuilderRef, PlatformPhase};
 use kiln_crds::{ImageBuild, ImageBuildRun};
@@ -14,6 +15,7 @@ use kiln_e2e::tenant::{condition, image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant, wait};
 use kube::ResourceExt as _;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::watcher;
 use serde_json::json;
 
 kiln_e2e::tests![
@@ -253,6 +255,13 @@ async fn a_program_that_is_a_pipe() {
 }
 
 /// What a run says may be a stranger's words: it stops no run of another namespace, and no builder there takes its job.
+/// Waits for the Event that a status of that kind was not Kiln's.
+async fn told_of_a_forged_status(tenant: &Tenant, kind: &str) {
+    let about = format!("regarding.kind={kind},reason=StatusReset");
+    let select = watcher::Config::default().fields(&about);
+    tenant.wait(tenant.api::<Event>(), select, &about, wait::SOON, |events| Ok(!events.is_empty())).await;
+}
+
 async fn a_forged_run_reaches_nobody_else() {
     let step = |seconds: u32| format!("FROM busybox\nRUN sleep {seconds}\n");
     Tenant::fresh("victim", async |victim| {
@@ -277,7 +286,36 @@ async fn a_forged_run_reaches_nobody_else() {
             });
             let ended = ended.await;
             assert_eq!(phase(&ended), PlatformPhase::Succeeded, "{:#?}", ended.status);
-            assert_ne!(builder(&ended).unwrap().pod, builder(&own).unwrap().pod, "the victim's builder took the job");
+            told_of_a_forged_status(thief, "ImageBuildRun").await;
+            // Together with Kiln's own more than the schema lets pass: Kiln could not write any more.
+            let time = "2026-01-01T00:00:00Z";
+            let condition = |number| {
+                json!({"type": format!("Forged{number}"), "status": "True", "reason": "Forged", "message": "", "lastTransitionTime": time})
+            };
+            let kilns = thief.builds().get("own").await.unwrap().status.unwrap().conditions;
+            let mut conditions: Vec<_> = kilns.iter().map(|condition| json!(condition)).collect();
+            conditions.extend((conditions.len()..16).map(condition));
+            let forged = json!({"status": {"conditions": conditions}});
+            thief.builds().patch_status("own", &PatchParams::default(), &Patch::Merge(forged)).await.unwrap();
+            // A change that has a condition of another type.
+            let nowhere = |build: &mut ImageBuild| "FROM busybox\nRUN exit 3\n".clone_into(file(&mut build.spec, "Dockerfile"));
+            thief.edit("own", nowhere).await;
+            told_of_a_forged_status(thief, "ImageBuild").await;
+            let failed = thief.not_ready("own", "StepFailed").await;
+            let left = failed.status.unwrap().conditions;
+            assert!(left.iter().all(|condition| !condition.type_.starts_with("Forged")), "{left:#?}");
+            // What no schema lets pass is not written at all.
+            let is_refused = |written: Result<(), kube::Error>| {
+                assert!(matches!(&written, Err(kube::Error::Api(status)) if status.code == 422), "{written:?}");
+            };
+            for attempt in [5_000_000, u32::MAX] {
+                let platform = json!({"name": "linux/amd64", "phase": "Queued", "attempt": attempt});
+                let status = Patch::Merge(json!({"status": {"platforms": [platform]}}));
+                is_refused(thief.runs().patch_status("own-1", &PatchParams::default(), &status).await.map(drop));
+            }
+            let mut newest = ImageBuildRun::new("app-newest", own.spec.clone());
+            newest.spec.number = u64::MAX;
+            is_refused(thief.runs().create(&PostParams::default(), &newest).await.map(drop));
         })
         .await;
         let ended = victim.wait_run("app-1", "has ended", wait::BUILD, |run| {

@@ -6,6 +6,7 @@ use kiln_e2e::git::Commit;
 use kiln_e2e::registry::{Image, Registry};
 use kiln_e2e::tenant::{image_of, run_of};
 use kiln_e2e::{Build, Repository, Tenant};
+use kube::ResourceExt as _;
 
 kiln_e2e::tests![
     dockerignore_holds_with_a_git_context,
@@ -139,7 +140,12 @@ async fn modes_and_submodules_arrive() {
         let pinned = inner.write(&[("library", "pinned")]);
         inner.write(&[("library", "newer")]);
         let repository = Repository::public(tenant, "app");
-        let modules = format!("[submodule \"inner\"]\n\tpath = vendor/inner\n\turl = {}\n", inner.url);
+        // What Git would include is none of the repository's business, and not there either.
+        let modules = format!(
+            "[submodule \"inner\"]\n\tpath = vendor/inner\n\turl = {0}\n[submodule \"other\"]\n\tpath = vendor/other\n\turl \
+             = {0}\n[include]\n\tpath = nowhere\n",
+            inner.url
+        );
         repository.commit(&Commit {
             files: &[
                 ("Dockerfile", COPY_ALL),
@@ -147,7 +153,9 @@ async fn modes_and_submodules_arrive() {
                 ("start.sh", "#!/bin/sh\n"),
                 ("vendor/inner.index", "kept"),
             ],
-            submodules: &[("vendor/inner", &pinned)],
+            // Where a submodule's index might be kept for a while.
+            links: &[("vendor/other.index", "/tmp/planted-index")],
+            submodules: &[("vendor/inner", &pinned), ("vendor/other", &pinned)],
             ..Commit::default()
         });
         let built = tenant
@@ -155,7 +163,12 @@ async fn modes_and_submodules_arrive() {
             .await;
         let with = image(tenant, &built).await;
         assert_eq!(with.text("src/vendor/inner/library"), "pinned");
+        assert_eq!(with.text("src/vendor/other/library"), "pinned");
         assert_eq!(with.text("src/vendor/inner.index"), "kept");
+        assert!(with.entry("src/vendor/other.index").is_some(), "a link stays what it is");
+        for pod in tenant.builders().await {
+            assert!(!tenant.has_file(&pod.name_any(), "agent", "/tmp/planted-index").await, "nothing is written through it");
+        }
         assert!(with.built().all(|entry| !entry.path.split('/').any(|part| part == ".git")), "no .git in the context");
         let modes: Vec<_> = ["src/start.sh", "src/Dockerfile"]
             .map(|path| with.entry(path).unwrap())

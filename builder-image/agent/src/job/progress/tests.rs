@@ -115,6 +115,8 @@ fn a_step_that_only_names_an_image_is_none() {
     for (step, inputs) in [
         (format!("[2/2] RUN echo FROM {name}"), &["sha256:2"][..]),
         (format!("[1/1] RUN echo FROM {name}"), &[]),
+        (format!("[FROM {name} 1/1] RUN true"), &[]),
+        (format!("[FROM {name} 1/2] FROM busybox"), &[]),
         (format!("[1/1] ADD https://host/FROM {name} /"), &[]),
         (format!("[2/2] RUN <<EOF (FROM {name}...)"), &[]),
         (format!("FROM {name}"), &[]),
