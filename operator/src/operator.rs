@@ -395,7 +395,8 @@ async fn reconcile_all<K, E, F>(
             };
             let begun = Instant::now();
             let span = info_span!("reconcile", controller = name, object = key(&object));
-            let result = reconcile(object.clone(), context.clone()).instrument(span).await;
+            let work = reconcile(object.clone(), context.clone()).instrument(span);
+            let result = kiln_registry::transfer::of_tenant(&object.namespace().unwrap_or_default(), work).await;
             context.metrics.reconciled(name, begun.elapsed().as_secs_f64(), result.is_err());
             if result.is_ok() {
                 failures.remove(&key(&object));

@@ -12,6 +12,7 @@ use super::client::{Client, digest_like};
 use super::error::Error;
 use super::reference::Repository;
 use super::request::Request;
+use super::transfer;
 use crate::http_client::read_bounded;
 
 impl Client {
@@ -23,6 +24,7 @@ impl Client {
         if !response.status().is_success() {
             return Err(self.refused(&attempt, response).await);
         }
+        let _place = transfer::begin_answer().await;
         let bytes = read_bounded(response, limit).await.map_err(|e| attempt.body(&e))?;
         if digest_like(digest, &bytes).is_none_or(|found| found != *digest) {
             return Err(attempt.protocol("the registry answered with other content"));

@@ -13,6 +13,7 @@ use super::error::{Attempt, Error};
 use super::reference::{Identifier, Repository};
 use super::request::Request;
 use super::sha256_digest;
+use super::transfer;
 use crate::http_client::{HttpClient, read_bounded};
 
 /// The largest manifest that registries must accept is 4 MiB.
@@ -184,6 +185,7 @@ impl Client {
             return Err(self.refused(&attempt, response).await);
         }
         let media_type = media_type(response.headers());
+        let place = transfer::begin_answer().await;
         let bytes = read_bounded(response, MANIFEST_LIMIT).await.map_err(|e| attempt.body(&e))?;
         let digest = match identifier {
             Identifier::Digest(digest) => digest_like(digest, &bytes),
@@ -193,6 +195,7 @@ impl Client {
         matches_identifier(&attempt, identifier, &digest)?;
         let media_type = media_type
             .ok_or_else(|| attempt.protocol("the registry's answer has no Content-Type that names a manifest"))?;
+        drop(place);
         Ok(Manifest { descriptor: Descriptor::new(media_type, bytes.len() as u64, digest), bytes: bytes.into() })
     }
 

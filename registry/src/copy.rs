@@ -3,15 +3,16 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 use http::Method;
 use oci_spec::image::{Descriptor, Digest};
-use serde::Deserialize;
 
 use super::auth::Scope;
 use super::client::{Client, Upload};
 use super::error::Error;
+use super::manifest::{Link, Links};
 use super::reference::{Identifier, Repository};
 use super::request::Request;
 use super::transfer;
@@ -23,21 +24,6 @@ const DEPTH: usize = 4;
 const BLOBS_AT_ONCE: usize = 4;
 /// How long the source may send nothing.
 const STALL: Duration = Duration::from_secs(30);
-
-/// What a manifest or index refers to.
-#[derive(Deserialize)]
-pub(super) struct Links {
-    #[serde(default)]
-    manifests: Vec<Descriptor>,
-    config: Option<Descriptor>,
-    #[serde(default)]
-    layers: Vec<Descriptor>,
-}
-
-/// Reads them. `None`: the bytes are neither a manifest nor an index.
-pub(super) fn links(bytes: &[u8]) -> Option<Links> {
-    serde_json::from_slice(bytes).ok()
-}
 
 /// Both ends of a copy.
 #[derive(Clone, Copy)]
@@ -69,17 +55,21 @@ fn copy_manifest(ends: Ends<'_>, digest: Digest, depth: usize) -> BoxFuture<'_, 
         if let Some(there) = target.head_manifest(to, &identifier).await? {
             return Ok(there);
         }
-        let manifest = source.get_manifest(from, &identifier).await?;
-        let links = links(&manifest.bytes).ok_or_else(|| attempt.protocol("it is not an OCI manifest or index"))?;
-        if !links.manifests.is_empty() && depth == 0 {
-            return Err(attempt.protocol("its indexes are nested too deep"));
-        }
-        for child in &links.manifests {
-            copy_manifest(ends, child.digest().clone(), depth - 1).await?;
+        let mut manifest = source.get_manifest(from, &identifier).await?;
+        let links =
+            Links::read(&manifest.bytes).ok_or_else(|| attempt.protocol("it is not an OCI manifest or index"))?;
+        if !links.manifests.is_empty() {
+            let depth = depth.checked_sub(1).ok_or_else(|| attempt.protocol("its indexes are nested too deep"))?;
+            // Several of them, one in another, are not in memory while their images are copied.
+            manifest.bytes = Bytes::new();
+            for child in links.manifests {
+                copy_manifest(ends, child.digest, depth).await?;
+            }
+            manifest = source.get_manifest(from, &identifier).await?;
         }
         // Layers with URLs are fetched from there by whoever pulls.
-        let layers = links.layers.into_iter().filter(|layer| layer.urls().as_ref().is_none_or(Vec::is_empty));
-        let blobs: Vec<Descriptor> = links.config.into_iter().chain(layers).collect();
+        let layers = links.layers.into_iter().filter(|layer| !layer.is_elsewhere);
+        let blobs: Vec<Descriptor> = links.config.into_iter().chain(layers).map(Link::blob).collect();
         futures::stream::iter(blobs.into_iter().map(|blob| copy_blob(ends, blob)))
             .buffer_unordered(BLOBS_AT_ONCE)
             .try_collect::<()>()

@@ -5,12 +5,15 @@ use kiln_crds::Platform;
 use oci_spec::image::{Descriptor, Digest};
 use serde::Deserialize;
 
-use super::client::Client;
+use super::client::{Client, Manifest};
 use super::error::{Attempt, Error, ErrorKind};
+use super::manifest::{Link, Links, some};
 use super::reference::{Identifier, Repository};
 
 /// The largest configuration that is read.
 const CONFIG_LIMIT: usize = 4 * 1024 * 1024;
+/// The longest text of an instruction that is kept, in characters.
+const LONGEST_CREATED_BY: usize = 1024;
 /// An index of indexes of indexes is deeper than anybody's.
 const DEPTH: usize = 4;
 
@@ -38,31 +41,6 @@ pub struct Layer {
     pub created_by: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Manifest {
-    #[serde(default)]
-    manifests: Vec<Entry>,
-    config: Option<Descriptor>,
-    #[serde(default)]
-    layers: Vec<Descriptor>,
-}
-
-/// An entry of an index. `oci_spec`'s looks for the version in `os_version`, where no index has it.
-#[derive(Deserialize)]
-struct Entry {
-    digest: Digest,
-    platform: Option<EntryPlatform>,
-}
-
-#[derive(Deserialize)]
-struct EntryPlatform {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
-    #[serde(rename = "os.version")]
-    os_version: Option<String>,
-}
-
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Config {
@@ -71,9 +49,10 @@ struct Config {
     variant: Option<String>,
     #[serde(rename = "os.version")]
     os_version: Option<String>,
-    #[serde(rename = "os.features")]
-    os_features: Option<Vec<String>>,
-    history: Option<Vec<History>>,
+    #[serde(rename = "os.features", deserialize_with = "some")]
+    os_features: Vec<String>,
+    #[serde(deserialize_with = "some")]
+    history: Vec<History>,
 }
 
 #[derive(Default, Deserialize)]
@@ -85,7 +64,7 @@ struct History {
 
 /// Reads a manifest, an index or a configuration from bytes, as [`inspect`] does with those of a registry.
 pub(super) fn read(bytes: &[u8]) {
-    if let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) {
+    if let Some(manifest) = Links::read(bytes) {
         let attempt = Attempt { registry: String::new(), action: String::new(), writes_tag: false, has_login: false };
         for platform in ["linux/arm64", "windows(10.0.20348)/amd64"].iter().filter_map(|name| name.parse().ok()) {
             if let Ok(digest) = choose(&attempt, &manifest.manifests, &platform) {
@@ -95,8 +74,7 @@ pub(super) fn read(bytes: &[u8]) {
     }
     if let Ok(config) = serde_json::from_slice::<Config>(bytes) {
         let descriptor = Descriptor::new(oci_spec::image::MediaType::ImageManifest, 0, super::sha256_digest(bytes));
-        let layers = std::slice::from_ref(&descriptor);
-        assert_eq!(image(descriptor.clone(), 0, layers, config).layers.len(), 1);
+        assert_eq!(image(descriptor, 0, &[0], config).layers.len(), 1);
     }
 }
 
@@ -110,32 +88,35 @@ pub async fn inspect(
     let attempt = client.attempt(repository, &format!("read the image {identifier} of"));
     let mut identifier = identifier.clone();
     for _ in 0..DEPTH {
-        let found = client.get_manifest(repository, &identifier).await?;
-        let manifest: Manifest =
-            serde_json::from_slice(&found.bytes).map_err(|_| attempt.protocol("it is not an OCI manifest or index"))?;
-        if manifest.manifests.is_empty() {
-            let config = match &manifest.config {
-                Some(config) => client.get_blob(repository, config.digest(), CONFIG_LIMIT).await?,
+        let Manifest { descriptor, bytes } = client.get_manifest(repository, &identifier).await?;
+        let Links { manifests, config, layers } =
+            Links::read(&bytes).ok_or_else(|| attempt.protocol("it is not an OCI manifest or index"))?;
+        // Whoever answers slowly holds nothing but what is needed.
+        drop(bytes);
+        if manifests.is_empty() {
+            let layers: Vec<u64> = layers.into_iter().map(|layer| layer.size).collect();
+            let config = match &config {
+                Some(config) => client.get_blob(repository, &config.digest, CONFIG_LIMIT).await?,
                 None => return Err(attempt.protocol("it is not an image: it has no configuration")),
             };
             // That of an artifact may be anything.
             let config_of: Config = serde_json::from_slice(&config).unwrap_or_default();
-            return Ok(image(found.descriptor, config.len() as u64, &manifest.layers, config_of));
+            return Ok(image(descriptor, config.len() as u64, &layers, config_of));
         }
-        identifier = choose(&attempt, &manifest.manifests, platform)?.clone().into();
+        identifier = choose(&attempt, &manifests, platform)?.clone().into();
     }
     Err(attempt.protocol("its indexes are nested too deep"))
 }
 
 /// The digest of an index's entry for `platform`. A version of the operating system such as `10.0.20348` has every one that
 /// goes on from there, such as `10.0.20348.2227`; without one the first of any is taken.
-fn choose<'a>(attempt: &Attempt, entries: &'a [Entry], platform: &Platform) -> Result<&'a Digest, Error> {
-    let of = |entry: &Entry| {
+fn choose<'a>(attempt: &Attempt, entries: &'a [Link], platform: &Platform) -> Result<&'a Digest, Error> {
+    let of = |entry: &Link| {
         let of = entry.platform.as_ref()?;
         let os_version = of.os_version.as_deref().filter(|version| !version.is_empty());
         parsed(&of.os, os_version, &of.architecture, of.variant.as_deref())
     };
-    let wanted = |entry: &&Entry| {
+    let wanted = |entry: &&Link| {
         of(entry).is_some_and(|of| {
             let version = match (&platform.os_version, &of.os_version) {
                 (None, _) => true,
@@ -160,18 +141,21 @@ fn parsed(os: &str, os_version: Option<&str>, architecture: &str, variant: Optio
     format!("{os}{os_version}/{architecture}{variant}").parse().ok()
 }
 
-fn image(manifest: Descriptor, config_bytes: u64, layers: &[Descriptor], config: Config) -> Image {
+fn image(manifest: Descriptor, config_bytes: u64, layers: &[u64], config: Config) -> Image {
     let Config { os, architecture, variant, os_version, os_features, history } = config;
     let os_version = os_version.filter(|version| !version.is_empty());
-    let mut made = history.unwrap_or_default().into_iter().filter(|entry| !entry.empty_layer);
+    let mut made = history.into_iter().filter(|entry| !entry.empty_layer);
     Image {
         manifest,
         platform: parsed(&os, os_version.as_deref(), &architecture, variant.as_deref()),
-        os_features: os_features.unwrap_or_default(),
+        os_features,
         config_bytes,
         layers: layers
             .iter()
-            .map(|layer| Layer { bytes: layer.size(), created_by: made.next().and_then(|entry| entry.created_by) })
+            .map(|bytes| {
+                let made = made.next().and_then(|entry| entry.created_by);
+                Layer { bytes: *bytes, created_by: made.map(|text| text.chars().take(LONGEST_CREATED_BY).collect()) }
+            })
             .collect(),
     }
 }
@@ -191,11 +175,14 @@ mod tests {
             serde_json::json!({"os": "windows", "architecture": "amd64", "os.version": "10.0.26100.1"}),
             serde_json::json!({"os": "unknown", "architecture": "unknown"}),
         ];
-        let entries: Vec<Entry> = (0u8..)
+        let entries: Vec<Link> = (0u8..)
             .zip(&platforms)
             .map(|(number, platform)| {
                 let digest = sha256_digest(&[number]);
-                serde_json::from_value(serde_json::json!({"digest": digest.to_string(), "platform": platform})).unwrap()
+                serde_json::from_value(
+                    serde_json::json!({"digest": digest.to_string(), "size": 1, "platform": platform}),
+                )
+                .unwrap()
             })
             .collect();
         for (wanted, expected) in [

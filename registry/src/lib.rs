@@ -14,6 +14,7 @@ mod credentials;
 mod error;
 mod index;
 mod inspect;
+mod manifest;
 pub mod parsers;
 mod publish;
 mod reference;

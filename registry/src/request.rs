@@ -10,6 +10,7 @@ use super::auth::{Asking, Scope, mask};
 use super::challenge;
 use super::client::{Client, Scheme};
 use super::error::{Attempt, Error, ErrorKind};
+use super::reference::Repository;
 use crate::http_client::{TransportFailure, read_prefix, retry_after};
 
 const REDIRECTS: usize = 5;
@@ -62,7 +63,9 @@ impl Client {
             scopes,
             plain_http: self.inner.scheme == Scheme::Http,
         };
-        let origin = request.url.origin();
+        // The registry's own, wherever this request goes: an upload may be sent elsewhere.
+        let registry = Repository { registry: attempt.registry.clone(), path: String::new() };
+        let origin = self.url(attempt, &registry, "")?.origin();
         let mut url = request.url.clone();
         let mut authorization = self.inner.auth.known(&asking).await?;
         let mut answered = false;

@@ -23,6 +23,8 @@ const LEAST: u64 = 2 << 20;
 pub(super) const ANSWER: Duration = Duration::from_mins(5);
 
 static ROOM: LazyLock<Room> = LazyLock::new(|| Room::new(AT_ONCE, OF_ONE));
+/// How many answers of some MiB, manifests and configurations, are read at once, and how many for one tenant.
+static ANSWERS: LazyLock<Room> = LazyLock::new(|| Room::new(8, 2));
 
 tokio::task_local! {
     /// For whom blobs are sent.
@@ -38,6 +40,12 @@ pub async fn of_tenant<T>(tenant: &str, work: impl Future<Output = T>) -> T {
 pub async fn begin() -> Place {
     let tenant = TENANT.try_with(Clone::clone).unwrap_or_default();
     ROOM.enter(&tenant).await
+}
+
+/// Waits until there is room to read another manifest or configuration.
+pub(super) async fn begin_answer() -> Place {
+    let tenant = TENANT.try_with(Clone::clone).unwrap_or_default();
+    ANSWERS.enter(&tenant).await
 }
 
 /// How much of a body has been handed to the connection.

@@ -399,3 +399,48 @@ async fn a_blob_too_large_for_one_request_is_sent_in_parts() {
         }
     }
 }
+
+/// A registry may send an upload elsewhere; the credential stays, also where a server there asks for it.
+#[tokio::test]
+async fn an_upload_that_is_sent_elsewhere_in_parts_takes_no_credential_along() {
+    for status in [201, 401] {
+        let (server, other) = (Server::start(Auth::Basic).await, Server::start(Auth::None).await);
+        let (client, repository) = (server.client(Some(PASSWORD)), server.repository("app"));
+        client.check_push(&repository).await.unwrap();
+        let bytes = Bytes::from(vec![7; 5_000_000]);
+        let blob = Descriptor::new("application/octet-stream".into(), bytes.len() as u64, sha256_digest(&bytes));
+        let session = |host: &str| {
+            let location = format!("http://{host}/v2/app/blobs/uploads/1");
+            Fault { status: 202, headers: vec![("location", location)], ..Fault::default() }
+        };
+        server.fault("POST", session(&server.host));
+        server.fault("PUT", Fault { status: 413, ..Fault::default() });
+        server.fault("POST", session(&other.host));
+        let challenge = vec![("www-authenticate", "Basic realm=\"other\"".to_owned())];
+        other.fault("PUT", Fault { status, headers: challenge, ..Fault::default() });
+        let open: OpenBlob<'_> = &|| Box::pin(std::future::ready(Ok(in_pieces(&bytes))));
+        let pushed = client.push_blob(&repository, &blob, open).await;
+        assert_eq!(pushed.is_ok(), status == 201, "{pushed:?}");
+        let seen = other.content.lock().unwrap().requests.clone();
+        assert_eq!(seen.iter().map(|(line, _)| &line[..4]).collect::<Vec<_>>(), ["PATC", "PATC", "PUT "], "{seen:?}");
+        assert!(seen.iter().all(|(_, authorization)| authorization.is_empty()), "{seen:?}");
+    }
+}
+
+/// However large the parts are that a registry asks for, Kiln holds one of its own size.
+#[tokio::test]
+async fn parts_are_no_larger_for_a_registry_that_asks_for_it() {
+    let server = Server::start(Auth::None).await;
+    let (client, repository) = (server.client(None), server.repository("app"));
+    let bytes = Bytes::from(vec![7; 9_000_000]);
+    let blob = Descriptor::new("application/octet-stream".into(), bytes.len() as u64, sha256_digest(&bytes));
+    server.fault("PUT", Fault { status: 413, ..Fault::default() });
+    for _ in 0..2 {
+        let location = ("location", "/v2/app/blobs/uploads/1".to_owned());
+        let large = ("oci-chunk-min-length", (64 << 20).to_string());
+        server.fault("POST", Fault { status: 202, headers: vec![location, large], ..Fault::default() });
+    }
+    let open: OpenBlob<'_> = &|| Box::pin(std::future::ready(Ok(in_pieces(&bytes))));
+    client.push_blob(&repository, &blob, open).await.unwrap();
+    assert_eq!(server.requests().iter().filter(|request| request.starts_with("PATCH")).count(), 3, "of 4 MiB each");
+}
