@@ -49,7 +49,7 @@ pub fn plain_text(text: &str, limit: usize) -> String {
 
 /// What the name of a parameter has in it whose value gives access to what the URL names: those of presigned URLs of
 /// S3, Google, Azure and `CloudFront`, of registries' upload sessions, and what tokens are usually called.
-const ACCESS: [&str; 14] = [
+const ACCESS: [&str; 16] = [
     "sig",
     "token",
     "secret",
@@ -64,6 +64,8 @@ const ACCESS: [&str; 14] = [
     "api_key",
     "key-pair",
     "session",
+    "hdn",
+    "hmac",
 ];
 
 /// `text` whose URLs have neither user information nor, where a parameter gives access, a query.
@@ -82,13 +84,20 @@ pub fn without_access(text: &str) -> Cow<'_, str> {
             Some((_, host)) => out.extend(["***@", host]),
             None => out.push_str(authority),
         }
-        let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+        // What follows # may say the same, and an address within the query has a query of its own.
+        let (path, query) = path.split_at(path.find(['?', '#']).unwrap_or(path.len()));
         out.push_str(path);
-        let gives_access = query.trim_start_matches('?').split(['&', ';']).any(|parameter| {
-            let name = parameter.split('=').next().unwrap_or_default().to_ascii_lowercase();
-            ACCESS.iter().any(|part| name.contains(part))
+        let gives_access = query.split(['?', '#', '&', ';']).any(|parameter| {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let (name, value) = (name.to_ascii_lowercase(), value.to_ascii_lowercase());
+            let holds_address = value.contains("://") || value.contains("%3a");
+            ["key", "code"].contains(&name.as_str()) || holds_address || ACCESS.iter().any(|part| name.contains(part))
         });
-        out.push_str(if gives_access { "?***" } else { query });
+        if gives_access {
+            out.extend([&query[..1], "***"]);
+        } else {
+            out.push_str(query);
+        }
         rest = after;
     }
     if out.is_empty() {
@@ -122,6 +131,14 @@ mod tests {
             ("https://h/c?sv=1&sig=abc%3D and http://u:p@h:80/y#z.", "https://h/c?*** and http://***@h:80/y#z."),
             ("ssh://git@h/x", "ssh://***@h/x"),
             ("https://h?access_token=1", "https://h?***"),
+            ("https://h/#access_token=1", "https://h/#***"),
+            ("https://h/?a=1#top", "https://h/?a=1#top"),
+            ("https://p/?url=https://h/x?sig=1", "https://p/?***"),
+            ("https://p/?url=https%3A%2F%2Fh%2Fx%3Fsig%3D1", "https://p/?***"),
+            (
+                "https://h/f?code=1 https://h/g?key=2 https://h/h?keyword=3",
+                "https://h/f?*** https://h/g?*** https://h/h?keyword=3",
+            ),
             ("https://u@x@h/", "https://***@h/"),
             ("://", "://"),
         ] {

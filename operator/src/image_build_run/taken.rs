@@ -124,7 +124,7 @@ fn check(image: &Image, wanted: &Platform) -> Result<(), String> {
 fn taken(image: &Image, reference: &Reference, platform: &PlatformStatus) -> PlatformStatus {
     let digest = image.manifest.digest().to_string();
     let layers = image.layers.iter().map(|layer| (layer.bytes, layer.created_by.as_deref()));
-    let bytes = image.layers.iter().map(|layer| layer.bytes).sum::<u64>() + image.config_bytes;
+    let bytes = image.layers.iter().fold(image.config_bytes, |sum, layer| sum.saturating_add(layer.bytes));
     PlatformStatus {
         name: platform.name.clone(),
         phase: PlatformPhase::Succeeded,

@@ -29,6 +29,8 @@ use crate::{
     reasons::{JobFailure, Reason},
 };
 
+/// The most documents that are read of one tarball.
+const MOST_DOCUMENTS: usize = 1024;
 /// The largest manifest, index or configuration.
 const LARGEST_DOCUMENT: u64 = 4 << 20;
 /// The most files of an archive.
@@ -197,6 +199,8 @@ struct Links {
 struct Layout {
     file: File,
     places: HashMap<PathBuf, (u64, u64)>,
+    /// How many more documents are read: an index may list itself.
+    left: usize,
 }
 
 impl Layout {
@@ -209,7 +213,7 @@ impl Layout {
             let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
             places.insert(name, (entry.raw_file_position(), entry.size()));
         }
-        Ok(Self { file: files::open(path)?, places })
+        Ok(Self { file: files::open(path)?, places, left: MOST_DOCUMENTS })
     }
 
     fn place(&self, name: &str) -> Result<(u64, u64), Problem> {
@@ -218,7 +222,9 @@ impl Layout {
 
     fn document(&mut self, name: &str) -> Result<Vec<u8>, Problem> {
         let (at, length) = self.place(name)?;
-        if length > LARGEST_DOCUMENT {
+        let left = self.left.checked_sub(1).filter(|_| length <= LARGEST_DOCUMENT);
+        self.left = left.unwrap_or_default();
+        if left.is_none() {
             return Err(Problem::Malformed(name.to_owned()));
         }
         self.file.seek(SeekFrom::Start(at))?;
@@ -303,7 +309,9 @@ impl Image {
                 layout.file.seek(SeekFrom::Start(at + layer.size() - 4))?;
                 layout.file.read_exact(&mut end)?;
             }
-            unpacked = unpacked.zip(content::unpacked(&layer, has_end.then_some(end))).map(|(sum, one)| sum + one);
+            unpacked = unpacked
+                .zip(content::unpacked(&layer, has_end.then_some(end)))
+                .map(|(sum, one): (u64, u64)| sum.saturating_add(one));
             blobs.push((layer, at));
         }
         content.unpacked = unpacked;

@@ -167,8 +167,9 @@ impl Build<'_> {
                 return Err(JobFailure { message, ..failure });
             }
             if !pins.is_empty() {
-                // A digest may be gone from its registry: the next attempt asks for the names again.
-                pins::forget(state);
+                // The next attempt asks for these names again.
+                let source = failed.operation.as_ref().map_or("", |operation| &operation.identifier);
+                pins::forget(state, &format!("{} {source}", failed.message));
             }
             return Err(failure);
         }

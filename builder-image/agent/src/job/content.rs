@@ -27,6 +27,8 @@ const LARGEST_CONFIG: usize = 4 << 20;
 const AT_ONCE: usize = 8;
 /// What 4 GiB of programs are compressed to at least, in bytes.
 const LEAST_OF_4_GIB: u64 = 512 << 20;
+/// A layer that is larger, in bytes, is none.
+const LARGEST_LAYER: u64 = 1 << 40;
 /// The longest text of a layer, in characters.
 const LONGEST_CREATED_BY: usize = 128;
 /// How many images and layers are remembered.
@@ -168,6 +170,10 @@ pub fn unpacked(layer: &Descriptor, end: Option<[u8; 4]>) -> Option<u64> {
             if is_too_short(length) && layer.size() < LEAST_OF_4_GIB {
                 return None;
             }
+            // No layer is larger: whoever says so has the loop go round for ever.
+            if layer.size() > LARGEST_LAYER {
+                return None;
+            }
             while is_too_short(length) {
                 length += 1 << 32;
             }
@@ -256,7 +262,7 @@ async fn ask(
     let asking: Vec<_> =
         content.layers.iter().map(|(layer, _)| length(&registries.contents, &client, &repository, layer)).collect();
     let lengths: Vec<Option<u64>> = futures::stream::iter(asking).buffered(AT_ONCE).collect().await;
-    content.unpacked = lengths.into_iter().sum();
+    content.unpacked = lengths.into_iter().try_fold(0, |sum: u64, length| Some(sum.saturating_add(length?)));
     remember(&registries.contents.images, digest.to_owned(), Arc::new(content.clone()));
     Ok(Some(content))
 }
@@ -337,6 +343,8 @@ mod tests {
             (layer("tar+gzip", 1000, Some("7000")), None, Some(7000)),
             (layer("tar", 1000, None), None, Some(1000)),
             (layer("tar+zstd", 1000, None), four(1), None),
+            (layer("tar+gzip", u64::MAX, None), four(1), None),
+            (layer("tar+gzip", i64::MAX.unsigned_abs(), None), four(1), None),
         ] {
             assert_eq!(unpacked(&layer, end), expected, "{layer:?} {end:?}");
         }

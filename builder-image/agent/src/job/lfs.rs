@@ -2,7 +2,7 @@
 //! checked, and put in the pointers' place (<https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md>).
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
@@ -101,13 +101,15 @@ impl GitJob<'_> {
         entries: &mut [Entry],
     ) -> Result<(), JobFailure> {
         let tree = Tree::open(directory).map_err(|error| JobFailure::agent("open the source", &error))?;
-        let mut pointers: BTreeMap<PathBuf, Pointer> = BTreeMap::new();
-        for entry in entries.iter().filter(|entry| !entry.submodule && entry.size < LONGEST_POINTER) {
-            // A link is no pointer.
-            if let Ok(content) = tree.read(&entry.path, LONGEST_POINTER) {
-                pointers.extend(pointer(&content).map(|pointer| (entry.path.clone(), pointer)));
-            }
-        }
+        let small = entries.iter().filter(|entry| !entry.submodule && entry.size < LONGEST_POINTER);
+        let small: Vec<PathBuf> = small.map(|entry| entry.path.clone()).collect();
+        // A million files take their time.
+        let (tree, mut pointers) = tokio::task::spawn_blocking(move || {
+            let pointers = pointers_in(&tree, small);
+            (tree, pointers)
+        })
+        .await
+        .map_err(|error| JobFailure::agent("look for pointers of Git LFS", &error))?;
         if pointers.is_empty() {
             return Ok(());
         }
@@ -123,7 +125,7 @@ impl GitJob<'_> {
             )
             .await?;
         let filtered = filtered_by_lfs(&filters);
-        pointers.retain(|path, _| filtered.contains(&path.as_os_str().as_bytes()));
+        pointers.retain(|path, _| filtered.contains(path.as_os_str().as_bytes()));
         let bytes = pointers.values().fold(0_u64, |bytes, pointer| bytes.saturating_add(pointer.size));
         if bytes > LARGEST_TREE {
             let (bytes, most) = (bytes >> 30, LARGEST_TREE >> 30);
@@ -347,8 +349,14 @@ pub(crate) fn pointer(content: &[u8]) -> Option<Pointer> {
     Some(Pointer { oid: oid.to_owned(), size: size? })
 }
 
+/// The pointers among these files. A link is none.
+fn pointers_in(tree: &Tree, paths: Vec<PathBuf>) -> BTreeMap<PathBuf, Pointer> {
+    let read = |path: &PathBuf| pointer(&tree.read(path, LONGEST_POINTER).ok()?);
+    paths.into_iter().filter_map(|path| read(&path).map(|pointer| (path, pointer))).collect()
+}
+
 /// Reads the output of `git check-attr -z filter`: the paths whose filter is `lfs`.
-fn filtered_by_lfs(output: &[u8]) -> Vec<&[u8]> {
+fn filtered_by_lfs(output: &[u8]) -> HashSet<&[u8]> {
     let fields: Vec<&[u8]> = output.split(|byte| *byte == 0).collect();
     fields.chunks_exact(3).filter(|field| field[2] == b"lfs").map(|field| field[0]).collect()
 }
@@ -377,7 +385,7 @@ mod tests {
     #[test]
     fn attributes() {
         let output = b"a b\0filter\0lfs\0c\0filter\0unspecified\0d\0filter\0lfs\0";
-        assert_eq!(filtered_by_lfs(output), [&b"a b"[..], b"d"]);
+        assert_eq!(filtered_by_lfs(output), [&b"a b"[..], b"d"].into());
     }
 
     #[test]

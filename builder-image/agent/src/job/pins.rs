@@ -96,7 +96,6 @@ async fn digest_of(name: &str, spec: &Spec, registries: &Registries) -> Option<S
     None
 }
 
-/// A file that cannot be written costs a look at the next build.
 fn keep(state: &Path, images: Pins) {
     let known = read(state);
     let mut pins = known.clone();
@@ -107,16 +106,26 @@ fn keep(state: &Path, images: Pins) {
     if pins == known {
         return;
     }
+    write(state, &pins);
+}
+
+/// A file that cannot be written costs a look at the next build.
+fn write(state: &Path, pins: &Pins) {
     let written = path(state).with_extension("new");
-    let write = || fs::write(&written, serde_json::to_vec(&pins)?).and_then(|()| fs::rename(&written, path(state)));
+    let write = || fs::write(&written, serde_json::to_vec(pins)?).and_then(|()| fs::rename(&written, path(state)));
     if let Err(error) = write() {
         tracing::warn!(%error, "cannot keep the digests of base images");
     }
 }
 
-/// Forgets all names: a digest is gone from its registry.
-pub fn forget(state: &Path) {
-    let _ = fs::remove_file(path(state));
+/// Forgets the names whose digests a failure tells of: such a digest may be gone from its registry.
+pub fn forget(state: &Path, failure: &str) {
+    let mut pins = read(state);
+    let before = pins.len();
+    pins.retain(|_, digest| !failure.contains(digest.as_str()));
+    if pins.len() < before {
+        write(state, &pins);
+    }
 }
 
 fn path(state: &Path) -> PathBuf {
@@ -175,8 +184,10 @@ mod tests {
         let written = policy(&of(&spec, state.path()), registries);
         insta::assert_snapshot!(serde_json::to_string_pretty(&written).unwrap());
         assert!(of(&Spec::default(), state.path()).is_empty());
-        forget(state.path());
-        assert!(of(&spec, state.path()).is_empty());
+        forget(state.path(), "docker.io/library/x@sha256:9: not found");
+        assert_eq!(of(&spec, state.path()).len(), 2, "a failure of another kind");
+        forget(state.path(), "docker.io/library/b@sha256:2: not found");
+        assert_eq!(of(&spec, state.path()).into_keys().collect::<Vec<_>>(), ["docker.io/library/a:1"]);
     }
 
     /// What a Dockerfile has written into its steps' names reaches nobody else's build.

@@ -14,6 +14,8 @@ const LONGEST_NAME: usize = 4096;
 /// The most that is written in the place of variables of one Dockerfile, in bytes: a few lines of it could name any amount.
 /// What is not named here is not asked for: BuildKit has to be given the registries of images.
 const MOST_EXPANDED: usize = 4 << 20;
+/// The most that is looked at, in bytes of instructions: what a stage holds back counts for each one above it.
+const MOST_LOOKED_AT: usize = 16 << 20;
 
 /// What a build's stages are resolved with.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +79,8 @@ struct Resolved<'b> {
     variables: Variables<'b>,
     /// How much more may be written in the place of variables.
     left: Cell<usize>,
+    /// How much has been looked at.
+    looked_at: Cell<usize>,
     /// The stages of each name, in lower case, ascending.
     named: HashMap<String, Vec<usize>>,
     /// The stage that each stage begins with.
@@ -91,6 +95,7 @@ impl<'b> Resolved<'b> {
             build,
             variables: platforms(build),
             left: Cell::new(MOST_EXPANDED),
+            looked_at: Cell::new(0),
             named: HashMap::new(),
             bases: Vec::new(),
             for_target: Vec::new(),
@@ -148,6 +153,13 @@ impl<'b> Resolved<'b> {
         expanded
     }
 
+    /// Whether there is room to look at another instruction.
+    fn looks_at(&self, instruction: &Instruction) -> bool {
+        // However short, it takes a moment.
+        self.looked_at.set(self.looked_at.get() + instruction.rest.len() + 64);
+        self.looked_at.get() <= MOST_LOOKED_AT
+    }
+
     /// The names that an instruction takes files from.
     fn names_in(&self, instruction: &Instruction, variables: &Variables<'_>) -> Vec<String> {
         let names: Vec<&str> = match instruction.keyword.as_str() {
@@ -188,10 +200,12 @@ impl<'b> Resolved<'b> {
             }
             // What the stage below holds back is done here.
             let below = base.iter().flat_map(|base| &stages[*base].instructions);
-            let held_back = below.filter_map(|instruction| Some((instruction, instruction.held_back()?)));
+            let held_back = below
+                .take_while(|below| self.looks_at(below))
+                .filter_map(|instruction| Some((instruction, instruction.held_back()?)));
             for (written, held_back) in held_back
                 .map(|(written, held)| (written, Some(held)))
-                .chain(stage.instructions.iter().map(|own| (own, None)))
+                .chain(stage.instructions.iter().take_while(|own| self.looks_at(own)).map(|own| (own, None)))
             {
                 let done = held_back.as_ref().unwrap_or(written);
                 if let ControlFlow::Break(found) = visit(index, Some((written, done)), &local) {
@@ -404,6 +418,25 @@ RUN --mount=type=bind,from=mount.example/x,target=/x true
         assert!(kept(&format!("{doubled}FROM x\nARG A33\nRUN {mounts} true\n")) <= MOST_EXPANDED);
         let stages = "FROM x AS s\nARG A33=y\nCOPY --from=$A33$A32 a a\n".repeat(1_000);
         assert!(kept(&format!("{doubled}{stages}")) <= MOST_EXPANDED);
+    }
+
+    /// What a stage holds back is done in each that begins with it.
+    #[test]
+    fn what_is_held_back_often_is_not_looked_at_for_ever() {
+        let arguments = HashMap::new();
+        let build =
+            Build { target: "", platform: "linux/arm64", builder: "linux/amd64", arguments: &arguments, contexts: &[] };
+        let held_back = format!("ONBUILD COPY {} a a\n", "--from=$A ".repeat(20_000));
+        let all: String = (1..2_000).map(|stage| format!("--from={stage} ")).collect();
+        let text = format!("FROM x AS o\n{held_back}{}FROM x\nCOPY {all} a a\n", "FROM o\n".repeat(2_000));
+        let dockerfile = Dockerfile::read(&text);
+        let resolved = Resolved::of(&dockerfile, build);
+        let mut seen = 0;
+        let _: Option<()> = resolved.walk(&dockerfile.stages, |_, instruction, _| {
+            seen += instruction.map_or(0, |(_, done)| done.rest.len());
+            ControlFlow::Continue(())
+        });
+        assert!(seen > text.len() && seen <= MOST_LOOKED_AT, "{seen} bytes were looked at");
     }
 
     #[test]
