@@ -76,7 +76,13 @@ pub async fn fetch(
             blob(&client, repository, layer, &file, &name, stop).await?;
             match kind {
                 Layer::Tarball => archives.push(file),
-                Layer::File(path) => put(&file, directory, &path)?,
+                Layer::File(path) => {
+                    let directory = directory.to_owned();
+                    // All of it is read, which may be gigabytes.
+                    tokio::task::spawn_blocking(move || put(&file, &directory, &path))
+                        .await
+                        .map_err(|error| JobFailure::agent("write a layer's file", &error))??;
+                }
             }
         }
         Ok((archives, is_image))

@@ -361,7 +361,7 @@ impl GitJob<'_> {
         stdin: Option<&[u8]>,
         environment: &[(&str, String)],
     ) -> Result<Output, JobFailure> {
-        const ALWAYS: [(&str, &str); 14] = [
+        const ALWAYS: [(&str, &str); 15] = [
             ("protocol.allow", "never"),
             ("protocol.https.allow", "always"),
             ("core.hooksPath", "/dev/null"),
@@ -380,6 +380,8 @@ impl GitJob<'_> {
             ("advice.detachedHead", "false"),
             // Objects are looked at as they come: what no Git writes is there to deceive one.
             ("fetch.fsckObjects", "true"),
+            // git only tells of it. Modes such as 100664, of which it does so too, were git's own once.
+            ("fetch.fsck.gitmodulesParse", "error"),
         ];
         let forgiven = FORGIVEN.map(|fault| (format!("fetch.fsck.{fault}"), "warn"));
         let config = reach.remote.map(Remote::config).unwrap_or_default();

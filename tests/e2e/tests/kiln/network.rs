@@ -26,6 +26,7 @@ use serde_json::json;
 kiln_e2e::tests![
     steps_reach_what_builds_need_and_nothing_else,
     private_addresses_can_be_closed,
+    the_operator_reaches_all_but_metadata,
     git_servers_and_registries_at_forbidden_addresses,
     the_cluster_itself_is_no_source_and_no_registry,
     services_are_reached_where_the_pool_lists_them,
@@ -103,6 +104,30 @@ async fn private_addresses_can_be_closed() {
         shut.extend(api.iter().map(ToString::to_string));
         let (own, tries) = tries(tenant, &shut).await;
         assert_eq!(tries, lines(&[], &shut));
+        let visits = recorder.visits(&[own]);
+        assert!(visits.is_empty(), "{visits:?}");
+    })
+    .await;
+}
+
+/// The operator's policy, in a namespace of the test's own: its pod is then what the operator is. And the operator itself
+/// answers those whom the chart's value lets read its metrics.
+async fn the_operator_reaches_all_but_metadata() {
+    let Some(recorder) = Recorder::here() else { return };
+    Tenant::fresh("operator-policy", async |tenant| {
+        let operators: Api<Pod> = Api::namespaced(tenant.cluster.client.clone(), &operator_namespace());
+        let component = ListParams::default().labels("app.kubernetes.io/component=operator");
+        let operator = address(&operators.list(&component).await.unwrap().items[0]);
+        let mut open = vec![tenant.cluster.registry.clone(), format!("{operator}:8080")];
+        open.extend(api_server(tenant).await.iter().map(ToString::to_string));
+        let shut = vec![format!("{}:80", recorder.metadata)];
+        for mut policy in rendered("operator-network-policy.yaml", &[]) {
+            policy.metadata.namespace = Some(tenant.namespace.clone());
+            policy.spec.get_or_insert_default().pod_selector = None;
+            tenant.api().create(&PostParams::default(), &policy).await.expect("it is a NetworkPolicy");
+        }
+        let (own, tries) = tries(tenant, &[&open[..], &shut].concat()).await;
+        assert_eq!(tries, lines(&open, &shut));
         let visits = recorder.visits(&[own]);
         assert!(visits.is_empty(), "{visits:?}");
     })
@@ -359,20 +384,26 @@ async fn api_server(tenant: &Tenant) -> Vec<SocketAddr> {
     found
 }
 
-/// The chart's policies for a builders namespace of this name, and what the operator's plan makes of closed private
-/// addresses: its snapshot, with the API server's addresses for those of the unit test.
-fn closed_policies(namespace: &str, api: &[SocketAddr]) -> Vec<NetworkPolicy> {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+/// The policies of a template of the chart.
+fn rendered(template: &str, values: &[&str]) -> Vec<NetworkPolicy> {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/kiln");
     let output = Command::new("helm")
-        .args(["template", "kiln", &format!("{root}/charts/kiln"), "--namespace", &operator_namespace()])
-        .args(["--show-only", "templates/network-policies.yaml"])
-        .args(["--set", &format!("builder.namespace.name={namespace}")])
+        .args(["template", "kiln", chart, "--namespace", &operator_namespace()])
+        .args(["--show-only", &format!("templates/{template}")])
+        .args(values)
         .output()
         .expect("helm is in PATH");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut policies: Vec<NetworkPolicy> = serde_yaml_ng::Deserializer::from_slice(&output.stdout)
-        .map(|document| NetworkPolicy::deserialize(document).expect("it is a NetworkPolicy"))
-        .collect();
+    let documents = serde_yaml_ng::Deserializer::from_slice(&output.stdout);
+    documents.map(|document| NetworkPolicy::deserialize(document).expect("it is a NetworkPolicy")).collect()
+}
+
+/// The chart's policies for a builders namespace of this name, and what the operator's plan makes of closed private
+/// addresses: its snapshot, with the API server's addresses for those of the unit test.
+fn closed_policies(namespace: &str, api: &[SocketAddr]) -> Vec<NetworkPolicy> {
+    let value = format!("builder.namespace.name={namespace}");
+    let mut policies = rendered("network-policies.yaml", &["--set", &value]);
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let path = "operator/src/network_policy/snapshots/kiln_operator__network_policy__plan__tests__closed_to_private_addresses.snap";
     let snapshot = std::fs::read_to_string(format!("{root}/{path}")).expect("the snapshot is there");
     let (_, snapshot) = snapshot.trim_start_matches("---\n").split_once("---\n").expect("it has a head");
