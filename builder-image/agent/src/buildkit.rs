@@ -22,6 +22,8 @@ use crate::{
     trust::Trust,
 };
 
+/// Far more processor time than asking and telling take, in seconds: what a step does is buildkitd's.
+const PROCESSOR_TIME: u64 = 3600;
 /// How long buildkitd may be away: it starts within a second, and within a minute when the kubelet delays a restart.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// The pause between two looks at its socket.
@@ -234,6 +236,7 @@ impl Buildkit {
             // It is the one that asks registries' token servers, wherever they are.
             network: Network::Any,
             unix_socket: self.socket().map(PathBuf::from),
+            cpu_seconds: Some(PROCESSOR_TIME),
             ..Confinement::default()
         }
     }

@@ -233,6 +233,22 @@ mod tests {
         format!("{}first miss: {:?}", steps.collect::<String>(), status.first_cache_miss)
     }
 
+    /// An agent that was taken over sends steps without end, and ids of any length.
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut progress = Progress::default();
+        for number in 0..2 * KNOWN {
+            progress.take(&step(&format!("-[1/2] RUN {number}"), 0, 5));
+        }
+        let long = "x".repeat(LONGEST_ID + 1);
+        progress.take(&step(&format!("-{long}"), 0, 5));
+        assert_eq!((progress.steps.len(), progress.index.len()), (KNOWN, KNOWN));
+        let mut progress = Progress::default();
+        assert!(!progress.take(&step(&format!("-{long}"), 0, NOTABLE)));
+        assert_eq!(progress.steps, []);
+        assert_eq!(progress.in_status(PlatformStatus::default()).steps, []);
+    }
+
     #[test]
     fn steps_of_the_dockerfile_and_other_long_work_are_shown() {
         let status = after(&[
