@@ -1,8 +1,9 @@
 // kiln-build carries out one build on buildkitd for Kiln's agent.
 //
 // It reads a description of the build from standard input, and writes what happens to standard error, a line of JSON each:
-// BuildKit's own progress as it is, and at the end an event of its own, {"kiln": …}. It asks and tells; what follows from it
-// is the agent's to decide. A line that is no JSON is Go's runtime breaking down.
+// BuildKit's own progress as it is, and events of its own, {"kiln": …}. It asks and tells; what follows from it is the
+// agent's to decide: before an image is exported, the agent is shown its configuration, may read files of it, and says
+// whether it is to be exported. A line that is no JSON is Go's runtime breaking down.
 package main
 
 import (
@@ -48,6 +49,8 @@ type job struct {
 	Exports []entry `json:"exports"`
 	// Output is what becomes of the image.
 	Output output `json:"output"`
+	// Look has the agent look into the image before that.
+	Look bool `json:"look"`
 	// Authorities are files with the CA of a registry's token realm, by the registry's host.
 	Authorities map[string]string `json:"authorities"`
 }
@@ -59,13 +62,16 @@ type entry struct {
 
 type output struct {
 	entry
-	// File is written by types that make one, Directory by those that make many.
-	File      string `json:"file"`
-	Directory string `json:"directory"`
+	// File is written by types that make one.
+	File string `json:"file"`
 }
 
-// event is what kiln-build itself tells. One of the two ends the output.
+// event is what kiln-build itself tells. Result or Failure ends the output; the others want an answer.
 type event struct {
+	// Config is the configuration of an image that is not exported yet.
+	Config json.RawMessage `json:"config,omitempty"`
+	// Files are the beginnings of files that were asked for; of one that is not there, or is no regular file, null.
+	Files map[string][]byte `json:"files,omitempty"`
 	// Result holds what the exporter says of the image.
 	Result map[string]string `json:"result,omitempty"`
 	// Failure is why there is none.
@@ -85,22 +91,23 @@ func main() {
 // run builds, and tells of it. Its error is that nothing could be told.
 func run(ctx context.Context, in io.Reader, out io.Writer) error {
 	var wanted job
-	if err := json.NewDecoder(in).Decode(&wanted); err != nil {
+	asked := json.NewDecoder(in)
+	if err := asked.Decode(&wanted); err != nil {
 		return fmt.Errorf("reading the job: %w", err)
 	}
-	lines := json.NewEncoder(out)
+	agent := &conversation{asked: asked, lines: json.NewEncoder(out)}
 	ctx, end := traced(ctx)
 	defer end()
-	told, err := build(ctx, &wanted, func(status *client.SolveStatus) error { return lines.Encode(status) })
+	told, err := build(ctx, &wanted, agent)
 	last := event{Result: told}
 	if err != nil {
 		last = event{Failure: failureOf(err)}
 	}
-	return lines.Encode(map[string]event{"kiln": last})
+	return agent.tell(last)
 }
 
 // build gives what the exporter says of the image.
-func build(ctx context.Context, wanted *job, tell func(*client.SolveStatus) error) (map[string]string, error) {
+func build(ctx context.Context, wanted *job, agent *conversation) (map[string]string, error) {
 	opt, err := options(wanted)
 	if err != nil {
 		return nil, err
@@ -118,7 +125,7 @@ func build(ctx context.Context, wanted *job, tell func(*client.SolveStatus) erro
 		for status := range all {
 			// Who does not listen any more is no reason to leave the build hanging.
 			if failed == nil {
-				failed = tell(status)
+				failed = agent.write(status)
 			}
 		}
 		return failed
@@ -139,7 +146,14 @@ func build(ctx context.Context, wanted *job, tell func(*client.SolveStatus) erro
 		request.CacheImports = append(request.CacheImports, frontend.CacheOptionsEntry{Type: cache.Type, Attrs: cache.Attributes})
 	}
 	answer, err := daemon.Build(ctx, *opt, "kiln", func(ctx context.Context, asking gateway.Client) (*gateway.Result, error) {
-		return asking.Solve(ctx, request)
+		result, err := asking.Solve(ctx, request)
+		if err == nil && wanted.Look {
+			err = agent.look(ctx, result)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return result, nil
 	}, writer.WithPrefix("", false).Status())
 	for _, end := range ends {
 		end()
@@ -194,11 +208,7 @@ func options(wanted *job) (*client.SolveOpt, error) {
 		}
 		attached = append(attached, secretsprovider.NewSecretProvider(store))
 	}
-	export := client.ExportEntry{
-		Type:      wanted.Output.Type,
-		Attrs:     wanted.Output.Attributes,
-		OutputDir: wanted.Output.Directory,
-	}
+	export := client.ExportEntry{Type: wanted.Output.Type, Attrs: wanted.Output.Attributes}
 	if file := wanted.Output.File; file != "" {
 		export.Output = func(map[string]string) (io.WriteCloser, error) { return os.Create(file) }
 	}

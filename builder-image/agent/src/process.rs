@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     process::Command,
+    sync::mpsc,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,9 @@ const GRACE: Duration = Duration::from_secs(5);
 const LONGEST_LINE: usize = 8 << 20;
 /// The most that is taken of its standard output: the listing of half a million files.
 const MOST_OUTPUT: u64 = 64 << 20;
+/// How many answers wait for a program to read them.
+const ANSWERS: usize = 16;
+
 /// What a program left behind.
 #[derive(Debug)]
 pub struct Finished {
@@ -67,6 +71,30 @@ pub async fn run(
     stop: &CancellationToken,
     mut on_line: impl FnMut(&[u8]),
 ) -> Result<Finished, ProcessError> {
+    let on_line = |line: &[u8]| {
+        on_line(line);
+        None
+    };
+    exchange(command, stdin, false, stop, on_line).await
+}
+
+/// As [`run`], with a program that is answered: what `on_line` gives is written to its standard input, which stays open.
+pub async fn converse(
+    command: &mut Command,
+    first: &[u8],
+    stop: &CancellationToken,
+    on_line: impl FnMut(&[u8]) -> Option<Vec<u8>>,
+) -> Result<Finished, ProcessError> {
+    exchange(command, Some(first), true, stop, on_line).await
+}
+
+async fn exchange(
+    command: &mut Command,
+    stdin: Option<&[u8]>,
+    stays_open: bool,
+    stop: &CancellationToken,
+    mut on_line: impl FnMut(&[u8]) -> Option<Vec<u8>>,
+) -> Result<Finished, ProcessError> {
     let program = command.as_std().get_program().to_string_lossy().into_owned();
     if stop.is_cancelled() {
         return Err(ProcessError::Stopped);
@@ -84,10 +112,14 @@ pub async fn run(
     let leftovers = Group(AtomicI32::new(group.map_or(0, |group| group.as_raw_nonzero().get())));
     let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
 
+    let (answers, mut answered) = mpsc::channel::<Vec<u8>>(ANSWERS);
     let feed = async {
         if let (Some(mut input), Some(bytes)) = (input, stdin) {
             // A program that ends early does not read on: its status tells.
             let _ = input.write_all(bytes).await;
+            while stays_open && let Some(answer) = answered.recv().await {
+                let _ = input.write_all(&answer).await;
+            }
         }
     };
     let collect = async {
@@ -98,7 +130,12 @@ pub async fn run(
         }
         Ok::<_, io::Error>(stdout)
     };
-    let listen = async {
+    // Its end, which comes with the program's, closes the other's input.
+    let listen = async move {
+        let mut on_line = |line: &[u8]| {
+            // One that asks without reading gets no more answers.
+            drop(on_line(line.trim_ascii_end()).map(|answer| answers.try_send(answer)));
+        };
         if let Some(errors) = errors {
             let (mut errors, mut line) = (BufReader::new(errors), Vec::new());
             loop {
@@ -112,12 +149,12 @@ pub async fn run(
                 let taken = part.len() + usize::from(end.is_some());
                 errors.consume(taken);
                 if end.is_some() {
-                    on_line(line.trim_ascii_end());
+                    on_line(&line);
                     line.clear();
                 }
             }
             if !line.is_empty() {
-                on_line(line.trim_ascii_end());
+                on_line(&line);
             }
         }
         Ok::<_, io::Error>(())
@@ -184,6 +221,21 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
         command
+    }
+
+    #[tokio::test]
+    async fn a_program_is_answered_until_it_ends() {
+        let mut command = shell("read one; echo $one >&2; read two; echo $two >&2; echo more >&2");
+        let mut lines = Vec::new();
+        let stop = CancellationToken::new();
+        let finished = converse(&mut command, b"one\n", &stop, |line| {
+            let line = String::from_utf8_lossy(line).into_owned();
+            let answer = format!("answer to {line}\n").into_bytes();
+            lines.push(line);
+            Some(answer)
+        });
+        assert!(finished.await.unwrap().status.success());
+        assert_eq!(lines, ["one", "answer to one", "more"]);
     }
 
     #[tokio::test]

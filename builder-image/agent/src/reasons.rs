@@ -101,6 +101,8 @@ reasons! {
     BaseImagePlatform: User,
     /// The image holds a program of another architecture than its platform's.
     WrongArchitecture: User,
+    /// A warning: the image lacks the program that loads what it starts.
+    MissingInterpreter: User,
     /// The Dockerfile runs something for a platform that no node was sought for.
     NodeNeeded: User,
     /// The Dockerfile runs something for Windows, which no builder can.

@@ -53,6 +53,15 @@ pub struct ImageTarget {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub growth_warning_percent: Option<u32>,
+    /// Programs that the image starts though they are for another platform, such as `/usr/bin/qemu-x86_64-static`: their
+    /// absolute paths, as ENTRYPOINT, CMD or a script name them. Every other one fails the build (`WrongArchitecture`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(p, p.startsWith('/'))").message("allowForeignPrograms lists absolute paths, such as /usr/bin/qemu-x86_64-static"),
+    )]
+    pub allow_foreign_programs: Vec<String>,
 }
 
 impl ImageTarget {
@@ -157,6 +166,15 @@ pub struct ArchiveTarget {
     #[schemars(length(min = 1, max = 256))]
     #[x_kube(validation = Rule::new("self.endsWith('.tar') && !self.startsWith('/') && !self.split('/').exists(s, s == '..' || s == '.' || s == '')").message("archive.path is a relative path that ends in .tar, such as app.tar, without .."))]
     pub path: String,
+    /// Programs that the image starts though they are for another platform, such as `/usr/bin/qemu-x86_64-static`: their
+    /// absolute paths, as ENTRYPOINT, CMD or a script name them. Every other one fails the build (`WrongArchitecture`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(p, p.startsWith('/'))").message("allowForeignPrograms lists absolute paths, such as /usr/bin/qemu-x86_64-static"),
+    )]
+    pub allow_foreign_programs: Vec<String>,
 }
 
 /// Who shares the cache, how old it may grow, and whether a registry keeps it too.

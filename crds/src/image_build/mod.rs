@@ -240,4 +240,11 @@ impl ImageBuildSpec {
     pub fn inline(&self) -> Option<&InlineSource> {
         self.source.as_ref()?.inline.as_ref()
     }
+
+    /// Paths of programs that may be for another platform, though the image starts them.
+    pub fn foreign_programs(&self) -> impl Iterator<Item = &str> {
+        let of_image = self.image.iter().flat_map(|image| &image.allow_foreign_programs);
+        let of_archive = self.archive.iter().flat_map(|archive| &archive.allow_foreign_programs);
+        of_image.chain(of_archive).map(String::as_str)
+    }
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use kiln_crds::ImageBuildSpec;
 use kiln_crds::image_build::{
-    BuildContext, Compression, GitSource, HostAlias, HttpSource, ImageCopy, ImageSource, ImageTarget, MediaTypes,
-    Network, PlatformSpec, Resolved, Source, Ulimit,
+    ArchiveTarget, BuildContext, Compression, GitSource, HostAlias, HttpSource, ImageCopy, ImageSource, ImageTarget,
+    MediaTypes, Network, PlatformSpec, Resolved, Source, Ulimit,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -66,6 +66,8 @@ struct Input<'a> {
     copies: Vec<(&'a str, &'a [String])>,
     #[serde(skip_serializing_if = "Option::is_none")]
     archive: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allow_foreign_programs: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -161,6 +163,7 @@ pub fn spec_text(spec: &ImageBuildSpec, rebuild: Option<&str>, destination: bool
              compression,
              rewrite_timestamp,
              growth_warning_percent: _,
+             allow_foreign_programs: _,
          }| (repository, tags, copies, *media_types, compression, *rewrite_timestamp),
     );
     let goes_to = target_image.filter(|_| destination);
@@ -207,7 +210,11 @@ pub fn spec_text(spec: &ImageBuildSpec, rebuild: Option<&str>, destination: bool
                     .collect()
             })
             .unwrap_or_default(),
-        archive: archive.as_ref().filter(|_| destination).map(|archive| archive.path.as_str()),
+        archive: archive
+            .as_ref()
+            .filter(|_| destination)
+            .map(|ArchiveTarget { path, allow_foreign_programs: _ }| &path[..]),
+        allow_foreign_programs: spec.foreign_programs().collect(),
     };
     let text = serde_json::to_vec(&input).unwrap_or_default();
     hex(&Sha256::digest(text))

@@ -78,6 +78,7 @@ impl Inputs {
             silence_seconds: build.silence_timeout.map(|silence| seconds(silence.into())).unwrap_or_default(),
             execution: execution(status.execution).into(),
             output: Some(output(run)),
+            foreign_programs: build.foreign_programs().map(str::to_owned).collect(),
             cache: Some(self.cache(run, &platform.name)),
             archive_path: archive.unwrap_or_default(),
             registry_mirrors: mirrors(&self.registry.mirrors),

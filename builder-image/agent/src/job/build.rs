@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     process::ExitStatus,
     sync::Mutex,
@@ -10,7 +9,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult};
+use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult, Warning};
 use kiln_registry::{Repository, text::plain_text};
 use serde::Deserialize;
 use tokio::{process::Command, time::Instant};
@@ -24,9 +23,10 @@ use super::{
     ending::{Ending, Failed},
     excerpt::{Excerpt, read_dockerfile},
     failure::{Circumstances, explain, refused_image},
-    pins, process_failure, programs,
+    pins, process_failure,
+    programs::{Foreign, Verdict, origin, viewer::Viewer},
     progress::{Progress, Update},
-    request::{self, Request, Wanted},
+    request::{Request, Wanted},
     source::ContextContent,
     stages,
 };
@@ -37,6 +37,9 @@ use crate::{
     reasons::{JobFailure, Reason},
     sandbox::LARGEST_FILE,
 };
+
+/// BuildKit's rule that a base image is for another platform than it was asked for.
+const FOREIGN_BASE: &str = "InvalidBaseImagePlatform";
 
 /// What a build needs.
 pub struct Build<'a> {
@@ -78,16 +81,6 @@ impl Build<'_> {
         let archives = self.registry.config().archives_dir.as_deref();
         let archive = archive::Target::of(spec, archives)?;
         let (progress, built) = self.build(&dockerfile, permitted, archive.as_ref(), recorder, stop).await?;
-        // BuildKit puts the build's platform on the image whatever the base was: the wrong programs under the right
-        // name. Its linter notices.
-        if let Some(warning) = progress.warnings().iter().find(|warning| warning.rule == "InvalidBaseImagePlatform") {
-            let message = format!(
-                "{}: its registry gave the base image of another platform; choose a base image that has {}",
-                warning.message, spec.platform
-            );
-            let failure = self.failure_at(warning.line, &text, Reason::BaseImagePlatform, message);
-            return Err(JobFailure { warnings: progress.warnings().to_vec(), ..failure });
-        }
         pins::record(&self.registry.config().state_dir, spec, progress.base_images(), self.registry.registries(), stop)
             .await;
         let (mut result, config) =
@@ -96,11 +89,6 @@ impl Build<'_> {
             archive.finish()?;
         }
         let content = content::read(self.registry.registries(), spec, &result.digest, config.as_deref()).await;
-        if request::may_hold_foreign_programs(spec)
-            && let Some(content) = &content
-        {
-            self.check_program(&result.digest, content, stop).await?;
-        }
         if let Some(content) = content {
             content.put_into(&mut result);
         }
@@ -138,10 +126,13 @@ impl Build<'_> {
             let mut progress = Progress::new(recorder.masker());
             let request = self.request(wanted.request()?)?;
             let command = self.command(writes.clone(), file_bytes);
-            let ended = self.kiln_build(command, &request, &mut progress, recorder, stop).await?;
+            let mut viewer = Viewer::new(&self.spec.platform, &self.spec.foreign_programs);
+            let ended = self.kiln_build(command, &request, (&mut progress, &mut viewer), recorder, stop).await?;
+            let warning = self.judged(viewer.verdict(), dockerfile, progress.warnings())?;
             let failed = match progress.ending() {
                 Some(Ending::Built(built)) if ended.success() => {
                     let built = built.clone();
+                    progress.warn(warning);
                     return Ok((progress, built));
                 }
                 Some(Ending::Failed(failed)) => failed,
@@ -247,7 +238,7 @@ impl Build<'_> {
         &self,
         mut command: Command,
         request: &[u8],
-        progress: &mut Progress<'_>,
+        (progress, viewer): (&mut Progress<'_>, &mut Viewer<'_>),
         recorder: &Recorder,
         stop: &CancellationToken,
     ) -> Result<ExitStatus, JobFailure> {
@@ -257,17 +248,20 @@ impl Build<'_> {
         }
         let silence = Duration::from_secs(self.spec.silence_seconds.into());
         let (stop_silent, heard) = (stop.child_token(), Mutex::new(Instant::now()));
-        let running = process::run(&mut command, Some(request), &stop_silent, |line| {
+        let running = process::converse(&mut command, request, &stop_silent, |line| {
             if let Ok(mut heard) = heard.lock() {
                 *heard = Instant::now();
             }
+            let mut answer = None;
             for update in progress.line(line) {
                 match update {
                     Update::Step(changed) => recorder.step(changed),
                     Update::Line { step_id, line } => recorder.line(step_id, line),
                     Update::Pushing => recorder.phase(Phase::Pushing),
+                    Update::Shown(shown) => answer = Some(viewer.answer(shown)),
                 }
             }
+            answer
         });
         let silent = async {
             if silence.is_zero() {
@@ -315,46 +309,44 @@ impl Build<'_> {
         }
     }
 
-    /// Checks that what the image starts is a program for its platform: nobody else would notice before it runs.
-    async fn check_program(
+    /// What is said of an image that was looked at: of one whose base or program is for another platform, why it was not
+    /// exported.
+    fn judged(
         &self,
-        digest: &str,
-        content: &content::Content,
-        stop: &CancellationToken,
-    ) -> Result<(), JobFailure> {
-        let Some(program) = programs::Program::of(&content.config) else { return Ok(()) };
-        let image = format!("{}@{digest}", self.spec.repository);
-        let taking = program.paths().iter().enumerate().map(|(number, path)| {
-            let directory = self.work.join(format!("program-{number}"));
-            self.take_file(&image, path, directory, stop)
-        });
-        let taken = futures::future::join_all(taking.collect::<Vec<_>>()).await;
-        let files = taken.into_iter().collect::<Result<Vec<_>, _>>()?;
-        match program.check(&files, &self.spec.platform) {
-            Some(message) => Err(JobFailure::new(Reason::WrongArchitecture, message)),
-            None => Ok(()),
+        verdict: Option<Verdict>,
+        dockerfile: &Dockerfile<'_>,
+        warnings: &[Warning],
+    ) -> Result<Option<Warning>, JobFailure> {
+        let Some(Verdict { foreign, missing }) = verdict else { return Ok(None) };
+        let (platform, text) = (&self.spec.platform, dockerfile.text);
+        if let Some(Foreign { path, found }) = foreign {
+            let base = origin::base(dockerfile, &self.spec.target);
+            let of_base = |warning: &&Warning| warning.rule == FOREIGN_BASE && base == Some(warning.line);
+            let failure = if let Some(warning) = warnings.iter().find(of_base) {
+                let message = format!(
+                    "{}: its registry gave the base image of another platform; choose a base image that has {platform}",
+                    warning.message
+                );
+                self.failure_at(warning.line, text, Reason::BaseImagePlatform, message)
+            } else {
+                let origin = origin::of(dockerfile, &self.spec.target, &path);
+                let cure = origin.as_ref().map_or(origin::ANY, |origin| &origin.cure);
+                let message = format!(
+                    "{path}, which the image starts, is a program for {found}, but the image is for {platform}; {cure}; where that is meant, list the path in allowForeignPrograms"
+                );
+                match origin {
+                    Some(origin) => self.failure_at(origin.line, text, Reason::WrongArchitecture, message),
+                    None => JobFailure::new(Reason::WrongArchitecture, message),
+                }
+            };
+            return Err(JobFailure { warnings: warnings.to_vec(), ..failure });
         }
-    }
-
-    /// Takes a file out of an image, and gives the path where it is, if the image has it.
-    async fn take_file(
-        &self,
-        image: &str,
-        path: &str,
-        directory: PathBuf,
-        stop: &CancellationToken,
-    ) -> Result<PathBuf, JobFailure> {
-        let (dockerfile_dir, files) = (directory.join("dockerfile"), directory.join("files"));
-        fs::create_dir_all(&dockerfile_dir)
-            .and_then(|()| fs::write(dockerfile_dir.join("Dockerfile"), programs::dockerfile(path)))
-            .map_err(|error| JobFailure::agent("write what takes a program out of the image", &error))?;
-        let request = self.request(request::extraction(image, &self.spec.platform, &dockerfile_dir, &files))?;
-        let mut command = self.command(vec![directory], Some(LARGEST_FILE));
-        // A failure means most often that there is no such file.
-        process::run(&mut command, Some(&request), stop, |line| tracing::trace!(line = %String::from_utf8_lossy(line)))
-            .await
-            .map_err(process_failure)?;
-        Ok(files.join("program"))
+        Ok(missing.map(|(interpreter, path)| Warning {
+            rule: Reason::MissingInterpreter.name().to_owned(),
+            message: format!("{path}, which the image starts, is loaded by {interpreter}, which the image has not"),
+            dockerfile: String::new(),
+            line: 0,
+        }))
     }
 
     /// The registry that the image goes to.

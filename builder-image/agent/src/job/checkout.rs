@@ -581,9 +581,9 @@ mod tests {
             assert_eq!(tree(&[&format!("a/{git}/config")], 1), Err(Reason::GitTreeRefused), "{git:?}");
         }
         // Bytes that are not UTF-8, as git lists them.
-        let listing = b"100644 blob 0123 1\ta\xff\0100644 blob 0123 1\ta\xfe\0100644 blob 0123 1\t\xe9/b\0";
+        let listing = b"100644 blob 0123 1\ta\xff\x00100644 blob 0123 1\ta\xfe\x00100644 blob 0123 1\t\xe9/b\0";
         assert_eq!(check(&entries(listing).unwrap()).map_err(|(reason, _)| reason), Ok(()));
-        let twice = entries(b"100644 blob 0123 1\ta\xff\0120000 blob 0123 1\ta\xff\0").unwrap();
+        let twice = entries(b"100644 blob 0123 1\ta\xff\x00120000 blob 0123 1\ta\xff\0").unwrap();
         assert_eq!(check(&twice).map_err(|(reason, _)| reason), Err(Reason::GitTreeRefused));
         // Sorted as bytes, `a-b` would stand between `a` and `a/b`.
         assert_eq!(tree(&["a", "a-b", "a/b"], 1), Err(Reason::GitTreeRefused));

@@ -1,10 +1,14 @@
-//! How a build ended, as `kiln-build` tells it: the image, or the failure as data.
+//! What `kiln-build` itself tells: what an image is that is not exported yet, and how a build ended: the image, or the failure
+//! as data.
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
-/// The event that ends what `kiln-build` writes.
+use super::content::Config;
+
+/// An event of `kiln-build`'s own.
 #[derive(Deserialize)]
 pub(super) struct Own {
     kiln: Event,
@@ -12,9 +16,29 @@ pub(super) struct Own {
 
 #[derive(Deserialize)]
 struct Event {
+    config: Option<serde_json::Value>,
+    files: Option<BTreeMap<String, Option<String>>>,
     #[serde(default)]
     result: BTreeMap<String, String>,
     failure: Option<Failed>,
+}
+
+/// What it tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// What wants an answer.
+    Shown(Shown),
+    /// How the build ended.
+    Ended(Ending),
+}
+
+/// Something of an image that is not exported yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Its configuration.
+    Config(Box<Config>),
+    /// The beginnings of files that were asked for, by path. None: there is no such file.
+    Files(BTreeMap<String, Option<Vec<u8>>>),
 }
 
 /// How a build ended.
@@ -76,11 +100,20 @@ pub struct Lines {
 
 impl Own {
     /// The event in a line, where it is one.
-    pub(super) fn read(line: &[u8]) -> Option<Ending> {
+    pub(super) fn read(line: &[u8]) -> Option<Told> {
         if !line.starts_with(b"{\"kiln\":") {
             return None;
         }
-        let Self { kiln: Event { result, failure } } = serde_json::from_slice(line).ok()?;
-        Some(failure.map_or(Ending::Built(result), |failed| Ending::Failed(Box::new(failed))))
+        let Self { kiln: Event { config, files, result, failure } } = serde_json::from_slice(line).ok()?;
+        let bytes = |text: Option<String>| text.and_then(|text| STANDARD.decode(text).ok());
+        Some(match (config, files, failure) {
+            // It wants an answer, whatever it is.
+            (Some(config), ..) => Told::Shown(Shown::Config(serde_json::from_value(config).unwrap_or_default())),
+            (_, Some(files), _) => {
+                Told::Shown(Shown::Files(files.into_iter().map(|(path, text)| (path, bytes(text))).collect()))
+            }
+            (.., Some(failed)) => Told::Ended(Ending::Failed(Box::new(failed))),
+            _ => Told::Ended(Ending::Built(result)),
+        })
     }
 }

@@ -46,7 +46,8 @@ pub async fn record(
     stop: &CancellationToken,
 ) {
     if spec.pull() == PullPolicy::PullIfNotPresent {
-        let confirmed = confirmed(hints, &read(state), |name| digest_of(name, spec, registries), stop).await;
+        let ask = |name| digest_of(name, spec, registries);
+        let confirmed = confirmed(hints, &read(state), ask, PATIENCE, stop).await;
         keep(state, confirmed);
     }
 }
@@ -56,6 +57,7 @@ async fn confirmed<'a, Answer>(
     hints: &'a BTreeMap<String, String>,
     known: &Pins,
     ask: impl Fn(&'a str) -> Answer,
+    patience: Duration,
     stop: &CancellationToken,
 ) -> Pins
 where
@@ -76,7 +78,7 @@ where
         }
     };
     tokio::select! {
-        _ = tokio::time::timeout(PATIENCE, all) => {}
+        _ = tokio::time::timeout(patience, all) => {}
         () = stop.cancelled() => {}
     }
     found
@@ -191,7 +193,7 @@ mod tests {
     }
 
     /// What a Dockerfile has written into its steps' names reaches nobody else's build.
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn only_what_the_registry_says_too_is_kept() {
         let pairs = |pairs: &[(&str, &str)]| -> Pins {
             pairs.iter().map(|(name, digest)| ((*name).to_owned(), (*digest).to_owned())).collect()
@@ -208,11 +210,12 @@ mod tests {
         };
         let go_on = CancellationToken::new();
         let known = pairs(&[("known", "1"), ("other", "2")]);
-        assert_eq!(confirmed(&hints, &known, ask, &go_on).await, pairs(&[("same", "1")]));
+        let patience = Duration::from_millis(20);
+        assert_eq!(confirmed(&hints, &known, ask, patience, &go_on).await, pairs(&[("same", "1")]));
 
         let cancelled = CancellationToken::new();
         cancelled.cancel();
         let silent = pairs(&[("silent", "1")]);
-        assert_eq!(confirmed(&silent, &known, ask, &cancelled).await, Pins::new(), "a cancel ends it");
+        assert_eq!(confirmed(&silent, &known, ask, Duration::MAX, &cancelled).await, Pins::new(), "a cancel ends it");
     }
 }

@@ -1,183 +1,223 @@
-//! Whether the program that an image starts is one for its platform.
+//! Whether what an image starts is a program for its platform: which files of the image tell, and what they tell; pure.
 //!
-//! BuildKit writes the target's architecture into an image whatever is in it. On a node of that architecture a wrong
-//! program fails in its first RUN step; where nothing ran, or an emulator or a cross-compiler was at work, only its
-//! header tells: <https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html>.
+//! BuildKit writes the target's architecture into an image whatever is in it. A binary that was copied, a stage for another
+//! platform or a compiler that was not told make an image that nobody notices before it runs:
+//! <https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html>. Shared libraries are not looked at.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
 use super::content::Config;
-use crate::files;
+
+mod elf;
+pub mod origin;
+pub mod viewer;
+mod words;
 
 /// Where programs are sought that are named without a directory, unless the image says so itself.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The most directories that are looked through.
+/// The most files that are looked at, and directories that are looked through for one.
+const MOST_FILES: usize = 64;
 const MOST_DIRECTORIES: usize = 16;
+/// How much of a file is read at first, and at most, in bytes.
+const FIRST: usize = 4 << 10;
+const MOST: usize = 1 << 20;
+/// How far one program is followed to the next.
+const DEEPEST: usize = 8;
+/// The longest path that is asked for, as the kernel has it.
+const LONGEST_PATH: usize = 4096;
 
-/// The program that an image starts.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Program {
-    name: String,
-    /// Where it may lie, the first that exists counts.
-    paths: Vec<String>,
+/// The beginnings of files beneath an image's root, by path.
+pub type Files = BTreeMap<String, Beginning>;
+
+/// What was read of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// How many bytes were asked for.
+    pub asked: usize,
+    /// Those that are there. None: it is not there, or is no regular file.
+    pub bytes: Option<Vec<u8>>,
 }
 
-impl Program {
-    /// What `config` names in ENTRYPOINT, or else in CMD. None: it names nothing that can be looked for.
-    #[must_use]
-    pub fn of(config: &Config) -> Option<Self> {
-        let run = config.config.as_ref()?;
-        let first = |words: &Option<Vec<String>>| words.iter().flatten().next().cloned();
-        let name = first(&run.entrypoint).or_else(|| first(&run.cmd))?;
-        // Written into a Dockerfile below; a file with such a name is no program that anybody starts.
-        let is_plain = |text: &str| text.chars().all(|char| char.is_ascii_alphanumeric() || "/._+-@:".contains(char));
-        if config.os != "linux" || name.is_empty() || !is_plain(&name) {
-            return None;
+/// What follows from what is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// These have to be read first, so many bytes of each.
+    Read(BTreeMap<String, usize>),
+    /// That is all.
+    Done(Verdict),
+}
+
+/// What the files tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// A program that the platform's machines cannot run.
+    pub foreign: Option<Foreign>,
+    /// An interpreter that is not in the image, and the program that names it.
+    pub missing: Option<(String, String)>,
+}
+
+/// A program for another architecture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// Where it lies.
+    pub path: String,
+    /// Its architecture, as an OCI platform names it.
+    pub found: &'static str,
+}
+
+/// Looks at what an image of this configuration starts: the program of ENTRYPOINT, or else of CMD, and what that starts in
+/// turn, as far as its words tell. With nothing to start, its shell tells. Files at `permitted` paths may be of any platform.
+#[must_use]
+pub fn look(config: &Config, platform: &str, permitted: &[String], files: &Files) -> Look {
+    if config.os != "linux" {
+        return Look::Done(Verdict::default());
+    }
+    let wanted = elf::usual(platform.split('/').nth(1).unwrap_or_default());
+    let mut looking = Looking { config, wanted, permitted, files, read: BTreeMap::new(), verdict: Verdict::default() };
+    looking.all();
+    if looking.read.is_empty() { Look::Done(looking.verdict) } else { Look::Read(looking.read) }
+}
+
+struct Looking<'a> {
+    config: &'a Config,
+    wanted: &'a str,
+    permitted: &'a [String],
+    files: &'a Files,
+    read: BTreeMap<String, usize>,
+    verdict: Verdict,
+}
+
+/// What is known of a file.
+enum Seen<'a> {
+    Unread,
+    Absent,
+    Bytes(&'a [u8]),
+}
+
+/// What a program was found to be.
+#[derive(PartialEq, Eq)]
+enum Found {
+    Script,
+    Other,
+}
+
+impl<'a> Looking<'a> {
+    fn all(&mut self) {
+        let run = self.config.config.as_ref();
+        let words = |of: Option<&'a Vec<String>>| of.map(Vec::as_slice).unwrap_or_default();
+        let entrypoint = words(run.and_then(|run| run.entrypoint.as_ref()));
+        let command = words(run.and_then(|run| run.cmd.as_ref()));
+        let all: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
+        if all.is_empty() {
+            self.starts(&["/bin/sh".to_owned()], 0);
+        } else if self.starts(&all, 0) == Found::Script && !entrypoint.is_empty() {
+            // Such a script ends with `exec "$@"` as a rule.
+            self.starts(command, 0);
         }
+    }
+
+    /// Looks at the program that the first word names, and at what the others have it start. Says what the last one is.
+    fn starts(&mut self, words: &[String], depth: usize) -> Found {
+        let Some((name, rest)) = words.split_first().filter(|_| depth < DEEPEST) else { return Found::Other };
+        let Some((path, bytes)) = self.find(name) else { return Found::Other };
+        let found = self.file(&path, bytes, depth);
+        match words::started_by(name, rest) {
+            Some(next) if !next.is_empty() => self.starts(&next, depth + 1),
+            _ => found,
+        }
+    }
+
+    /// The file that a name means. None: it is not there, or not read yet.
+    fn find(&mut self, name: &str) -> Option<(String, &'a [u8])> {
+        let run = self.config.config.as_ref();
         let paths: Vec<String> = if name.starts_with('/') {
-            vec![name.clone()]
+            vec![name.to_owned()]
         } else if name.contains('/') {
-            vec![format!("{}/{name}", run.working_dir.trim_end_matches('/'))]
+            let directory = run.map_or("", |run| run.working_dir.trim_end_matches('/'));
+            vec![format!("{directory}/{name}")]
+        } else if name.is_empty() {
+            Vec::new()
         } else {
-            let path = run.env.iter().flatten().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(PATH);
-            let directories = path.split(':').filter(|directory| directory.starts_with('/') && is_plain(directory));
+            let set = run.and_then(|run| run.env.iter().flatten().find_map(|set| set.strip_prefix("PATH=")));
+            let directories = set.unwrap_or(PATH).split(':').filter(|directory| directory.starts_with('/'));
             directories
                 .take(MOST_DIRECTORIES)
                 .map(|directory| format!("{}/{name}", directory.trim_end_matches('/')))
                 .collect()
         };
-        (!paths.is_empty() && paths.iter().all(|path| is_plain(path))).then_some(Self { name, paths })
+        // All are asked for at once, and the first that is there counts.
+        let known: Vec<_> = paths.into_iter().map(|path| (self.get(&path, FIRST), path)).collect();
+        for (bytes, path) in known {
+            match bytes {
+                Seen::Bytes(bytes) => return Some((path, bytes)),
+                Seen::Absent => {}
+                Seen::Unread => return None,
+            }
+        }
+        None
     }
 
-    /// Where it may lie, the first that exists counts.
-    #[must_use]
-    pub fn paths(&self) -> &[String] {
-        &self.paths
+    /// A file's first bytes, `length` of them if it has so many. What was not read yet is asked for.
+    fn get(&mut self, path: &str, length: usize) -> Seen<'a> {
+        let known = self.files.get(path);
+        match known.filter(|known| known.asked >= length || known.bytes.is_none()) {
+            Some(known) => known.bytes.as_deref().map_or(Seen::Absent, Seen::Bytes),
+            None if length > MOST || path.len() > LONGEST_PATH || path.contains('\0') => Seen::Absent,
+            None if known.is_none() && self.files.len() + self.read.len() >= MOST_FILES => Seen::Absent,
+            None => {
+                let wanted = self.read.entry(path.to_owned()).or_default();
+                *wanted = length.max(*wanted);
+                Seen::Unread
+            }
+        }
     }
 
-    /// What is wrong with the program, which was taken out to the first of `files` that exists.
-    #[must_use]
-    pub fn check(&self, files: &[PathBuf], platform: &str) -> Option<String> {
-        let header = files.iter().find_map(|file| files::read(file, 20).ok())?;
-        let found = architecture(&header)?;
-        let wanted = platform.split('/').nth(1).unwrap_or_default();
-        (!is_for(found, wanted)).then(|| {
-            format!(
-                "{}, which the image starts, is a program for {found}, but the image is for {platform}; take the base image and the files of the final stage for the target (FROM without --platform=$BUILDPLATFORM), and compile for $TARGETARCH",
-                self.name
-            )
-        })
+    fn file(&mut self, path: &str, bytes: &[u8], depth: usize) -> Found {
+        if let Some(line) = bytes.strip_prefix(b"#!") {
+            let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let words: Vec<String> = String::from_utf8_lossy(line).split_whitespace().map(str::to_owned).collect();
+            self.starts(&words, depth + 1);
+            return Found::Script;
+        }
+        if !self.is_foreign(path, bytes) {
+            self.interpreter(path, bytes);
+        }
+        Found::Other
     }
-}
 
-/// A Dockerfile that takes the file `path` out of the context `image`, as `program`. BuildKit follows links on the way.
-#[must_use]
-pub fn dockerfile(path: &str) -> String {
-    format!("FROM scratch\nCOPY --from=image {path} /program\n")
-}
-
-/// The architecture of an ELF file, by its name in an OCI platform. None: it is no ELF file, or of an unknown one.
-fn architecture(header: &[u8]) -> Option<&'static str> {
-    let (magic, rest) = header.split_at_checked(4)?;
-    if magic != b"\x7fELF" {
-        return None;
+    fn is_foreign(&mut self, path: &str, bytes: &[u8]) -> bool {
+        let found = elf::architecture(bytes);
+        let foreign = found.filter(|found| !elf::runs(found, self.wanted));
+        if let Some(found) = foreign
+            && !self.permitted.iter().any(|permitted| permitted == path)
+        {
+            self.verdict.foreign.get_or_insert(Foreign { path: path.to_owned(), found });
+        }
+        foreign.is_some()
     }
-    let (is_64, is_little, machine) = (rest.first()? == &2, rest.get(1)? == &1, header.get(18..20)?.try_into().ok()?);
-    let machine = if is_little { u16::from_le_bytes(machine) } else { u16::from_be_bytes(machine) };
-    match (machine, is_64, is_little) {
-        (3, _, _) => Some("386"),
-        (62, _, _) => Some("amd64"),
-        (40, _, _) => Some("arm"),
-        (183, _, _) => Some("arm64"),
-        (21, true, true) => Some("ppc64le"),
-        (22, true, false) => Some("s390x"),
-        (243, true, _) => Some("riscv64"),
-        (258, true, _) => Some("loong64"),
-        (8, true, true) => Some("mips64le"),
-        _ => None,
-    }
-}
 
-/// Whether a machine of the architecture `wanted` runs programs for `found`: the older ones of its family too.
-fn is_for(found: &str, wanted: &str) -> bool {
-    let wanted = match wanted {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "armhf" => "arm",
-        wanted => wanted,
-    };
-    found == wanted || matches!((found, wanted), ("386", "amd64") | ("arm", "arm64"))
+    /// Looks at the program that loads this one.
+    fn interpreter(&mut self, path: &str, bytes: &[u8]) {
+        let interpreter = match elf::interpreter(bytes) {
+            elf::Interpreter::At(end) if end > bytes.len() => {
+                let Seen::Bytes(more) = self.get(path, end.max(FIRST)) else { return };
+                let elf::Interpreter::Named(name) = elf::interpreter(more) else { return };
+                name
+            }
+            elf::Interpreter::Named(name) => name,
+            elf::Interpreter::At(_) | elf::Interpreter::None => return,
+        };
+        match self.get(&interpreter, FIRST) {
+            Seen::Unread => {}
+            Seen::Absent => {
+                self.verdict.missing.get_or_insert((interpreter, path.to_owned()));
+            }
+            Seen::Bytes(bytes) => {
+                self.is_foreign(&interpreter, bytes);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn config(json: &str) -> Config {
-        serde_json::from_str(&format!(r#"{{"os":"linux","architecture":"arm64","config":{json}}}"#)).unwrap()
-    }
-
-    fn elf(machine: u16, class: u8) -> Vec<u8> {
-        let mut header = vec![0x7f, b'E', b'L', b'F', class, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0];
-        header.extend(machine.to_le_bytes());
-        header
-    }
-
-    #[test]
-    fn what_an_image_starts() {
-        let cases = [
-            (r#"{"Entrypoint":["/app"],"Cmd":["x"]}"#, Some(vec!["/app"])),
-            (r#"{"Cmd":["app"],"Env":["PATH=/a:relative:/b/"]}"#, Some(vec!["/a/app", "/b/app"])),
-            (r#"{"Cmd":["./app"],"WorkingDir":"/w/"}"#, Some(vec!["/w/./app"])),
-            (r#"{"Cmd":["/bin/sh","-c","x"]}"#, Some(vec!["/bin/sh"])),
-            (r#"{"Cmd":["/a b"]}"#, None),
-            (r#"{"Cmd":["*"]}"#, None),
-            ("{}", None),
-            (r#"{"Cmd":[]}"#, None),
-        ];
-        for (json, expected) in cases {
-            let paths = Program::of(&config(json)).map(|program| program.paths);
-            let expected = expected.map(|paths| paths.into_iter().map(str::to_owned).collect::<Vec<_>>());
-            assert_eq!(paths, expected, "{json}");
-        }
-    }
-
-    #[test]
-    fn whose_program_it_is() {
-        let root = tempfile::tempdir().unwrap();
-        let program = Program::of(&config(r#"{"Cmd":["app"],"Env":["PATH=/a:/b"]}"#)).unwrap();
-        let files = [root.path().join("0"), root.path().join("1")];
-        assert_eq!(program.check(&files, "linux/arm64"), None, "a missing file is somebody else's matter");
-        let file = root.path().join("1");
-        for (content, platform, is_wrong) in [
-            (elf(62, 2), "linux/arm64", true),
-            (elf(183, 2), "linux/arm64", false),
-            (elf(183, 2), "linux/arm64/v8", false),
-            (elf(40, 1), "linux/arm/v7", false),
-            (elf(40, 1), "linux/arm64", false),
-            (elf(3, 1), "linux/amd64", false),
-            (elf(62, 2), "linux/386", true),
-            (elf(243, 2), "linux/riscv64", false),
-            (b"#!/bin/sh\n".to_vec(), "linux/arm64", false),
-            (Vec::new(), "linux/arm64", false),
-        ] {
-            fs::write(&file, content).unwrap();
-            assert_eq!(program.check(&files, platform).is_some(), is_wrong, "{platform}");
-        }
-        // The first in PATH counts.
-        fs::write(root.path().join("0"), elf(62, 2)).unwrap();
-        fs::write(&file, elf(183, 2)).unwrap();
-        assert!(program.check(&files, "linux/arm64").unwrap().contains("is a program for amd64"));
-    }
-
-    proptest! {
-        #[test]
-        fn any_header_is_read(header in any::<Vec<u8>>()) {
-            architecture(&header);
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use kiln_agent_proto::{Step, Warning};
 use serde::Deserialize;
 
 use super::{
-    ending::{Ending, Failed, Own},
+    ending::{Ending, Failed, Own, Shown, Told},
     mask::{Masker, shorten},
 };
 
@@ -44,6 +44,8 @@ pub enum Update {
     },
     /// The image is being pushed.
     Pushing,
+    /// Something of the image, which is to be answered.
+    Shown(Shown),
 }
 
 /// A step that failed.
@@ -204,9 +206,13 @@ impl<'a> Progress<'a> {
 
     /// Takes a line of what `kiln-build` writes.
     pub fn line(&mut self, line: &[u8]) -> Vec<Update> {
-        if let Some(ending) = Own::read(line) {
-            self.ending = Some(ending);
-            return Vec::new();
+        match Own::read(line) {
+            Some(Told::Shown(shown)) => return vec![Update::Shown(shown)],
+            Some(Told::Ended(ending)) => {
+                self.ending = Some(ending);
+                return Vec::new();
+            }
+            None => {}
         }
         let status = if line.starts_with(b"{") { serde_json::from_slice::<Status>(line).ok() } else { None };
         let Some(status) = status else {
@@ -247,6 +253,11 @@ impl<'a> Progress<'a> {
     #[must_use]
     pub fn ending(&self) -> Option<&Ending> {
         self.ending.as_ref()
+    }
+
+    /// Adds a warning of Kiln's own.
+    pub fn warn(&mut self, warning: Option<Warning>) {
+        self.warnings.extend(warning);
     }
 
     /// The linter's warnings.

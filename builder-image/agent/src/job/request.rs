@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kiln_agent_proto::{Execution, Job as Spec};
+use kiln_agent_proto::Job as Spec;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -39,6 +39,8 @@ pub struct Request {
     imports: Vec<Entry>,
     exports: Vec<Entry>,
     output: Output,
+    /// Whether the agent is shown the image before that.
+    look: bool,
     /// Where buildkitd is.
     pub address: String,
     /// Files with the CAs of token realms, by registry.
@@ -59,8 +61,6 @@ struct Output {
     entry: Entry,
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    directory: Option<PathBuf>,
 }
 
 impl Entry {
@@ -117,6 +117,7 @@ impl Wanted<'_> {
             imports,
             exports,
             output: self.output(),
+            look: true,
             ..Request::default()
         };
         request.check()?;
@@ -278,7 +279,7 @@ impl Wanted<'_> {
             set(&format!("annotation.{key}"), value);
         }
         let r#type = if self.archive.is_some() { "oci" } else { "image" };
-        Output { entry: Entry { r#type, attributes }, file: self.archive.map(Path::to_owned), directory: None }
+        Output { entry: Entry { r#type, attributes }, file: self.archive.map(Path::to_owned) }
     }
 }
 
@@ -296,34 +297,11 @@ impl Request {
     }
 }
 
-/// Whether the builder's own programs may be found in an image for another platform.
-#[must_use]
-pub fn may_hold_foreign_programs(spec: &Spec) -> bool {
-    spec.execution() != Execution::Native
-}
-
 fn check_key(kind: &str, key: &str) -> Result<(), JobFailure> {
     if key.is_empty() || key.chars().any(|char| char == '=' || char.is_whitespace() || char.is_control()) {
         return Err(JobFailure::new(Reason::InvalidJob, format!("{key:?} cannot be the name of a {kind}")));
     }
     Ok(())
-}
-
-/// Carries out a Dockerfile whose context `image` is one, and writes what it makes to `directory`.
-#[must_use]
-pub fn extraction(image: &str, platform: &str, dockerfile_dir: &Path, directory: &Path) -> Request {
-    let options = [
-        ("cmdline", "dockerfile.v0".to_owned()),
-        ("platform", platform.to_owned()),
-        ("context:image", format!("docker-image://{image}")),
-    ];
-    let directories = ["context", "dockerfile"].map(|name| (name.to_owned(), dockerfile_dir.to_owned()));
-    Request {
-        options: options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-        directories: directories.into(),
-        output: Output { entry: Entry::new("local", []), directory: Some(directory.to_owned()), ..Output::default() },
-        ..Request::default()
-    }
 }
 
 #[cfg(test)]

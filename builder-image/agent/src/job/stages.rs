@@ -427,7 +427,7 @@ RUN --mount=type=bind,from=mount.example/x,target=/x true
         let build =
             Build { target: "", platform: "linux/arm64", builder: "linux/amd64", arguments: &arguments, contexts: &[] };
         let held_back = format!("ONBUILD COPY {} a a\n", "--from=$A ".repeat(20_000));
-        let all: String = (1..2_000).map(|stage| format!("--from={stage} ")).collect();
+        let all = (1..2_000).fold(String::new(), |all, stage| all + &format!("--from={stage} "));
         let text = format!("FROM x AS o\n{held_back}{}FROM x\nCOPY {all} a a\n", "FROM o\n".repeat(2_000));
         let dockerfile = Dockerfile::read(&text);
         let resolved = Resolved::of(&dockerfile, build);

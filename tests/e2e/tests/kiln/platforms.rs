@@ -2,7 +2,7 @@
 
 use kiln_crds::image_build::PlatformSpec;
 use kiln_crds::image_build_run::{Execution, PlatformStatus};
-use kiln_e2e::build::platform;
+use kiln_e2e::build::{platform, repository};
 use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::image_of;
 use kiln_e2e::{Build, Tenant, elf};
@@ -12,7 +12,8 @@ kiln_e2e::tests![
     a_platform_whose_stages_only_copy_needs_no_node,
     what_runs_programs_is_refused_where_no_node_can_ever_run_them,
     build_on_compiles_for_one_architecture_on_anothers_builder,
-    a_program_of_the_builder_under_the_targets_name_is_a_failure,
+    programs_of_another_architecture_fail_the_build_before_it_is_pushed,
+    a_base_of_one_architecture_gives_files_to_others,
     every_image_holds_programs_of_its_platform
 ];
 
@@ -131,18 +132,87 @@ async fn build_on_compiles_for_one_architecture_on_anothers_builder() {
     .await;
 }
 
-async fn a_program_of_the_builder_under_the_targets_name_is_a_failure() {
+/// What brought a program of another architecture into an image, the lines of its Dockerfile that are named, and the cure.
+const FOREIGN: [(&str, &str, u32, &str); 5] = [
+    (
+        "exec-form",
+        "FROM --platform=linux/arm64 busybox AS other\nFROM scratch\nCOPY --from=other /bin/busybox /app\nENTRYPOINT [\"/app\"]\n",
+        1,
+        "other is FROM --platform=linux/arm64",
+    ),
+    (
+        "shell-form",
+        "FROM --platform=linux/arm64 busybox AS other\nFROM busybox\nCOPY --from=other /bin/busybox /app\nCMD A=b exec /app --serve\n",
+        1,
+        "compile it for $TARGETARCH there",
+    ),
+    (
+        "entry-script",
+        "FROM --platform=linux/arm64 busybox AS other\nFROM busybox\nCOPY --from=other /bin/busybox /usr/bin/server\nCOPY --chmod=755 <<EOF /entry\n#!/bin/sh\nexec \"$@\"\nEOF\nENTRYPOINT [\"/entry\"]\nCMD [\"server\"]\n",
+        1,
+        "compile it for $TARGETARCH there",
+    ),
+    ("silenced", "# check=skip=all\nFROM --platform=linux/arm64 busybox\nLABEL a=b\n", 2, "leave that out"),
+    (
+        "nothing-to-start",
+        "FROM --platform=linux/arm64 busybox AS other\nFROM scratch\nCOPY --from=other /bin /bin\n",
+        1,
+        "other is FROM",
+    ),
+];
+
+/// On a node of the platform itself, where nothing of the image has to run while it is built.
+async fn programs_of_another_architecture_fail_the_build_before_it_is_pushed() {
     Tenant::run("wrong-arch", async |tenant| {
-        let dockerfile = "FROM --platform=$BUILDPLATFORM busybox AS build\nFROM scratch\n\
-            COPY --from=build /bin/busybox /app\nENTRYPOINT [\"/app\"]\n";
-        let build = Build::inline(tenant, "app", &[("Dockerfile", dockerfile)])
-            .with(|spec| spec.platforms = Some(vec![on_amd64("linux/arm64")]));
-        tenant.create_build(&build).await;
-        let failed = tenant.not_ready("app", "WrongArchitecture").await;
-        let message = failed.status.unwrap().failure.unwrap().message;
-        for word in ["/app", "amd64", "arm64"] {
-            assert!(message.contains(word), "{word}: {message}");
+        for (name, dockerfile, ..) in FOREIGN {
+            tenant.create_build(&Build::inline(tenant, name, &[("Dockerfile", dockerfile)]).amd64()).await;
         }
+        let registry = Registry::new(&tenant.cluster);
+        for (name, _, line, cure) in FOREIGN {
+            let failed = tenant.not_ready(name, "WrongArchitecture").await;
+            let failure = failed.status.unwrap().failure.unwrap();
+            assert_eq!(failure.line, Some(line), "{name}: {failure:#?}");
+            for word in ["is a program for arm64", "linux/amd64", cure] {
+                assert!(failure.message.contains(word), "{word}: {}", failure.message);
+            }
+            assert_eq!(registry.digest(&repository(tenant, name), "latest").await, None, "{name}: nothing is pushed");
+        }
+        // Where it is meant.
+        let (_, dockerfile, ..) = FOREIGN[0];
+        let meant = Build::inline(tenant, "meant", &[("Dockerfile", dockerfile)]).amd64().with(|spec| {
+            spec.image.as_mut().unwrap().allow_foreign_programs = vec!["/app".to_owned()];
+        });
+        tenant.build(&meant).await;
+    })
+    .await;
+}
+
+/// An image that is there for one architecture gives its files to any; what is built upon it is for that one.
+async fn a_base_of_one_architecture_gives_files_to_others() {
+    Tenant::run("one-arch", async |tenant| {
+        let registry = Registry::new(&tenant.cluster);
+        let base = repository(tenant, "only-amd64");
+        registry.push_image(&base, "1", "linux/amd64", &[("page", "of amd64")]).await;
+        let files = format!(
+            "FROM {base}:1 AS files\nFROM scratch\nCOPY --from=files /page /page\nCOPY --from={base}:1 /page /too\n"
+        );
+        let build = Build::inline(tenant, "files", &[("Dockerfile", &files)]);
+        let image = image_of(&tenant.build(&build).await);
+        for platform in ["linux/amd64", "linux/arm64"] {
+            let built = registry.image_for(&image.repository, &image.digest, platform).await;
+            assert_eq!((built.text("page"), built.text("too")), ("of amd64".to_owned(), "of amd64".to_owned()));
+        }
+        // Its own programs are not.
+        let shell = "FROM --platform=linux/amd64 busybox\n";
+        tenant.build(&Build::inline(tenant, "base", &[("Dockerfile", shell)]).amd64()).await;
+        let single = registry.images(&repository(tenant, "base"), "latest").await;
+        assert_eq!(single.len(), 1);
+        let upon = format!("FROM {}:latest\n", repository(tenant, "base"));
+        let upon = Build::inline(tenant, "upon", &[("Dockerfile", &upon)]).platforms(&["linux/arm64"]);
+        tenant.create_build(&upon).await;
+        let failed = tenant.not_ready("upon", "BaseImageNotFound").await;
+        let message = failed.status.unwrap().failure.unwrap().message;
+        assert!(message.contains("FROM --platform="), "{message}");
     })
     .await;
 }

@@ -44,7 +44,7 @@ pub(super) fn pull(cause: &str, line: &str, build: Circumstances<'_>) -> (Reason
         return (
             Reason::BaseImageNotFound,
             format!(
-                "{image} is not there for {}; choose a base image that has this platform, or leave it out of spec.platforms",
+                "{image} is not there for {}; choose a base image that has this platform, or leave it out of spec.platforms; a stage that only gives files away may name a platform that the image has: FROM --platform=linux/amd64",
                 build.platform
             ),
         );

@@ -27,6 +27,7 @@ fn story(captured: &str) -> String {
     for line in captured.lines() {
         for update in progress.line(line.as_bytes()) {
             match update {
+                Update::Shown(_) => {}
                 Update::Step(step) => {
                     let state = if !step.error.is_empty() {
                         "failed"

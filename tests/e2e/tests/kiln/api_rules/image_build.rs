@@ -189,6 +189,8 @@ async fn form_of_the_image() {
             Some("supported values: \"gzip\", \"zstd\", \"estargz\", \"uncompressed\""),
         ),
         ("/spec/image/compression", json!({"level": 3}), Some("spec.image.compression.type")),
+        ("/spec/image/allowForeignPrograms", json!(["/app"]), None),
+        ("/spec/image/allowForeignPrograms", json!(["app"]), Some("absolute paths")),
         ("/spec/image/growthWarningPercent", json!(1), None),
         ("/spec/image/growthWarningPercent", json!(0), Some("greater than or equal to 1")),
         ("/spec/image/growthWarningPercent", json!(10001), Some("less than or equal to 10000")),

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+)
+
+// image has one file.
+type image struct{ gateway.Reference }
+
+func (image) Evaluate(context.Context) error { return nil }
+func (image) ReadFile(_ context.Context, asked gateway.ReadRequest) ([]byte, error) {
+	if asked.Filename != "/app" {
+		return nil, errors.New("open: no such file or directory")
+	}
+	return []byte("program")[:asked.Range.Length], nil
+}
+
+func TestAnImageIsShownUntilTheAgentHasItsWord(t *testing.T) {
+	for said, want := range map[string]error{
+		`{"read":{},"export":true}`:  nil,
+		`{"read":{},"export":false}`: errRefused,
+		``:                           context.Canceled,
+	} {
+		var out bytes.Buffer
+		asked := json.NewDecoder(strings.NewReader(`{"read":{"/app":4,"/none":9},"export":false}` + said))
+		agent := &conversation{asked: asked, lines: json.NewEncoder(&out)}
+		result := gateway.NewResult()
+		result.SetRef(image{})
+		result.AddMeta(exptypes.ExporterImageConfigKey, []byte(`{"os":"linux"}`))
+		if err := agent.look(context.Background(), result); !errors.Is(err, want) {
+			t.Errorf("after %q: %v", said, err)
+		}
+		const shown = `{"kiln":{"config":{"os":"linux"}}}` + "\n" + `{"kiln":{"files":{"/app":"cHJvZw==","/none":null}}}` + "\n"
+		if out.String() != shown {
+			t.Errorf("shown %s\nwant %s", out.String(), shown)
+		}
+	}
+}
