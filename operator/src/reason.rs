@@ -36,7 +36,7 @@ reasons! {
     Building,
     /// Index and tags are being pushed.
     Publishing,
-    /// `spec.suspend` is set and no image has been built.
+    /// `spec.suspend` is set and no image has been built, or none of what is written now.
     Suspended,
     /// A run was made.
     RunCreated,

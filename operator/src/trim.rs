@@ -391,14 +391,14 @@ mod tests {
             ];
             let mut build = build(&json!({}), &json!({}));
             build.metadata.namespace = Some("team".to_owned());
-            build.status = Some(status(&Observed { build: &build, runs: &runs, fault: None }, now));
+            build.status = Some(status(&Observed { build: &build, runs: &runs, fault: None, held_back: false }, now));
             image_build(&mut build);
             let runs = runs.map(|whole| {
                 let mut trimmed = (*whole).clone();
                 run(&mut trimmed);
                 Arc::new(trimmed)
             });
-            let again = status(&Observed { build: &build, runs: &runs, fault: None }, now);
+            let again = status(&Observed { build: &build, runs: &runs, fault: None, held_back: false }, now);
             assert_eq!(Some(&again), build.status.as_ref(), "{layers} {warnings} {lines}");
             assert_eq!(has_whole_status(&build), layers + warnings + lines == 0);
         }

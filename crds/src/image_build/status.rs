@@ -211,6 +211,10 @@ pub struct BuildFailure {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub run: Option<String>,
+    /// The commit that was built. Absent in the run's own status, whose spec names it, and where the source is no Git repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub commit: Option<String>,
     /// The platform. Absent where the failure is not one platform's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
@@ -253,15 +257,15 @@ pub struct Summary {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub image: Option<String>,
-    /// Its commit, shortened.
+    /// Its commit, shortened. Where there is none yet, that of the newest run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub commit: Option<String>,
-    /// Its platforms.
+    /// Its platforms. Where there is none yet, those of the newest run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub platforms: Option<String>,
-    /// How long the newest finished run took.
+    /// How long the newest run took, once it has finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub duration: Option<String>,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{ImageBuildStatus, PlatformSpec};
-use kiln_crds::{ImageBuild, ImageBuildRun, REBUILD_ANNOTATION};
+use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, REBUILD_ANNOTATION};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
@@ -166,7 +166,9 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
         }
     }
     context.image_builds.set(&uid, memory.clone());
-    let observed = status::Observed { build, runs: &runs, fault: memory.fault.as_ref() };
+    let of_former = |run: &ImageBuildRun| !is_of(&run.spec, &memory.spec_hash, &memory.written) && build.spec.suspend;
+    let held_back = newest.as_deref().is_some_and(of_former);
+    let observed = status::Observed { build, runs: &runs, fault: memory.fault.as_ref(), held_back };
     let mut status = status::status(&observed, now);
     if build.status.as_ref() != Some(&status) {
         if !trim::has_whole_status(&**build) || !runs.iter().all(|run| trim::has_whole_status(&**run)) {
@@ -193,6 +195,12 @@ fn hash_of(names: &[String]) -> String {
     hex(&Sha256::digest(names.join("\0")))
 }
 
+/// Whether a run is of what is written now, whatever has been committed or pushed since.
+fn is_of(run: &ImageBuildRunSpec, spec_hash: &str, written: &str) -> bool {
+    run.input_hash == input_hash(spec_hash, run.commit.as_deref(), &run.resolved)
+        && hash_of(&resolve::written(&run.build)) == written
+}
+
 fn is_active(run: &ImageBuildRun) -> bool {
     !run.status.as_ref().is_some_and(|status| status.phase.is_final())
 }
@@ -207,10 +215,7 @@ fn recall(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context, no
     if memory.spec_hash != hash {
         memory = Memory { spec_hash: hash, written: written.clone(), ..Memory::default() };
         let newest = runs.iter().max_by_key(|run| run.spec.number).map(|run| &run.spec);
-        let same = newest.filter(|run| {
-            run.input_hash == input_hash(&memory.spec_hash, run.commit.as_deref(), &run.resolved)
-                && hash_of(&resolve::written(&run.build)) == written
-        });
+        let same = newest.filter(|run| is_of(run, &memory.spec_hash, &written));
         if let Some(run) = same {
             let source = run.commit.clone().map(|commit| git::Resolved { commit, ref_name: run.reference.clone() });
             memory.found = Some(Found { source, names: run.resolved.clone() });
@@ -244,7 +249,7 @@ async fn whole_status(
     context: &Context,
     now: Timestamp,
 ) -> Result<Option<ImageBuildStatus>, kube::Error> {
-    let status::Observed { build, runs, fault } = observed;
+    let status::Observed { build, runs, fault, held_back } = observed;
     let _in_memory = context.large.acquire().await;
     let Some(build) = unchanged(build, context).await? else { return Ok(None) };
     let mut runs = runs.to_vec();
@@ -256,7 +261,8 @@ async fn whole_status(
             *run = Arc::new(whole);
         }
     }
-    Ok(Some(status::status(&status::Observed { build: &build, runs: &runs, fault: *fault }, now)))
+    let observed = status::Observed { build: &build, runs: &runs, fault: *fault, held_back: *held_back };
+    Ok(Some(status::status(&observed, now)))
 }
 
 /// The value of the annotation that asks for a rebuild, as far as it counts.

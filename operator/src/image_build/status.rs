@@ -7,12 +7,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuildFailure, BuildWarning, BuiltImage, ImageBuildStatus, SourceStatus, Summary};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, RunPhase};
-use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec};
+use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, REBUILD_ANNOTATION};
 use kube::ResourceExt;
 
 use super::{age, plan};
 use crate::condition::{Wanted, date, find};
-use crate::image_build_run::status::{human_duration, short_commit, short_digest};
+use crate::image_build_run::status::{duration, short_commit, short_digest};
 use crate::image_build_run::warnings::is_of_tags;
 use crate::reason::Reason;
 use crate::references::Fault;
@@ -30,12 +30,14 @@ pub struct Observed<'a> {
     pub runs: &'a [Arc<ImageBuildRun>],
     /// What keeps a new run from being made.
     pub fault: Option<&'a Fault>,
+    /// Whether what is written now is not what the newest run is of, and waits for the end of `spec.suspend`.
+    pub held_back: bool,
 }
 
 /// The status.
 #[must_use]
 pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
-    let Observed { build, runs, fault } = observed;
+    let Observed { build, runs, fault, held_back } = observed;
     let former = build.status.clone().unwrap_or_default();
     // A number that is recorded and not there: its run was removed by hand, or is not in the copy yet.
     let recorded = plan::recorded_number(&build.name_any(), former.run.as_deref());
@@ -49,7 +51,7 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         let keep = |condition: &Condition| Condition { observed_generation: generation, ..condition.clone() };
         former.conditions.iter().map(keep).collect()
     } else {
-        let mut wanted = conditions(build, newest, *fault);
+        let mut wanted = conditions(build, newest, *fault, *held_back);
         wanted.extend(tag_moved(runs, &former.conditions));
         date(wanted, &former.conditions, generation, now)
     };
@@ -87,7 +89,7 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         let checked = newest.filter(|run| run.status.as_ref().is_some_and(|run| run.phase == RunPhase::Succeeded));
         status.source = checked.map_or(status.source, |run| source(&run.spec));
     }
-    status.summary = Some(summary(&status, newest, former.summary.as_ref()));
+    status.summary = Some(summary(&status, newest));
     status
 }
 
@@ -128,7 +130,7 @@ fn warnings(runs: &[Arc<ImageBuildRun>]) -> Option<Vec<BuildWarning>> {
 
 fn failure(run: &ImageBuildRun) -> Option<BuildFailure> {
     let status = run.status.as_ref().filter(|status| status.phase == RunPhase::Failed)?;
-    Some(BuildFailure { run: Some(run.name_any()), ..*status.failure.clone()? })
+    Some(BuildFailure { run: Some(run.name_any()), commit: run.spec.commit.clone(), ..*status.failure.clone()? })
 }
 
 /// The condition that something else had moved a tag: as the newest run that has moved tags found it.
@@ -144,7 +146,12 @@ fn tag_moved(runs: &[Arc<ImageBuildRun>], former: &[Condition]) -> Option<Wanted
     Some(Wanted { kind: TAG_MOVED, status: Some(true), reason: Reason::TagMoved.to_string(), message })
 }
 
-fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Option<&Fault>) -> Vec<Wanted> {
+fn conditions(
+    build: &ImageBuild,
+    newest: Option<&Arc<ImageBuildRun>>,
+    fault: Option<&Fault>,
+    held_back: bool,
+) -> Vec<Wanted> {
     let ready =
         |status, reason: &str, message: String| Wanted { kind: "Ready", status, reason: reason.to_owned(), message };
     let beside = |kind, of: &Wanted| Wanted { kind, status: Some(true), ..of.clone() };
@@ -173,13 +180,25 @@ fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Op
     let condition = status.and_then(|status| find(&status.conditions, "Succeeded"));
     let reason = condition.map_or(Reason::Pending.as_str(), |condition| condition.reason.as_str());
     let message = condition.map_or("", |condition| condition.message.as_str());
-    match status.map(|status| status.phase).unwrap_or_default() {
+    let phase = status.map(|status| status.phase).unwrap_or_default();
+    if held_back && phase.is_final() {
+        // Whoever waits for Ready waits for an image of what is written now.
+        let message = format!(
+            "spec.suspend is set, and what is written now (the spec, or {REBUILD_ANNOTATION}) is not what {name} is of: it is built once suspend is false"
+        );
+        return vec![ready(Some(false), Reason::Suspended.as_str(), message)];
+    }
+    match phase {
         RunPhase::Succeeded if run.spec.build.image.is_none() && run.spec.build.archive.is_none() => {
             let message = "it can be built; nothing is pushed, for this is a check without image and archive";
             vec![ready(Some(true), reason, about(message))]
         }
         RunPhase::Succeeded => vec![ready(Some(true), reason, about(message))],
-        RunPhase::Failed => stalled(ready(Some(false), reason, about(message))),
+        RunPhase::Failed => {
+            let commit = run.spec.commit.as_deref().map(|commit| format!(" of commit {}", short_commit(commit)));
+            let of = commit.unwrap_or_default();
+            stalled(ready(Some(false), reason, format!("{name}{of}: {message}")))
+        }
         // A superseded run has a successor, which is on its way into the store.
         RunPhase::Cancelled if reason == Reason::Superseded.as_str() => {
             reconciling(ready(None, Reason::Pending.as_str(), "a newer run is on its way".to_owned()))
@@ -197,18 +216,25 @@ fn conditions(build: &ImageBuild, newest: Option<&Arc<ImageBuildRun>>, fault: Op
     }
 }
 
-fn summary(status: &ImageBuildStatus, newest: Option<&Arc<ImageBuildRun>>, former: Option<&Summary>) -> Summary {
-    let finished = newest
-        .and_then(|run| run.status.as_ref())
-        .and_then(|run| Some(human_duration(run.finished_at.as_ref()?.0.duration_since(run.started_at.as_ref()?.0))));
-    let platforms = status
-        .image
-        .as_ref()
-        .map(|image| image.platforms.iter().map(|platform| platform.name.as_str()).collect::<Vec<_>>().join(","));
+fn summary(status: &ImageBuildStatus, newest: Option<&Arc<ImageBuildRun>>) -> Summary {
+    let run = newest.and_then(|run| run.status.as_ref());
+    let image = status.image.as_ref();
+    let names = |platforms: Vec<&str>| Some(platforms.join(",")).filter(|names| !names.is_empty());
+    let platforms = match image {
+        Some(image) => names(image.platforms.iter().map(|platform| platform.name.as_str()).collect()),
+        None => run.and_then(|run| names(run.platforms.iter().map(|platform| platform.name.as_str()).collect())),
+    };
+    let commit = match status.source.as_ref() {
+        Some(source) => source.commit.as_deref(),
+        None => newest.and_then(|run| run.spec.commit.as_deref()).filter(|_| image.is_none()),
+    };
     Summary {
-        image: status.image.as_ref().map(|image| short_digest(&image.digest)),
-        commit: status.source.as_ref().and_then(|source| source.commit.as_deref()).map(short_commit),
+        image: image.map(|image| short_digest(&image.digest)),
+        commit: commit.map(short_commit),
         platforms,
-        duration: finished.or_else(|| former.and_then(|summary| summary.duration.clone())),
+        duration: run.and_then(duration),
     }
 }
+
+#[cfg(test)]
+mod tests;

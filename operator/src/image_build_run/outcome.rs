@@ -54,6 +54,7 @@ pub fn failure(failure: &Failure, platform: &str) -> BuildFailure {
     let skip = failure.log_tail.len().saturating_sub(20);
     BuildFailure {
         run: None,
+        commit: None,
         platform: Some(platform.to_owned()),
         reason: cut(&failure.reason, 64),
         message: cut(&failure.message, 4096),

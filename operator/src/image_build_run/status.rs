@@ -151,8 +151,11 @@ fn builders(status: &ImageBuildRunStatus) -> Option<String> {
     (!nodes.is_empty()).then(|| nodes.join(", "))
 }
 
-fn duration(status: &ImageBuildRunStatus) -> Option<String> {
-    let (started, finished) = (status.started_at.as_ref()?.0, status.finished_at.as_ref()?.0);
+/// How long a run took that has finished: from its first job, or, where nothing is built, from when it was published.
+#[must_use]
+pub fn duration(status: &ImageBuildRunStatus) -> Option<String> {
+    let started = status.started_at.as_ref().or(status.publishing_at.as_ref())?.0;
+    let finished = status.finished_at.as_ref()?.0;
     Some(human_duration(finished.duration_since(started)))
 }
 

@@ -211,10 +211,18 @@ async fn suspended() {
                 build.spec.args.insert("WHICH".to_owned(), "other".to_owned());
             })
             .await;
-        // It goes on to speak of the image that is there.
+        // The image that is there is not of what is written now, which whoever waits for Ready waits for.
+        let held_back = tenant.not_ready("app", "Suspended").await;
+        assert_eq!((run_of(&held_back), image_of(&held_back)), (run_of(&first), image_of(&first)));
+        tenant.edit("app", |build| drop(build.spec.args.remove("WHICH"))).await;
         let suspended = tenant.built("app").await;
-        assert_eq!((run_of(&suspended), image_of(&suspended)), (run_of(&first), image_of(&first)));
-        tenant.edit("app", |build| build.spec.suspend = false).await;
+        assert_eq!(run_of(&suspended), run_of(&first));
+        tenant
+            .edit("app", |build| {
+                build.spec.suspend = false;
+                build.spec.args.insert("WHICH".to_owned(), "other".to_owned());
+            })
+            .await;
         tenant.built_after("app", &run_of(&first)).await;
     })
     .await;
