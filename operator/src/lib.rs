@@ -22,6 +22,7 @@ pub mod operator;
 pub mod parsers;
 pub mod reason;
 pub mod references;
+pub mod refusal;
 pub mod server;
 pub mod shutdown;
 pub mod tags;

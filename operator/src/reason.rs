@@ -122,6 +122,10 @@ reasons! {
     BuilderRejected,
     /// The API server could not be asked.
     ApiUnavailable,
+    /// A ResourceQuota of the namespace lets no run be made.
+    NamespaceQuotaExceeded,
+    /// An admission policy of the cluster refuses a run or a status.
+    AdmissionRefused,
     /// No node could take a builder within the pool's scheduling timeout.
     BuilderUnschedulable,
     /// The builder went away while it worked.

@@ -71,7 +71,7 @@ pub enum Error {
     #[error(transparent)]
     Fault(#[from] Fault),
     /// The API server failed; trying again may help.
-    #[error("reading {what}: {source}")]
+    #[error("reading {what}: {}", crate::refusal::words(source))]
     Api {
         /// What was read.
         what: String,

@@ -22,7 +22,7 @@ pub const JOBS_PER_BUILDER: u32 = 4;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refused.
-    #[error("{verb} the {kind} of builder {builder}: {source}")]
+    #[error("{verb} the {kind} of builder {builder}: {}", crate::refusal::words(source))]
     Api {
         /// What was attempted.
         verb: &'static str,

@@ -47,7 +47,7 @@ pub enum Error {
     #[error(transparent)]
     Builder(#[from] ensure::Error),
     /// The status could not be written.
-    #[error("writing the BuilderPool's status: {0}")]
+    #[error("writing the BuilderPool's status: {}", crate::refusal::words(.0))]
     Write(#[from] kube::Error),
     /// Something that the pool names could not be read.
     #[error(transparent)]

@@ -31,6 +31,7 @@ use crate::context::{Context, backoff, is_conflict, until, whole, write_status};
 use crate::git;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
+use crate::refusal;
 use crate::tags::template::Values;
 use crate::tags::{self, Asker, ownership};
 use crate::trim;
@@ -43,7 +44,7 @@ pub enum Error {
     #[error(transparent)]
     Reference(#[from] references::Error),
     /// A run or the status could not be written.
-    #[error("writing the ImageBuild's status or runs: {0}")]
+    #[error("writing the ImageBuild's status or runs: {}", refusal::words(.0))]
     Write(#[from] kube::Error),
 }
 
@@ -92,24 +93,11 @@ pub async fn reconcile(build: Arc<ImageBuild>, context: Arc<Context>) -> Result<
         Err(Error::Write(error)) if is_conflict(&error) => Ok(Action::requeue(Duration::from_secs(1))),
         Err(Error::Write(error)) => {
             // There may be no condition that tells it: an object can be so large that its status has no room.
-            context.event(&*build, EventType::Warning, Reason::ApiUnavailable.as_str(), &refusal(&error));
+            let fault = refusal::fault(&error);
+            context.event(&*build, EventType::Warning, fault.reason.as_str(), &fault.message);
             Err(Error::Write(error))
         }
         other => other,
-    }
-}
-
-/// Why the API server did not take a status or a run.
-fn refusal(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if status.message.contains("too large") => format!(
-            "the API server cannot store a status or a run of it ({}): put the files of source.inline into a Git repository",
-            status.message
-        ),
-        kube::Error::Api(status) => {
-            format!("the API server did not take its status or a run of it: {}", status.message)
-        }
-        error => format!("its status or a run of it could not be written: {error}"),
     }
 }
 
@@ -153,10 +141,13 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
                 memory.failures += 1;
                 memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
                 warn!(%error, "the API server did not do what was asked");
-                memory.fault = Some(Fault {
-                    reason: Reason::ApiUnavailable,
-                    message: error.to_string(),
-                    class: FailureClass::Infrastructure,
+                memory.fault = Some(match &error {
+                    Error::Write(error) => refusal::fault(error),
+                    Error::Reference(_) => Fault {
+                        reason: Reason::ApiUnavailable,
+                        message: error.to_string(),
+                        class: FailureClass::Infrastructure,
+                    },
                 });
             }
             Err(error) => {

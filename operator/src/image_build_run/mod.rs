@@ -77,7 +77,7 @@ pub enum Error {
     #[error(transparent)]
     Builder(#[from] crate::builder::ensure::Error),
     /// The status or the finalizer could not be written.
-    #[error("writing the ImageBuildRun: {0}")]
+    #[error("writing the ImageBuildRun: {}", crate::refusal::words(.0))]
     Write(#[from] kube::Error),
     /// An agent did not cancel a job.
     #[error("cancelling job {job} on builder {builder}: {source}")]

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ResourceQuota;
 use kiln_crds::ImageBuildRun;
 use kiln_crds::image_build_run::{PlatformPhase, RunPhase};
 use kiln_e2e::build::file;
 use kiln_e2e::registry::Registry;
-use kiln_e2e::tenant::{image_of, is_current, run_of};
+use kiln_e2e::tenant::{condition, image_of, is_current, run_of};
 use kiln_e2e::{Build, Tenant, wait};
 use kube::ResourceExt as _;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
 use serde_json::json;
 
@@ -19,6 +20,7 @@ kiln_e2e::tests![
     a_newer_input_stops_the_older_run,
     what_makes_a_run_and_what_does_not,
     suspended,
+    a_quota_that_is_used_up_is_told,
     history_is_trimmed
 ];
 
@@ -224,6 +226,27 @@ async fn suspended() {
             })
             .await;
         tenant.built_after("app", &run_of(&first)).await;
+    })
+    .await;
+}
+
+/// A namespace that may have no more runs says so, and its ImageBuild goes on by itself once it may.
+async fn a_quota_that_is_used_up_is_told() {
+    Tenant::fresh("quota", async |tenant| {
+        let quotas = tenant.api::<ResourceQuota>();
+        let hard = json!({"metadata": {"name": "few"}, "spec": {"hard": {"count/imagebuildruns.kiln.build": "0"}}});
+        quotas.create(&PostParams::default(), &serde_json::from_value(hard).unwrap()).await.unwrap();
+        let counts = |quotas: &kiln_e2e::wait::Objects<ResourceQuota>| {
+            Ok(quotas.values().any(|quota| quota.status.as_ref().is_some_and(|status| status.hard.is_some())))
+        };
+        tenant.wait(tenant.api(), watcher::Config::default(), "the quota counts", wait::SOON, counts).await;
+        tenant.create_build(&Build::inline(tenant, "app", &[("Dockerfile", "FROM busybox\n")]).amd64()).await;
+        let refused = tenant.not_ready("app", "NamespaceQuotaExceeded").await;
+        let message = &condition(&refused, "Ready").unwrap().message;
+        assert!(message.contains("(few, requested: count/imagebuildruns.kiln.build=1"), "{message}");
+        assert!(condition(&refused, "Stalled").is_none(), "it is tried again by itself");
+        quotas.delete("few", &DeleteParams::default()).await.unwrap();
+        tenant.built("app").await;
     })
     .await;
 }
