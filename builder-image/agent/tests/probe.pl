@@ -4,8 +4,8 @@ use strict; use warnings;
 use Config;
 use Socket;
 my %call = $Config{archname} =~ /x86_64/
-	? (io_uring => 425, add_key => 248, setsid => 112, ptrace => 101, unshare => 272, prlimit => 302, mknod => 133, memory => 310)
-	: (io_uring => 425, add_key => 217, setsid => 157, ptrace => 117, unshare => 97, prlimit => 261, mknod => 33, memory => 270);
+	? (io_uring => 425, add_key => 248, setsid => 112, ptrace => 101, unshare => 272, prlimit => 302, mknod => 133, memory => 310, written => 311, keyctl => 250, kcmp => 312, pidfd_open => 434, pidfd_getfd => 438)
+	: (io_uring => 425, add_key => 217, setsid => 157, ptrace => 117, unshare => 97, prlimit => 261, mknod => 33, memory => 270, written => 271, keyctl => 219, kcmp => 272, pidfd_open => 434, pidfd_getfd => 438);
 
 sub got { my ($worked) = @_; return $worked ? 'done' : "refused ($!)" }
 
@@ -33,6 +33,10 @@ my %attempts = (
 	setsid => sub { my $child = fork // return got(0); if ($child) { waitpid $child, 0; return $? ? 'refused' : 'done' } exit(syscall($call{setsid}) < 0 ? 1 : 0) },
 	ptrace => sub { got(syscall($call{ptrace}, 16, $_[0], 0, 0) >= 0) },
 	memory => sub { my $vector = "\0" x 16; got(syscall($call{memory}, $_[0] + 0, $vector, 0, $vector, 0, 0) >= 0) },
+	written => sub { my $vector = "\0" x 16; got(syscall($call{written}, $_[0] + 0, $vector, 0, $vector, 0, 0) >= 0) },
+	keyctl => sub { got(syscall($call{keyctl}, 1, 0, 0, 0, 0) >= 0) },
+	kcmp => sub { got(syscall($call{kcmp}, $$, $$, 0, 0, 0) >= 0) },
+	pidfd => sub { got(syscall($call{pidfd_open}, $_[0] + 0, 0) >= 0) },
 	unshare => sub { got(syscall($call{unshare}, 0x10000000) >= 0) },
 	limit => sub { my $limit = "\0" x 16; got(syscall($call{prlimit}, $_[0] + 0, 7, 0, $limit) >= 0) },
 	fifo => sub { my $path = $_[0]; got(syscall($call{mknod}, $call{mknod} == 133 ? ($path, 0010644, 0) : (-100, $path, 0010644, 0)) >= 0) },

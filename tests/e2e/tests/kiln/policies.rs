@@ -4,13 +4,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use kiln_crds::image_build_run::RunPhase;
-use kiln_crds::{ImageBuild, ImageBuildRun};
+use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kiln_e2e::admission::AdmissionPolicy;
 use kiln_e2e::cluster::operator_namespace;
+use kiln_e2e::shell::kubectl;
 use kiln_e2e::{Build, Tenant, wait};
-use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, PropagationPolicy};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy};
 use kube::core::ObjectMeta;
+use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 kiln_e2e::tests![nobody_but_kiln_writes_statuses];
@@ -73,6 +74,22 @@ async fn nobody_but_kiln_writes_statuses() {
         ] {
             assert!(matches!(&written, Err(kube::Error::Api(status)) if status.code == 403), "{written:?}");
         }
+        let pools: Api<BuilderPool> = Api::all(tenant.cluster.client.clone());
+        let pool = pools.list(&ListParams::default()).await.unwrap().items.remove(0).name_any();
+        let written = pools.patch_status(&pool, &parameters, &Patch::Merge(json!({"status": {"jobCount": 7}}))).await;
+        assert!(matches!(&written, Err(kube::Error::Api(status)) if status.code == 403), "{written:?}");
+        // Those whom the value lists may.
+        let restore = ["--as=system:serviceaccount:backup:restore", "--as-group=system:masters", "--dry-run=server"];
+        let status = [
+            "patch",
+            "imagebuilds",
+            "app",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            "{\"status\":{\"run\":\"app-1\"}}",
+        ];
+        kubectl(tenant, &[&status[..], &restore].concat());
 
         // What people do with runs goes on: cancelling, labels, deleting.
         tenant.create_build(&build("long", "sleep 600")).await;

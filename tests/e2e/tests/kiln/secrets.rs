@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,8 @@ use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 
 use crate::hostile_git::only_for_builders;
+
+use crate::recovery::host::{is_local, processes};
 
 kiln_e2e::tests![appear_nowhere];
 
@@ -140,6 +143,7 @@ async fn appear_nowhere() {
         marks.check("the index", &serde_json::to_string(&registry.index(&image.repository, "latest").await).unwrap());
         volumes(tenant, &marks).await;
         audit(&marks);
+        memory(tenant).await;
     })
     .await;
 }
@@ -247,6 +251,21 @@ async fn volumes(tenant: &Tenant, marks: &Marks) {
         }
     }
     assert!(logs > 0, "the agents' logs were read");
+}
+
+/// The agents cannot be dumped: all in /proc that holds their memory is root's of their namespace, not their user's.
+async fn memory(tenant: &Tenant) {
+    if !is_local("the agents' memory") {
+        return;
+    }
+    for pod in tenant.builders().await {
+        let agents = processes(&pod.uid().unwrap(), "kiln-agent");
+        assert!(!agents.is_empty(), "{} has an agent", pod.name_any());
+        for agent in agents {
+            let owner = |file: &str| fs::metadata(format!("/proc/{agent}/{file}")).unwrap().uid();
+            assert_ne!(owner("mem"), owner(""), "the agent's memory is its user's to read");
+        }
+    }
 }
 
 fn audit(marks: &Marks) {

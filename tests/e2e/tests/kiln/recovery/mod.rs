@@ -2,7 +2,7 @@
 //! upgrade, and things that arrive late.
 
 mod builders;
-mod host;
+pub mod host;
 mod late;
 mod leader;
 mod memory;
