@@ -1,5 +1,7 @@
 //! One folder of `examples/`, on the local cluster: hosts are rewritten, and what a user has at them is made.
 
+use std::path::PathBuf;
+
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use kiln_crds::{BuilderPoolSpec, ImageBuild};
 use kiln_e2e::registries::Login;
@@ -29,13 +31,21 @@ pub struct Example<'a> {
 }
 
 impl<'a> Example<'a> {
-    /// Reads a folder. Credentials for its registries are in the namespace, under the names that all examples use.
+    /// Reads a folder, and those in it. Credentials for its registries are in the namespace, under the names that all
+    /// examples use.
     pub async fn read(tenant: &'a Tenant, folder: &str) -> Self {
-        let mut files: Vec<_> = std::fs::read_dir(format!("{EXAMPLES}/{folder}"))
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
-            .collect();
+        let mut folders = vec![PathBuf::from(format!("{EXAMPLES}/{folder}"))];
+        let mut files = Vec::new();
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "yaml") {
+                    files.push(path);
+                }
+            }
+        }
         files.sort();
         assert!(!files.is_empty(), "examples/{folder} holds YAML");
         let texts: Vec<_> = files.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
@@ -87,6 +97,16 @@ impl<'a> Example<'a> {
     /// Applies the ImageBuild of this name, and what the example has beside its ImageBuilds.
     pub async fn apply_one(&mut self, name: &str) {
         self.apply_where(|object| object["kind"] != "ImageBuild" || object["metadata"]["name"] == name).await;
+    }
+
+    /// Applies its ImageBuilds alone.
+    pub async fn apply_builds(&mut self) {
+        self.apply_where(|object| object["kind"] == "ImageBuild").await;
+    }
+
+    /// The object of this kind, of which the example has one.
+    pub fn object(&self, kind: &str) -> Value {
+        self.objects().into_iter().find(|object| object["kind"] == kind).expect("the example has one of this kind")
     }
 
     /// The objects, with the CA of the local cluster where their users' certificates need none.

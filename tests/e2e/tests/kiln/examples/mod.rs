@@ -64,6 +64,7 @@ examples! {
     "index" index platforms::index;
     "tags" tags places::tags;
     "cache" cache places::cache;
+    "gitops" gitops places::gitops;
     "pull-secrets" pull_secrets places::pull_secrets;
     "image-form" image_form form::image_form;
     "reproducible" reproducible form::reproducible;

@@ -4,6 +4,7 @@ use kiln_e2e::build::image;
 use kiln_e2e::registries::Login;
 use kiln_e2e::registry::Registry;
 use kiln_e2e::tenant::image_of;
+use serde_json::{Value, json};
 
 use super::Example;
 
@@ -64,6 +65,23 @@ pub async fn cache(example: &mut Example<'_>) {
     let name = former.metadata.name.as_deref().unwrap();
     example.tenant.rebuild(name, "1").await;
     assert_eq!(example.image(name).await.text("made"), made, "taken from the registry's cache");
+}
+
+pub async fn gitops(example: &mut Example<'_>) {
+    let repository = example.git("app");
+    let commit = repository.write(&[("Dockerfile", "FROM busybox:1.36\nRUN echo app > /app\n")]);
+    repository.tag("v1.2.0", &commit);
+    example.apply_builds().await;
+    let built = example.tenant.built("web").await;
+    assert_eq!(built.status.as_ref().and_then(|status| status.source.clone()?.commit), Some(commit));
+
+    // What goes out once the ImageBuild is Ready names the image that is there then.
+    let (build, deployment) = (example.object("ImageBuild"), example.object("Deployment"));
+    let (place, tag) =
+        deployment["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap().rsplit_once(':').unwrap();
+    assert_eq!(example.registry.digest(place, tag).await, Some(image_of(&built).digest));
+    let wave = |object: &Value| object["metadata"]["annotations"]["argocd.argoproj.io/sync-wave"].clone();
+    assert_eq!((wave(&build), wave(&deployment)), (json!("0"), json!("1")));
 }
 
 pub async fn pull_secrets(example: &mut Example<'_>) {
