@@ -122,7 +122,7 @@ reasons! {
     BuilderRejected,
     /// The API server could not be asked.
     ApiUnavailable,
-    /// A ResourceQuota of the namespace lets no run be made.
+    /// A `ResourceQuota` of the namespace lets no run be made.
     NamespaceQuotaExceeded,
     /// An admission policy of the cluster refuses a run or a status.
     AdmissionRefused,

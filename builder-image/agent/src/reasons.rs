@@ -93,6 +93,12 @@ reasons! {
     FileNotFound: User,
     /// A secret mount is required and its id is not in the build's `secrets`.
     SecretNotFound: User,
+    /// The registry has no room for the image.
+    QuotaExceeded: User,
+    /// The registry, or a proxy before it, takes no layer of this size.
+    UploadTooLarge: User,
+    /// The registry does not take the image's media types.
+    MediaTypesUnsupported: User,
     /// The stage to build is not in the Dockerfile.
     TargetNotFound: User,
     /// No such base image, or none for this platform.

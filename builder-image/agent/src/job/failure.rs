@@ -12,7 +12,9 @@ use super::{
 };
 use crate::reasons::{JobFailure, Reason};
 
+mod answer;
 mod registry;
+mod skeleton;
 mod step;
 
 /// The most variables of a line that are looked up.
@@ -86,7 +88,8 @@ fn classify(
     guilty: u32,
     build: Circumstances<'_>,
 ) -> (Reason, String) {
-    let has = |signs: &[&str]| signs.iter().any(|sign| cause.contains(sign));
+    let skeleton = skeleton::skeleton(cause);
+    let has = |signs: &[&str]| signs.iter().any(|sign| skeleton.contains(sign));
     if let Some(code) = failed.exit_code {
         return step::failure(code, step, build);
     }
@@ -117,7 +120,8 @@ fn classify(
         "failed to authorize",
         "failed to fetch oauth token",
         "failed to fetch anonymous token",
-    ]) {
+    ]) && !skeleton.starts_with("failed to load cache key: ")
+    {
         return registry::pull(cause, line_at(guilty, build), build);
     }
     // The one with GnuTLS, the other with OpenSSL.
@@ -134,7 +138,7 @@ fn classify(
             format!("{} has no stage {name:?}; set spec.target to one of its stages", build.dockerfile),
         );
     }
-    if let Some(id) = between(cause, "secret ", ": not found") {
+    if let Some(id) = cause.strip_prefix("secret ").and_then(|rest| rest.strip_suffix(": not found")) {
         return (
             Reason::SecretNotFound,
             format!("a step needs the secret {id:?}; add it to spec.secrets with this id"),

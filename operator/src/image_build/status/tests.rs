@@ -35,11 +35,10 @@ fn build(suspend: bool) -> ImageBuild {
 fn kstatus(status: &ImageBuildStatus) -> &'static str {
     let is = |kind: &str| find(&status.conditions, kind).is_some_and(|condition| condition.status == "True");
     match (is("Reconciling"), is("Stalled"), is("Ready")) {
-        (true, false, false) => "InProgress",
         (false, true, false) => "Failed",
         (false, false, true) => "Current",
-        // Ready is not True, and nothing says why: it is waited for.
-        (false, false, false) => "InProgress",
+        // Ready is not True, also where nothing says why: it is waited for.
+        (_, false, false) => "InProgress",
         contradiction => panic!("{contradiction:?}: {:#?}", status.conditions),
     }
 }

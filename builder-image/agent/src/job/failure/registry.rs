@@ -1,15 +1,37 @@
 //! Failures of registries and web servers: what they answered, and what to do.
 
-use super::{Circumstances, after, between};
+use super::{
+    Circumstances, after,
+    answer::{self, Answer},
+    between,
+};
 use crate::reasons::Reason;
 
 /// The registry did not take the image.
 pub(super) fn push(cause: &str, build: Circumstances<'_>) -> (Reason, String) {
     let repository = between(cause, "failed to push ", ": ").unwrap_or(build.repository);
     let detail = after(cause, &format!("failed to push {repository}: "));
-    match registry_answer(cause) {
+    match answer::read(detail) {
         Answer::Untrusted => (Reason::RegistryCertificateUntrusted, untrusted(repository)),
-        Answer::Unauthorized => (
+        Answer::Quota => (
+            Reason::QuotaExceeded,
+            format!(
+                "the registry has no room for more of {repository}; delete images there, or have its quota raised: {detail}"
+            ),
+        ),
+        Answer::TooLarge => (
+            Reason::UploadTooLarge,
+            format!(
+                "the registry of {repository}, or a proxy before it, takes no layer of this size (HTTP 413); raise the largest body that the proxy takes (client_max_body_size of nginx, proxy-body-size of its ingress), or make layers smaller: {detail}"
+            ),
+        ),
+        Answer::Unsupported => (
+            Reason::MediaTypesUnsupported,
+            format!(
+                "the registry of {repository} does not take this manifest; one that knows no OCI images takes them with spec.image.mediaTypes: Docker: {detail}"
+            ),
+        ),
+        Answer::Unauthorized | Answer::Denied => (
             Reason::PushDenied,
             format!(
                 "the registry refuses to take the image for {repository}; check user, password and push right in the Secret that spec.image.secretRef names: {detail}"
@@ -31,6 +53,8 @@ pub(super) fn push(cause: &str, build: Circumstances<'_>) -> (Reason, String) {
 pub(super) fn pull(cause: &str, line: &str, build: Circumstances<'_>) -> (Reason, String) {
     let image = between(cause, "failed to resolve source metadata for ", ": ").unwrap_or("the base image");
     let detail = after(cause, &format!("failed to resolve source metadata for {image}: "));
+    // BuildKit names it once more.
+    let said = detail.strip_prefix(&format!("{image}: ")).unwrap_or(detail);
     if cause.contains("no match for platform in manifest") {
         let named = line.split_whitespace().find_map(|word| word.strip_prefix("--platform="));
         if let Some(platform) = named.filter(|platform| !platform.contains('$')) {
@@ -49,9 +73,9 @@ pub(super) fn pull(cause: &str, line: &str, build: Circumstances<'_>) -> (Reason
             ),
         );
     }
-    match registry_answer(cause) {
+    match answer::read(said) {
         Answer::Untrusted => (Reason::RegistryCertificateUntrusted, untrusted(image)),
-        Answer::Unauthorized => (
+        Answer::Unauthorized | Answer::Denied => (
             Reason::RegistryUnauthorized,
             format!(
                 "the registry does not hand out {image}: it does not exist, or needs a credential; check its name (a stage of that name may be meant) and the Secrets in spec.pullSecretRefs: {detail}"
@@ -67,13 +91,13 @@ pub(super) fn pull(cause: &str, line: &str, build: Circumstances<'_>) -> (Reason
             Reason::RegistryUnavailable,
             format!("the registry of {image} cannot be reached or is in trouble: {detail}"),
         ),
-        Answer::Other => (Reason::BuildFailed, cause.to_owned()),
+        _ => (Reason::BuildFailed, cause.to_owned()),
     }
 }
 
 /// What ADD names could not be had.
 pub(super) fn download(cause: &str) -> (Reason, String) {
-    match registry_answer(cause) {
+    match answer::read(cause) {
         Answer::Unavailable => (Reason::DownloadFailed, format!("what ADD downloads cannot be reached: {cause}")),
         Answer::NotFound => (Reason::FileNotFound, format!("what ADD downloads is not there: {cause}")),
         Answer::Untrusted => untrusted_download(cause),
@@ -95,61 +119,4 @@ fn untrusted(what: &str) -> String {
         "the certificate of the registry of {what} is not trusted; name its CA in the pool's caRefs, or, for the registry of \
          spec.image alone, in spec.image.caRef"
     )
-}
-
-/// What a registry, or the way to it, meant.
-enum Answer {
-    Untrusted,
-    Unauthorized,
-    NotFound,
-    Unavailable,
-    Other,
-}
-
-fn registry_answer(cause: &str) -> Answer {
-    let has = |signs: &[&str]| signs.iter().any(|sign| cause.contains(sign));
-    if has(&["x509: ", "server gave HTTP response to HTTPS client"]) {
-        Answer::Untrusted
-    } else if has(&[
-        "401 Unauthorized",
-        "403 Forbidden",
-        "access denied",
-        "insufficient_scope",
-        "authorization failed",
-        "unauthorized",
-        "no basic auth credentials",
-        "denied: ",
-    ]) {
-        Answer::Unauthorized
-    } else if has(&[
-        "429 Too Many Requests",
-        "toomanyrequests",
-        "dial tcp",
-        "no such host",
-        "connection refused",
-        "connection reset",
-        "i/o timeout",
-        "TLS handshake timeout",
-        "deadline exceeded",
-        "unexpected EOF",
-        ": EOF",
-        "broken pipe",
-        "500 Internal",
-        "502 Bad",
-        "503 Service",
-        "504 Gateway",
-        "network is unreachable",
-        "no route to host",
-        "server misbehaving",
-        // A manifest is sent after all that it names. Registries that keep files read what a blob is called while another
-        // platform's push writes it again; those with several replicas may not have heard of it.
-        "blob unknown to registry",
-        "blob unknown: ",
-    ]) {
-        Answer::Unavailable
-    } else if has(&["not found", "404 Not Found", "404", "410 Gone", "name unknown", "repository name not known"]) {
-        Answer::NotFound
-    } else {
-        Answer::Other
-    }
 }

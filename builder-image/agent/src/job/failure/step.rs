@@ -7,9 +7,9 @@ use crate::reasons::Reason;
 const LONGEST_NAME: usize = 160;
 
 /// What programs say of a name that nobody knows: curl, wget, busybox, apt, apk, npm, pip, go, cargo, Maven and others.
-const NO_HOST: [&str; 16] = [
-    "Could not resolve",
-    "could not resolve",
+const NO_HOST: [&str; 15] = [
+    // Gradle, npm, Rollup and others do not resolve what is no host.
+    "ould not resolve host",
     "Couldn't resolve host",
     "Temporary failure in name resolution",
     "Temporary failure resolving",

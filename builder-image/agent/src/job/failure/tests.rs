@@ -23,8 +23,16 @@ const BUILD: Circumstances<'_> = Circumstances {
     content: None,
 };
 
-/// What was captured in a directory: the lines of `kiln-build`, and the Dockerfile where BuildKit named a line of it.
-fn explain_captured(directory: &std::path::Path) -> JobFailure {
+/// What was captured in a directory.
+#[derive(Clone)]
+struct Captured {
+    failed: Failed,
+    step: Option<FailedStep>,
+    /// The Dockerfile, where BuildKit named a line of it.
+    dockerfile: Option<String>,
+}
+
+fn captured(directory: &std::path::Path) -> Captured {
     let masker = Masker::default();
     let mut progress = Progress::new(&masker);
     for line in std::fs::read_to_string(directory.join("output")).unwrap().lines() {
@@ -32,8 +40,38 @@ fn explain_captured(directory: &std::path::Path) -> JobFailure {
     }
     let dockerfile = std::fs::read_to_string(directory.join("Dockerfile")).ok();
     let Some(Ending::Failed(failed)) = progress.ending() else { panic!("{} tells no failure", directory.display()) };
-    let build = Circumstances { content: dockerfile.as_deref(), ..BUILD };
-    explain(failed, progress.failed_step(failed).as_ref(), build)
+    Captured { failed: (**failed).clone(), step: progress.failed_step(failed), dockerfile }
+}
+
+impl Captured {
+    fn explain(&self) -> JobFailure {
+        let build = Circumstances { content: self.dockerfile.as_deref(), ..BUILD };
+        explain(&self.failed, self.step.as_ref(), build)
+    }
+
+    /// What the message has of the user's: the parts of images, addresses and paths.
+    fn names(&self) -> Vec<String> {
+        let message = &self.failed.message;
+        let words = message.split(|char: char| char.is_whitespace() || "\"(){}".contains(char));
+        let names = words.filter(|word| word.contains('/')).flat_map(|word| word.split(['/', ':', '@']));
+        let is_name = |name: &&str| {
+            name.len() > 2 && !["https", "http", "docker.io", "blobs", "manifests", "library"].contains(name)
+        };
+        let mut names: Vec<String> =
+            names.filter(is_name).filter(|name| !name.starts_with("sha256")).map(str::to_owned).collect();
+        names.sort();
+        names.dedup();
+        // Words of the tools' own that hold a slash.
+        names.retain(|name| !["bin", "run", "kiln", "jobs", "buildkit", "buildkitd.sock"].contains(&name.as_str()));
+        names
+    }
+
+    fn with(&self, name: &str, other: &str) -> Self {
+        let mut captured = self.clone();
+        captured.failed.message = captured.failed.message.replace(name, other);
+        captured.dockerfile = captured.dockerfile.map(|text| text.replace(name, other));
+        captured
+    }
 }
 
 fn failed(message: &str) -> Failed {
@@ -52,15 +90,113 @@ fn every_captured_failure() {
     paths.sort();
     let mut all = String::new();
     for path in paths {
-        let failure = explain_captured(&path);
+        let failure = captured(&path).explain();
         writeln!(all, "{}:\n{failure:#?}\n", path.file_stem().unwrap().to_string_lossy()).unwrap();
     }
     insta::assert_snapshot!(all);
 }
 
+/// Words that mean something where the tools say them, in the place of each name of the user's: the reason stays.
+#[test]
+fn what_the_user_calls_things_means_nothing() {
+    const NASTY: [&str; 40] = [
+        "404",
+        "401 Unauthorized",
+        "403 Forbidden",
+        "503 Service Unavailable",
+        "denied",
+        "access denied",
+        "unauthorized",
+        "insufficient_scope",
+        "authorization failed",
+        "secret",
+        "my secret file.txt",
+        "not found",
+        "no such host",
+        "connection refused",
+        "connection reset",
+        "i-o timeout",
+        "deadline exceeded",
+        "unexpected EOF",
+        "broken pipe",
+        "dial tcp",
+        "x509",
+        "no space left on device",
+        "disk quota exceeded",
+        "quota",
+        "failed to push",
+        "failed to copy",
+        "failed to authorize",
+        "pull access denied",
+        "context canceled",
+        "context canceled.txt",
+        "toomanyrequests",
+        "manifest invalid",
+        "blob unknown",
+        "name unknown",
+        "is not allowed",
+        "should not be blank",
+        "invalid reference format",
+        "lint violation found for rules",
+        "server misbehaving",
+        "exit code 137",
+    ];
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/src/job/testdata/failures");
+    let mut replaced = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let captured = captured(&path);
+        let expected = captured.explain().reason;
+        // A failed step tells by what its program wrote.
+        if captured.failed.exit_code.is_some() {
+            continue;
+        }
+        for name in captured.names() {
+            for nasty in NASTY {
+                // What is not quoted is the name of an image or a server, which holds neither space nor capital letters.
+                let quoted = captured.failed.message.contains(&format!("\"{name}"));
+                let plain = nasty.to_lowercase().replace([' ', ':', '_', '.'], "-");
+                let other = captured.with(&name, if quoted { nasty } else { &plain });
+                let failure = other.explain();
+                assert_eq!(failure.reason, expected, "{}: {name} as {nasty}: {}", path.display(), other.failed.message);
+                replaced += 1;
+            }
+        }
+    }
+    assert!(replaced > 1000, "{replaced} names were replaced");
+}
+
 #[test]
 fn answers_that_no_test_registry_gives() {
     let cases = [
+        (
+            "failed to push r.io/404/denied: unexpected status from PUT request to https://r.io/v2/404/denied/manifests/sha256:404: 500 Internal Server Error",
+            Reason::RegistryUnavailable,
+        ),
+        ("failed to push r.io/x: unavailable: service unavailable", Reason::RegistryUnavailable),
+        ("failed to push r.io/x: unknown: unknown error", Reason::RegistryUnavailable),
+        (
+            "failed to push r.io/x: denied: adding 29.0 MiB of storage resource, which when updated to current usage of 152.4 MiB will exceed the configured upper limit of 160.0 MiB.",
+            Reason::QuotaExceeded,
+        ),
+        (
+            "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/blobs/uploads/4?a=b: 413 Request Entity Too Large: <html>404 Not Found</html>",
+            Reason::UploadTooLarge,
+        ),
+        ("failed to push r.io/x: manifest invalid: manifest invalid", Reason::MediaTypesUnsupported),
+        (
+            "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/manifests/sha256:1: 415 Unsupported Media Type",
+            Reason::MediaTypesUnsupported,
+        ),
+        (
+            "failed to compute cache key: failed to calculate checksum of ref a::b: \"/my secret file.txt\": not found",
+            Reason::FileNotFound,
+        ),
+        (
+            "failed to compute cache key: failed to calculate checksum of ref a::b: \"/no space left on device\": not found",
+            Reason::FileNotFound,
+        ),
+        ("lstat /failed to push 503 Service: no such file or directory", Reason::FileNotFound),
         (
             "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/blobs/uploads/1: 503 Service Unavailable",
             Reason::RegistryUnavailable,
@@ -180,7 +316,14 @@ fn a_step_without_network() {
         ),
         ("wget: can't connect to remote host (10.0.0.1): Network is unreachable", Reason::StepNoNetwork),
         ("java.net.UnknownHostException: repo.maven.apache.org", Reason::StepNoNetwork),
+        ("ssh: Could not resolve hostname git.example: Name or service not known", Reason::StepNoNetwork),
         ("make: *** [all] Error 6", Reason::StepFailed),
+        // What is not resolved is no host.
+        ("npm error ERESOLVE could not resolve", Reason::StepFailed),
+        ("> Could not resolve all files for configuration ':compileClasspath'.", Reason::StepFailed),
+        ("[ERROR] Could not resolve dependencies for project a:b:jar:1", Reason::StepFailed),
+        ("error during build: Could not resolve \"./missing\" from \"src/main.js\"", Reason::StepFailed),
+        ("\u{2718} [ERROR] Could not resolve \"react\"", Reason::StepFailed),
     ] {
         let step = FailedStep { name: "[2/2] RUN x".to_owned(), error: String::new(), tail: vec![line.to_owned()] };
         let failure = explain(&failed, Some(&step), BUILD);

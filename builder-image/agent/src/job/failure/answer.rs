@@ -1,0 +1,226 @@
+//! What a registry or a web server answered, from where BuildKit and containerd put it: the status of HTTP behind the request,
+//! the registry's error code behind that or in its place
+//! (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes>), and what went wrong on the way.
+
+/// What they say before what a request came to.
+const WRAPPINGS: [&str; 12] = [
+    "failed to load cache key: ",
+    "failed to copy: ",
+    "httpReadSeeker: ",
+    "failed open: ",
+    "failed to authorize: ",
+    "failed to fetch oauth token: ",
+    "failed to fetch anonymous token: ",
+    "pull access denied, repository does not exist or may require authorization: ",
+    "server message: ",
+    "rpc error: code = Unknown desc = ",
+    "error writing manifest blob: ",
+    "error writing layer blob: ",
+];
+
+/// What was meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Nobody that counts has signed for the server, or it speaks no TLS.
+    Untrusted,
+    /// No credential, or a wrong one.
+    Unauthorized,
+    /// A credential without the right.
+    Denied,
+    /// There is no room for more.
+    Quota,
+    /// There is no such thing.
+    NotFound,
+    /// The body was too large for it, or for a proxy before it.
+    TooLarge,
+    /// It does not take such a manifest.
+    Unsupported,
+    /// It cannot be reached, or is in trouble: it may go well the next time.
+    Unavailable,
+    /// Something else.
+    Other,
+}
+
+/// Reads it from what stands behind the name of what was asked for.
+pub(super) fn read(said: &str) -> Answer {
+    let mut rest = said.trim();
+    while let Some(inner) = WRAPPINGS.iter().find_map(|wrapping| rest.strip_prefix(wrapping)) {
+        rest = inner;
+    }
+    if let Some(status) = rest.strip_prefix("invalid response status ") {
+        return of_status(number(status), "");
+    }
+    if let Some((_, request)) = rest.split_once("unexpected status from ").filter(|(before, _)| before.is_empty()) {
+        // The address may hold anything but white space.
+        let status =
+            request.split_once(" request to ").and_then(|(_, rest)| rest.split_once(": ")).map(|(_, rest)| rest);
+        let status = status.unwrap_or_default();
+        // `403 Forbidden: denied: …`.
+        let body = status.split_once(": ").map_or("", |(_, body)| body);
+        return of_status(number(status), body);
+    }
+    // Go's own words for what happened on the way; the address is quoted.
+    for opening in ["failed to do request: ", "Get \"", "Head \"", "Post \"", "Put \"", "Patch \""] {
+        if let Some(way) = rest.strip_prefix(opening) {
+            let way = way.rsplit_once("\": ").map_or(way, |(_, way)| way);
+            // A host may be called x509.
+            let openings =
+                ["tls: failed to verify certificate", "x509: ", "http: server gave HTTP response to HTTPS client"];
+            return if openings.iter().any(|opening| way.starts_with(opening)) {
+                Answer::Untrusted
+            } else {
+                Answer::Unavailable
+            };
+        }
+    }
+    if rest == "not found" || rest.ends_with(": not found") {
+        return Answer::NotFound;
+    }
+    match of_code(rest) {
+        Answer::Other if rest.starts_with("tls: failed to verify certificate") || rest.starts_with("x509: ") => {
+            Answer::Untrusted
+        }
+        answer => answer,
+    }
+}
+
+fn number(status: &str) -> u16 {
+    status.split(' ').next().and_then(|number| number.trim_end_matches(':').parse().ok()).unwrap_or(0)
+}
+
+fn of_status(status: u16, body: &str) -> Answer {
+    match status {
+        401 => Answer::Unauthorized,
+        403 if is_about_room(body) => Answer::Quota,
+        403 => Answer::Denied,
+        404 | 410 => Answer::NotFound,
+        413 => Answer::TooLarge,
+        415 => Answer::Unsupported,
+        501 | 505 => Answer::Other,
+        507 => Answer::Quota,
+        408 | 425 | 429 | 500..600 => Answer::Unavailable,
+        _ => of_code(body),
+    }
+}
+
+/// By a registry's error code, as containerd writes it before the registry's own words.
+fn of_code(text: &str) -> Answer {
+    let text = text.strip_prefix("errors:\n").unwrap_or(text);
+    let (code, words) = text.split_once(": ").unwrap_or((text, ""));
+    match code {
+        "unauthorized" | "authentication required" | "insufficient_scope" | "no basic auth credentials" => {
+            Answer::Unauthorized
+        }
+        "denied" if is_about_room(words) => Answer::Quota,
+        "denied" => Answer::Denied,
+        "manifest invalid" | "unsupported" => Answer::Unsupported,
+        "name unknown" | "manifest unknown" | "repository name not known to registry" => Answer::NotFound,
+        // A manifest is sent after all that it names. Registries that keep files read what a blob is called while another
+        // platform's push writes it again; those with several replicas may not have heard of it.
+        "toomanyrequests" | "unavailable" | "unknown" | "blob unknown" | "blob unknown to registry" => {
+            Answer::Unavailable
+        }
+        _ if text.starts_with("blob unknown to registry") => Answer::Unavailable,
+        // The connection broke off on the way.
+        "EOF" | "unexpected EOF" => Answer::Unavailable,
+        _ if is_of_the_way(text) => Answer::Unavailable,
+        _ => Answer::Other,
+    }
+}
+
+/// What Harbor, GitLab, Artifactory and others say of a quota: their own words, for there is no code.
+fn is_about_room(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    ["quota", "configured upper limit", "storage limit", "insufficient storage"].iter().any(|sign| words.contains(sign))
+}
+
+/// What Go says of a connection.
+fn is_of_the_way(text: &str) -> bool {
+    let ends = [
+        "i/o timeout",
+        "connection reset by peer",
+        "connection refused",
+        "broken pipe",
+        "unexpected EOF",
+        "TLS handshake timeout",
+        "no such host",
+        "deadline exceeded",
+        "network is unreachable",
+        "no route to host",
+        "server misbehaving",
+        ": EOF",
+    ];
+    text.starts_with("dial tcp") || ends.iter().any(|end| text.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_answered() {
+        let put = "unexpected status from PUT request to https://r.example/v2/404/denied/blobs/uploads/1?x=401: ";
+        for (said, expected) in [
+            ("failed to do request: Head \"https://r/v2/x\": dial tcp: lookup r: no such host", Answer::Unavailable),
+            ("failed to do request: Put \"https://r/v2/404?a\": EOF", Answer::Unavailable),
+            (
+                "failed to do request: Head \"https://r/\": tls: failed to verify certificate: x509: unknown",
+                Answer::Untrusted,
+            ),
+            (
+                "failed to do request: Head \"https://r/\": http: server gave HTTP response to HTTPS client",
+                Answer::Untrusted,
+            ),
+            ("denied: requested access to the resource is denied", Answer::Denied),
+            (
+                "denied: adding 29.0 MiB of storage resource, which … will exceed the configured upper limit of 160.0 MiB.",
+                Answer::Quota,
+            ),
+            ("unavailable: service unavailable", Answer::Unavailable),
+            ("unknown: internal error", Answer::Unavailable),
+            ("toomanyrequests: You have reached your pull rate limit", Answer::Unavailable),
+            ("manifest invalid: manifest invalid", Answer::Unsupported),
+            ("name unknown: repository name not known to registry", Answer::NotFound),
+            ("blob unknown: blob unknown to registry", Answer::Unavailable),
+            ("unauthorized: authentication required", Answer::Unauthorized),
+            (
+                "pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
+                Answer::Unauthorized,
+            ),
+            (
+                "failed to authorize: failed to fetch oauth token: unexpected status from GET request to https://t/?s=x: 503 Service Unavailable",
+                Answer::Unavailable,
+            ),
+            (
+                "failed to copy: httpReadSeeker: failed open: unexpected status from GET request to https://r/x: 404 Not Found",
+                Answer::NotFound,
+            ),
+            ("docker.io/library/x:1: not found", Answer::NotFound),
+            ("invalid response status 404", Answer::NotFound),
+            ("something else", Answer::Other),
+            ("", Answer::Other),
+        ] {
+            assert_eq!(read(said), expected, "{said}");
+        }
+        for (status, expected) in [
+            ("401 Unauthorized", Answer::Unauthorized),
+            ("403 Forbidden", Answer::Denied),
+            ("403 Forbidden: denied: quota exceeded", Answer::Quota),
+            ("404 Not Found", Answer::NotFound),
+            ("410 Gone", Answer::NotFound),
+            ("408 Request Timeout", Answer::Unavailable),
+            ("413 Request Entity Too Large: <html>404 not found</html>", Answer::TooLarge),
+            ("415 Unsupported Media Type", Answer::Unsupported),
+            ("429 Too Many Requests", Answer::Unavailable),
+            ("400 Bad Request: manifest invalid: manifest invalid", Answer::Unsupported),
+            ("400 Bad Request: <html>", Answer::Other),
+            ("500 Internal Server Error", Answer::Unavailable),
+            ("501 Not Implemented", Answer::Other),
+            ("503 Service Unavailable: unavailable: x", Answer::Unavailable),
+            ("507 Insufficient Storage", Answer::Quota),
+            ("520 ", Answer::Unavailable),
+        ] {
+            assert_eq!(read(&format!("{put}{status}")), expected, "{status}");
+        }
+    }
+}
