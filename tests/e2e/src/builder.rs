@@ -107,6 +107,17 @@ impl Tenant {
         !bytes.is_empty()
     }
 
+    /// Runs a command in a builder's agent's container; what it printed.
+    pub async fn in_agent(&self, pod: &str, command: &str) -> String {
+        let parameters = AttachParams::default().container("agent").stderr(false);
+        let attached = self.builder_pods().exec(pod, ["sh", "-c", command], &parameters).await;
+        let mut attached = attached.unwrap_or_else(|error| panic!("exec in {pod}: {error}"));
+        let mut text = String::new();
+        attached.stdout().expect("stdout is attached").read_to_string(&mut text).await.expect("it can be read");
+        attached.join().await.expect("exec ends");
+        text
+    }
+
     /// The command lines of all processes that a builder's buildkitd container sees, arguments parted by spaces.
     pub async fn processes(&self, pod: &str) -> String {
         let show = "for file in /proc/[0-9]*/cmdline; do tr '\\0' ' ' < $file; echo; done 2>/dev/null";

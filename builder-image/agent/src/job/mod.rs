@@ -5,7 +5,7 @@ use std::{
     io::{BufWriter, Write as _},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use kiln_agent_proto::{
@@ -58,6 +58,8 @@ pub mod unpacking;
 const LONGEST_LOG: u64 = 16 << 20;
 /// The longest message of a failure, in bytes: it goes into an object's status.
 const LONGEST_MESSAGE: usize = 2048;
+/// How late a line may be in the log on the volume.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// Tells what happens in a job: as events, and in its log on the volume, secret values masked in both.
 pub struct Recorder {
@@ -90,9 +92,14 @@ impl LogFile {
         }
     }
 
+    fn flush(&mut self) {
+        let _ = self.file.flush();
+    }
+
     /// The last line, whatever came before it.
     fn end(&mut self, line: &str) {
-        let _ = writeln!(self.file, "{line}").and_then(|()| self.file.flush());
+        let _ = writeln!(self.file, "{line}");
+        self.flush();
     }
 }
 
@@ -205,8 +212,26 @@ impl Recorder {
     }
 }
 
-/// Carries out the job: its source goes to `work` on the volume, its credentials to `memory`.
+/// Carries out the job: its source goes to `work` on the volume, its credentials to `memory`. Its log can be read meanwhile.
 pub async fn run(
+    registry: &Registry,
+    spec: &Spec,
+    recorder: &Recorder,
+    stop: &CancellationToken,
+    work: &Path,
+    memory: &Path,
+) -> Result<JobResult, JobFailure> {
+    let mut job = std::pin::pin!(carry_out(registry, spec, recorder, stop, work, memory));
+    let mut due = tokio::time::interval(FLUSH);
+    loop {
+        tokio::select! {
+            outcome = &mut job => return outcome,
+            _ = due.tick() => recorder.with_log(LogFile::flush),
+        }
+    }
+}
+
+async fn carry_out(
     registry: &Registry,
     spec: &Spec,
     recorder: &Recorder,

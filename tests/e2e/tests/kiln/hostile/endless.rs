@@ -4,8 +4,6 @@ use kiln_crds::SecurityProfile;
 use kiln_e2e::build::file;
 use kiln_e2e::{Build, Tenant};
 use kube::ResourceExt as _;
-use kube::api::AttachParams;
-use tokio::io::AsyncReadExt as _;
 
 use crate::hostile::report::Report;
 
@@ -35,7 +33,7 @@ async fn print_on(name: &str, profile: SecurityProfile) {
         let status = serde_json::to_string(&failed.status).unwrap().len();
 
         let pod = tenant.builders().await.first().expect("its builder is there").name_any();
-        let logged: u64 = in_agent(tenant, &pod, "cat /var/lib/kiln/agent/logs/*.log | wc -c").await.trim().parse().unwrap();
+        let logged: u64 = tenant.in_agent(&pod, "cat /var/lib/kiln/agent/logs/*.log | wc -c").await.trim().parse().unwrap();
         // The same builder goes on with the next.
         tenant.edit("app", |build| "FROM busybox\n".clone_into(file(&mut build.spec, "Dockerfile"))).await;
         tenant.built("app").await;
@@ -54,14 +52,4 @@ async fn print_on(name: &str, profile: SecurityProfile) {
         report.end();
     })
     .await;
-}
-
-/// Runs a command in the agent's container; what it printed.
-async fn in_agent(tenant: &Tenant, pod: &str, command: &str) -> String {
-    let parameters = AttachParams::default().container("agent").stderr(false);
-    let mut attached = tenant.builder_pods().exec(pod, ["sh", "-c", command], &parameters).await.unwrap();
-    let mut text = String::new();
-    attached.stdout().unwrap().read_to_string(&mut text).await.unwrap();
-    attached.join().await.unwrap();
-    text
 }
