@@ -14,6 +14,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{ImageBuildStatus, PlatformSpec};
+use kiln_crds::image_build_run::SecretVersion;
 use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, REBUILD_ANNOTATION};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
@@ -48,6 +49,9 @@ pub enum Error {
     Write(#[from] kube::Error),
 }
 
+/// How often the Secrets are looked at while a credential is what keeps an image from being built.
+const SECRETS: Duration = Duration::from_secs(15);
+
 /// What is remembered of an ImageBuild between reconciles. Losing it costs a look at the Git server, and nothing else.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
@@ -63,6 +67,8 @@ pub struct Memory {
     fault: Option<Fault>,
     /// When to try again.
     retry_at: Option<Timestamp>,
+    /// Where a credential was the cause: the Secrets as they were, and when they are looked at again.
+    secrets: Option<(Vec<SecretVersion>, Timestamp)>,
     /// The generation of the spec at the last try: a changed spec is tried at once.
     generation: Option<i64>,
     /// When the last run without cache was made: the copy of the runs may not have it yet.
@@ -115,17 +121,21 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     let newest = runs.iter().max_by_key(|run| run.spec.number).cloned();
     let active = newest.as_ref().is_some_and(|run| is_active(run));
     let waits = memory.retry_at.is_some_and(|retry| retry > now);
-    if !build.spec.suspend && !waits {
+    // A server is not asked again and again with a credential that it has refused; a Secret costs a look.
+    if !build.spec.suspend && (!waits || has_new_secret(build, &mut memory, context, now).await) {
         let seen = Runs { own: &runs, named: &named, newest: newest.as_deref(), active };
         match advance(build, &seen, &mut memory, context, now).await {
             Ok(created) => {
                 memory.fault = None;
                 memory.retry_at = None;
+                memory.secrets = None;
                 let retries = newest.as_ref().is_some_and(|run| plan::cure(run).is_some());
                 if created.is_none() && retries {
                     // A run that failed on what stands elsewhere is followed by another once that has changed.
                     memory.failures += 1;
-                    memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
+                    let delay = backoff(memory.failures);
+                    let of_secret = newest.as_ref().is_some_and(|run| plan::cure(run) == Some(Cure::Credential));
+                    memory.retry_at = now.checked_add(if of_secret { delay.min(SECRETS) } else { delay }).ok();
                 } else if !retries {
                     memory.failures = 0;
                 }
@@ -134,12 +144,19 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
             Err(Error::Reference(references::Error::Fault(fault))) => {
                 memory.failures += 1;
                 memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
+                memory.secrets = None;
+                if fault.class == FailureClass::Credential {
+                    let namespace = build.namespace().unwrap_or_default();
+                    let versions = references::secret_versions(context, &namespace, &build.spec).await;
+                    memory.secrets = versions.ok().zip(now.checked_add(SECRETS).ok());
+                }
                 memory.fault = Some(fault);
             }
             // Told too: an operator that may not read or write something would otherwise be silent.
             Err(error) if !matches!(&error, Error::Write(error) if is_conflict(error)) => {
                 memory.failures += 1;
                 memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
+                memory.secrets = None;
                 warn!(%error, "the API server did not do what was asked");
                 memory.fault = Some(match &error {
                     Error::Write(error) => refusal::fault(error),
@@ -178,8 +195,21 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     let look = memory.looked_at.and_then(|looked_at| plan::next_look(build, looked_at));
     let fresh = memory.fresh_at(build, status.cache_since.as_ref(), &runs);
     let due = look.into_iter().chain(fresh).min().filter(|_| !active);
-    let at = memory.retry_at.filter(|retry_at| *retry_at > now).or(due);
+    let secrets = memory.secrets.as_ref().map(|(_, at)| *at);
+    let at = memory.retry_at.filter(|retry_at| *retry_at > now).into_iter().chain(secrets).min().or(due);
     Ok(at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10))))
+}
+
+/// Whether a credential was the cause, and the Secrets are others now. They are looked at when that is due.
+async fn has_new_secret(build: &ImageBuild, memory: &mut Memory, context: &Context, now: Timestamp) -> bool {
+    let Some((known, at)) = &mut memory.secrets else { return false };
+    if *at > now {
+        return false;
+    }
+    *at = now.checked_add(SECRETS).unwrap_or(now);
+    let namespace = build.namespace().unwrap_or_default();
+    let versions = references::secret_versions(context, &namespace, &build.spec).await;
+    versions.is_ok_and(|versions| versions != *known)
 }
 
 fn hash_of(names: &[String]) -> String {
