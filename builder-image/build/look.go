@@ -32,6 +32,9 @@ type answer struct {
 // largestConfig is in bytes: no registry's client reads a larger one.
 const largestConfig = 4 << 20
 
+// errSeveral says what a build of one platform must not give.
+var errSeveral = errors.New("the build gives several images, and one platform's was asked for; leave out BUILDKIT_MULTI_PLATFORM")
+
 // errRefused ends a build whose image the agent does not want.
 var errRefused = errors.New("the image is not wanted")
 
@@ -47,9 +50,13 @@ func (agent *conversation) tell(told event) error {
 
 // look shows the agent what the image is, and what is in it, until it says what becomes of it.
 func (agent *conversation) look(ctx context.Context, result *gateway.Result) error {
-	image, err := result.SingleRef()
-	if err != nil {
-		return err
+	image, config := result.Ref, result.Metadata[exptypes.ExporterImageConfigKey]
+	for platform, of := range result.Refs {
+		// A frontend may give one platform's image as a map; of several none is the one that was asked for.
+		if len(result.Refs) > 1 {
+			return errSeveral
+		}
+		image, config = of, result.Metadata[exptypes.ExporterImageConfigKey+"/"+platform]
 	}
 	// What fails from here on is about a file, not about the image. One without anything in it has no reference.
 	if image != nil {
@@ -57,8 +64,8 @@ func (agent *conversation) look(ctx context.Context, result *gateway.Result) err
 			return err
 		}
 	}
-	told := event{Config: result.Metadata[exptypes.ExporterImageConfigKey]}
-	if len(told.Config) > largestConfig || !json.Valid(told.Config) {
+	told := event{Config: config}
+	if len(config) > largestConfig || !json.Valid(config) || config[0] != '{' {
 		told.Config = json.RawMessage("{}")
 	}
 	for {
@@ -80,9 +87,11 @@ func (agent *conversation) look(ctx context.Context, result *gateway.Result) err
 		}
 		told = event{Files: map[string][]byte{}}
 		for path, length := range said.Read {
-			if told.Files[path], err = beginning(ctx, image, path, length); err != nil {
+			read, err := beginning(ctx, image, path, length)
+			if err != nil {
 				return err
 			}
+			told.Files[path] = read
 		}
 	}
 }

@@ -96,6 +96,8 @@ func run(ctx context.Context, in io.Reader, out io.Writer) error {
 		return fmt.Errorf("reading the job: %w", err)
 	}
 	agent := &conversation{asked: asked, lines: json.NewEncoder(out)}
+	// What is shown is not made longer than it is.
+	agent.lines.SetEscapeHTML(false)
 	ctx, end := traced(ctx)
 	defer end()
 	told, err := build(ctx, &wanted, agent)

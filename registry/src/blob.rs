@@ -20,11 +20,11 @@ impl Client {
     pub async fn get_blob(&self, repository: &Repository, digest: &Digest, limit: usize) -> Result<Bytes, Error> {
         let attempt = self.attempt(repository, &format!("fetch the blob {digest} of"));
         let url = self.url(&attempt, repository, &format!("blobs/{digest}"))?;
+        let _place = transfer::begin_answer().await;
         let response = self.send(&attempt, &[Scope::pull(repository)], Request::new(Method::GET, url)).await?;
         if !response.status().is_success() {
             return Err(self.refused(&attempt, response).await);
         }
-        let _place = transfer::begin_answer().await;
         let bytes = read_bounded(response, limit).await.map_err(|e| attempt.body(&e))?;
         if digest_like(digest, &bytes).is_none_or(|found| found != *digest) {
             return Err(attempt.protocol("the registry answered with other content"));

@@ -180,12 +180,13 @@ impl Client {
         let attempt = self.attempt(repository, &format!("fetch {identifier} of"));
         let url = self.url(&attempt, repository, &format!("manifests/{identifier}"))?;
         let request = Request::new(Method::GET, url).header(header::ACCEPT, HeaderValue::from_static(ACCEPT));
+        // The wait is not the request's, which has a time limit.
+        let place = transfer::begin_answer().await;
         let response = self.send(&attempt, &[Scope::pull(repository)], request).await?;
         if !response.status().is_success() {
             return Err(self.refused(&attempt, response).await);
         }
         let media_type = media_type(response.headers());
-        let place = transfer::begin_answer().await;
         let bytes = read_bounded(response, MANIFEST_LIMIT).await.map_err(|e| attempt.body(&e))?;
         let digest = match identifier {
             Identifier::Digest(digest) => digest_like(digest, &bytes),

@@ -175,8 +175,10 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     }
     context.image_builds.set(&uid, memory.clone());
     let of_former = |run: &ImageBuildRun| !is_of(&run.spec, &memory.spec_hash, &memory.written) && build.spec.suspend;
+    // What went wrong before it was suspended is not tried again.
+    let fault = memory.fault.as_ref().filter(|_| !build.spec.suspend);
     let held_back = newest.as_deref().is_some_and(of_former);
-    let observed = status::Observed { build, runs: &runs, fault: memory.fault.as_ref(), held_back };
+    let observed = status::Observed { build, runs: &runs, fault, held_back };
     let mut status = status::status(&observed, now);
     if build.status.as_ref() != Some(&status) {
         if !trim::has_whole_status(&**build) || !runs.iter().all(|run| trim::has_whole_status(&**run)) {

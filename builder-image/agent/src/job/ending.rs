@@ -104,7 +104,15 @@ impl Own {
         if !line.starts_with(b"{\"kiln\":") {
             return None;
         }
-        let Self { kiln: Event { config, files, result, failure } } = serde_json::from_slice(line).ok()?;
+        let Ok(Self { kiln: Event { config, files, result, failure } }) = serde_json::from_slice(line) else {
+            // What cannot be read is answered nevertheless: it is waited for.
+            let unreadable = match line {
+                _ if line.starts_with(b"{\"kiln\":{\"config\"") => Shown::Config(Box::default()),
+                _ if line.starts_with(b"{\"kiln\":{\"files\"") => Shown::Files(BTreeMap::new()),
+                _ => return None,
+            };
+            return Some(Told::Shown(unreadable));
+        };
         let bytes = |text: Option<String>| text.and_then(|text| STANDARD.decode(text).ok());
         Some(match (config, files, failure) {
             // It wants an answer, whatever it is.

@@ -120,8 +120,7 @@ fn classify(
         "failed to authorize",
         "failed to fetch oauth token",
         "failed to fetch anonymous token",
-    ]) && !skeleton.starts_with("failed to load cache key: ")
-    {
+    ]) {
         return registry::pull(cause, line_at(guilty, build), build);
     }
     // The one with GnuTLS, the other with OpenSSL.

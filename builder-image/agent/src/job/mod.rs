@@ -221,7 +221,9 @@ pub async fn run(
     work: &Path,
     memory: &Path,
 ) -> Result<JobResult, JobFailure> {
-    let mut job = std::pin::pin!(carry_out(registry, spec, recorder, stop, work, memory));
+    // No job's registry holds up another job.
+    let job = kiln_registry::transfer::of_tenant(&spec.id, carry_out(registry, spec, recorder, stop, work, memory));
+    let mut job = std::pin::pin!(job);
     let mut due = tokio::time::interval(FLUSH);
     loop {
         tokio::select! {

@@ -21,6 +21,8 @@ const MOST_DIRECTORIES: usize = 16;
 /// How much of a file is read at first, and at most, in bytes.
 const FIRST: usize = 4 << 10;
 const MOST: usize = 1 << 20;
+/// How much is read at once, of all files together.
+const MOST_AT_ONCE: usize = 2 << 20;
 /// How far one program is followed to the next.
 const DEEPEST: usize = 8;
 /// The longest path that is asked for, as the kernel has it.
@@ -164,6 +166,8 @@ impl<'a> Looking<'a> {
             Some(known) => known.bytes.as_deref().map_or(Seen::Absent, Seen::Bytes),
             None if length > MOST || path.len() > LONGEST_PATH || path.contains('\0') => Seen::Absent,
             None if known.is_none() && self.files.len() + self.read.len() >= MOST_FILES => Seen::Absent,
+            // The rest is asked for in the next round: an answer has to fit a line.
+            None if !self.read.is_empty() && self.read.values().sum::<usize>() + length > MOST_AT_ONCE => Seen::Unread,
             None => {
                 let wanted = self.read.entry(path.to_owned()).or_default();
                 *wanted = length.max(*wanted);

@@ -117,7 +117,8 @@ impl Wanted<'_> {
             imports,
             exports,
             output: self.output(),
-            look: true,
+            // A check gives nothing away.
+            look: self.archive.is_some() || !spec.repository.is_empty(),
             ..Request::default()
         };
         request.check()?;

@@ -3,8 +3,9 @@
 //! (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes>), and what went wrong on the way.
 
 /// What they say before what a request came to.
-const WRAPPINGS: [&str; 12] = [
+const WRAPPINGS: [&str; 13] = [
     "failed to load cache key: ",
+    "failed to compute cache key: ",
     "failed to copy: ",
     "httpReadSeeker: ",
     "failed open: ",
@@ -12,8 +13,8 @@ const WRAPPINGS: [&str; 12] = [
     "failed to fetch oauth token: ",
     "failed to fetch anonymous token: ",
     "pull access denied, repository does not exist or may require authorization: ",
+    "push access denied, repository does not exist or may require authorization: ",
     "server message: ",
-    "rpc error: code = Unknown desc = ",
     "error writing manifest blob: ",
     "error writing layer blob: ",
 ];
@@ -44,7 +45,7 @@ pub(super) enum Answer {
 /// Reads it from what stands behind the name of what was asked for.
 pub(super) fn read(said: &str) -> Answer {
     let mut rest = said.trim();
-    while let Some(inner) = WRAPPINGS.iter().find_map(|wrapping| rest.strip_prefix(wrapping)) {
+    while let Some(inner) = unwrapped(rest) {
         rest = inner;
     }
     if let Some(status) = rest.strip_prefix("invalid response status ") {
@@ -63,10 +64,9 @@ pub(super) fn read(said: &str) -> Answer {
     for opening in ["failed to do request: ", "Get \"", "Head \"", "Post \"", "Put \"", "Patch \""] {
         if let Some(way) = rest.strip_prefix(opening) {
             let way = way.rsplit_once("\": ").map_or(way, |(_, way)| way);
-            // A host may be called x509.
-            let openings =
-                ["tls: failed to verify certificate", "x509: ", "http: server gave HTTP response to HTTPS client"];
-            return if openings.iter().any(|opening| way.starts_with(opening)) {
+            // A host may be called x509, but holds no white space.
+            let signs = ["tls: failed to verify certificate", "server gave HTTP response to HTTPS client"];
+            return if way.starts_with("x509: ") || signs.iter().any(|sign| way.contains(sign)) {
                 Answer::Untrusted
             } else {
                 Answer::Unavailable
@@ -82,6 +82,18 @@ pub(super) fn read(said: &str) -> Answer {
         }
         answer => answer,
     }
+}
+
+/// What stands behind the next wrapping.
+fn unwrapped(text: &str) -> Option<&str> {
+    if let Some(inner) = WRAPPINGS.iter().find_map(|wrapping| text.strip_prefix(wrapping)) {
+        return Some(inner);
+    }
+    if let Some(status) = text.strip_prefix("rpc error: code = ") {
+        return status.split_once(" desc = ").map(|(_, inner)| inner);
+    }
+    // A repository holds no colon with white space behind it.
+    text.strip_prefix("pushing with mount from ")?.split_once(": ").map(|(_, inner)| inner)
 }
 
 fn number(status: &str) -> u16 {
@@ -105,7 +117,12 @@ fn of_status(status: u16, body: &str) -> Answer {
 
 /// By a registry's error code, as containerd writes it before the registry's own words.
 fn of_code(text: &str) -> Answer {
-    let text = text.strip_prefix("errors:\n").unwrap_or(text);
+    if let Some(several) = text.strip_prefix("errors:\n") {
+        let answers: Vec<Answer> = several.lines().map(of_code).filter(|answer| *answer != Answer::Other).collect();
+        // What a credential may not do does not go away by itself.
+        let lasting = answers.iter().find(|answer| **answer != Answer::Unavailable);
+        return lasting.or(answers.first()).copied().unwrap_or(Answer::Other);
+    }
     let (code, words) = text.split_once(": ").unwrap_or((text, ""));
     match code {
         "unauthorized" | "authentication required" | "insufficient_scope" | "no basic auth credentials" => {
@@ -113,18 +130,32 @@ fn of_code(text: &str) -> Answer {
         }
         "denied" if is_about_room(words) => Answer::Quota,
         "denied" => Answer::Denied,
-        "manifest invalid" | "unsupported" => Answer::Unsupported,
-        "name unknown" | "manifest unknown" | "repository name not known to registry" => Answer::NotFound,
-        // A manifest is sent after all that it names. Registries that keep files read what a blob is called while another
-        // platform's push writes it again; those with several replicas may not have heard of it.
-        "toomanyrequests" | "unavailable" | "unknown" | "blob unknown" | "blob unknown to registry" => {
-            Answer::Unavailable
-        }
-        _ if text.starts_with("blob unknown to registry") => Answer::Unavailable,
+        "toomanyrequests" | "unavailable" => Answer::Unavailable,
+        // Every code that containerd does not know: the registry's words alone tell.
+        "unknown" => of_words(words),
         // The connection broke off on the way.
         "EOF" | "unexpected EOF" => Answer::Unavailable,
         _ if is_of_the_way(text) => Answer::Unavailable,
         _ => Answer::Other,
+    }
+}
+
+/// What registries say of the codes that containerd does not pass on.
+fn of_words(words: &str) -> Answer {
+    let words = words.to_ascii_lowercase();
+    let has = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
+    // A manifest is sent after all that it names. Registries that keep files read what a blob is called while another
+    // platform's push writes it again; those with several replicas may not have heard of it.
+    if has(&["blob unknown", "unknown error", "internal", "unavailable", "timeout", "try again"]) || words.is_empty() {
+        Answer::Unavailable
+    } else if is_about_room(&words) {
+        Answer::Quota
+    } else if has(&["manifest invalid", "manifest schema", "media type", "mediatype"]) {
+        Answer::Unsupported
+    } else if has(&["not known to registry", "does not exist", "not found"]) {
+        Answer::NotFound
+    } else {
+        Answer::Other
     }
 }
 
@@ -178,10 +209,40 @@ mod tests {
             ),
             ("unavailable: service unavailable", Answer::Unavailable),
             ("unknown: internal error", Answer::Unavailable),
+            ("unknown: unknown error", Answer::Unavailable),
+            ("unknown: project x not found", Answer::NotFound),
+            ("unknown: repository name not known to registry", Answer::NotFound),
+            ("unknown: The repository with name 'x' does not exist in the registry with id '1'", Answer::NotFound),
+            ("unknown: manifest invalid", Answer::Unsupported),
+            ("unknown: invalid tag name", Answer::Other),
+            ("unknown: blob unknown to registry", Answer::Unavailable),
+            ("unsupported: The operation is unsupported.", Answer::Other),
+            ("errors:\nunknown: blob unknown to registry\ndenied: no\n", Answer::Denied),
+            (
+                "errors:\nunknown: provided digest did not match uploaded content\nunknown: blob unknown to registry\n",
+                Answer::Unavailable,
+            ),
             ("toomanyrequests: You have reached your pull rate limit", Answer::Unavailable),
-            ("manifest invalid: manifest invalid", Answer::Unsupported),
-            ("name unknown: repository name not known to registry", Answer::NotFound),
-            ("blob unknown: blob unknown to registry", Answer::Unavailable),
+            (
+                "push access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
+                Answer::Unauthorized,
+            ),
+            (
+                "failed to compute cache key: failed to copy: httpReadSeeker: failed open: unexpected status from GET request to https://r/x: 503 Service Unavailable",
+                Answer::Unavailable,
+            ),
+            (
+                "pushing with mount from r/other: failed to authorize: failed to fetch oauth token: unexpected status from POST request to https://t/: 401 Unauthorized",
+                Answer::Unauthorized,
+            ),
+            (
+                "failed to do request: Head \"https://r/\": proxyconnect tcp: tls: failed to verify certificate: x509: unknown",
+                Answer::Untrusted,
+            ),
+            (
+                "rpc error: code = Unavailable desc = failed to do request: Head \"https://r/\": EOF",
+                Answer::Unavailable,
+            ),
             ("unauthorized: authentication required", Answer::Unauthorized),
             (
                 "pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
@@ -212,7 +273,7 @@ mod tests {
             ("413 Request Entity Too Large: <html>404 not found</html>", Answer::TooLarge),
             ("415 Unsupported Media Type", Answer::Unsupported),
             ("429 Too Many Requests", Answer::Unavailable),
-            ("400 Bad Request: manifest invalid: manifest invalid", Answer::Unsupported),
+            ("400 Bad Request: unknown: manifest invalid", Answer::Unsupported),
             ("400 Bad Request: <html>", Answer::Other),
             ("500 Internal Server Error", Answer::Unavailable),
             ("501 Not Implemented", Answer::Other),

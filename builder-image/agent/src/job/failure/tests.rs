@@ -183,7 +183,7 @@ fn answers_that_no_test_registry_gives() {
             "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/blobs/uploads/4?a=b: 413 Request Entity Too Large: <html>404 Not Found</html>",
             Reason::UploadTooLarge,
         ),
-        ("failed to push r.io/x: manifest invalid: manifest invalid", Reason::MediaTypesUnsupported),
+        ("failed to push r.io/x: unknown: manifest invalid", Reason::MediaTypesUnsupported),
         (
             "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/manifests/sha256:1: 415 Unsupported Media Type",
             Reason::MediaTypesUnsupported,
@@ -206,10 +206,7 @@ fn answers_that_no_test_registry_gives() {
             Reason::RegistryUnavailable,
         ),
         ("failed to push r.io/x: server message: insufficient_scope: authorization failed", Reason::PushDenied),
-        (
-            "failed to push r.io/x: name unknown: The repository with name 'x' does not exist",
-            Reason::RepositoryNotFound,
-        ),
+        ("failed to push r.io/x: unknown: The repository with name 'x' does not exist", Reason::RepositoryNotFound),
         (
             "x: failed to resolve source metadata for docker.io/library/x:latest: unexpected status from HEAD request to https://registry-1.docker.io/v2/: 429 Too Many Requests",
             Reason::RegistryUnavailable,

@@ -8,7 +8,10 @@ pub fn started_by(name: &str, rest: &[String]) -> Option<Vec<String>> {
     match name.rsplit('/').next().unwrap_or(name) {
         "sh" | "ash" | "bash" | "dash" | "ksh" | "zsh" => {
             // -c may stand with others, as in -ec; what follows it is the script.
-            let flag = rest.iter().position(|word| is_flag(word, 'c'))?;
+            let Some(flag) = rest.iter().position(|word| is_flag(word, 'c')) else {
+                // A script of its own.
+                return rest.first().filter(|word| word.contains('/')).map(|script| vec![script.clone()]);
+            };
             let options_only = rest[..flag].iter().all(|word| is_option(&word) || !word.contains('/'));
             rest.get(flag + 1).filter(|_| options_only).map(|script| first_command(script))
         }
@@ -23,8 +26,15 @@ pub fn started_by(name: &str, rest: &[String]) -> Option<Vec<String>> {
             Some(words.into_iter().skip_while(|word| is_option(&word) || is_assignment(word)).collect())
         }
         "tini" | "tini-static" | "dumb-init" | "catatonit" | "docker-init" => {
-            let behind = rest.iter().position(|word| word == "--").map_or(0, |dashes| dashes + 1);
-            Some(rest[behind..].iter().skip_while(is_option).cloned().collect())
+            let behind_options = rest.iter().skip_while(|word| is_option(word) && *word != "--");
+            let mut words: Vec<String> = behind_options.cloned().collect();
+            // An option's value, such as a signal's name, may stand before the dashes.
+            if words.first().is_some_and(|word| word == "--") {
+                words.remove(0);
+            } else if words.get(1).is_some_and(|word| word == "--") && words.len() < rest.len() {
+                words.drain(..2);
+            }
+            Some(words)
         }
         _ => None,
     }
@@ -107,9 +117,12 @@ mod tests {
             ("sh", vec!["-c", "/app $X y"], Some(vec!["/app"])),
             ("sh", vec!["-c", "A=`x` /app"], Some(vec!["/app"])),
             ("sh", vec!["/script", "-c", "x"], None),
+            ("bash", vec!["/script", "x"], Some(vec!["/script"])),
+            ("bash", vec!["script"], None),
+            ("tini", vec!["box64", "--", "/app/x86"], Some(vec!["box64", "--", "/app/x86"])),
+            ("tini", vec!["kubectl", "exec", "--", "/bin/x"], Some(vec!["kubectl", "exec", "--", "/bin/x"])),
             ("sh", vec!["-o", "pipefail", "-c", "/app"], Some(vec!["/app"])),
             ("sh", vec!["-c"], None),
-            ("sh", vec!["/script"], None),
             ("/usr/bin/env", vec!["-i", "A=b", "python3", "-u"], Some(vec!["python3", "-u"])),
             ("env", vec!["-S", "deno run --x"], Some(vec!["deno", "run", "--x"])),
             ("env", vec!["-Sdeno run", "/script"], Some(vec!["deno", "run", "/script"])),
