@@ -95,7 +95,7 @@ pub async fn reconcile(build: Arc<ImageBuild>, context: Arc<Context>) -> Result<
     if build.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    match step(&build, &context).await {
+    match Box::pin(step(&build, &context)).await {
         Err(Error::Write(error)) if is_conflict(&error) => Ok(Action::requeue(Duration::from_secs(1))),
         Err(Error::Write(error)) => {
             // There may be no condition that tells it: an object can be so large that its status has no room.

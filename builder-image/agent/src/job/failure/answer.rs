@@ -130,11 +130,10 @@ fn of_code(text: &str) -> Answer {
         }
         "denied" if is_about_room(words) => Answer::Quota,
         "denied" => Answer::Denied,
-        "toomanyrequests" | "unavailable" => Answer::Unavailable,
+        // The last two: the connection broke off on the way.
+        "toomanyrequests" | "unavailable" | "EOF" | "unexpected EOF" => Answer::Unavailable,
         // Every code that containerd does not know: the registry's words alone tell.
         "unknown" => of_words(words),
-        // The connection broke off on the way.
-        "EOF" | "unexpected EOF" => Answer::Unavailable,
         _ if is_of_the_way(text) => Answer::Unavailable,
         _ => Answer::Other,
     }
