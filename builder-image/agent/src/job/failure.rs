@@ -229,7 +229,7 @@ fn invalid_reference(cause: &str, guilty: u32, build: Circumstances<'_>) -> (Rea
 /// The error itself, without BuildKit's opening words.
 fn cause(text: &str) -> &str {
     let mut error = text.trim();
-    for opening in ["failed to solve: ", "listing workers for Build: "] {
+    for opening in ["failed to solve: ", "failed to run Build function: ", "listing workers for Build: "] {
         error = error.strip_prefix(opening).unwrap_or(error);
     }
     if error.is_empty() { "BuildKit gave no cause" } else { error }
