@@ -174,7 +174,7 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
         }
     }
     context.image_builds.set(&uid, memory.clone());
-    let of_former = |run: &ImageBuildRun| !is_of(&run.spec, &memory.spec_hash, &memory.written) && build.spec.suspend;
+    let of_former = |run: &ImageBuildRun| build.spec.suspend && !is_of(&run.spec, &memory.spec_hash, &memory.written);
     // What went wrong before it was suspended is not tried again.
     let fault = memory.fault.as_ref().filter(|_| !build.spec.suspend);
     let held_back = newest.as_deref().is_some_and(of_former);

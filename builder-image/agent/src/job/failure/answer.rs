@@ -51,7 +51,7 @@ pub(super) fn read(said: &str) -> Answer {
     if let Some(status) = rest.strip_prefix("invalid response status ") {
         return of_status(number(status), "");
     }
-    if let Some((_, request)) = rest.split_once("unexpected status from ").filter(|(before, _)| before.is_empty()) {
+    if let Some(request) = rest.strip_prefix("unexpected status from ") {
         // The address may hold anything but white space.
         let status =
             request.split_once(" request to ").and_then(|(_, rest)| rest.split_once(": ")).map(|(_, rest)| rest);
