@@ -28,6 +28,7 @@ use crate::builder::node::NodeFacts;
 use crate::cluster_network::ClusterAddresses;
 use crate::condition::cut;
 use crate::config::Settings;
+use crate::image_build_run::replaced::Replaced;
 use crate::leader::LeaderToken;
 use crate::metrics::Metrics;
 use crate::reason::Reason;
@@ -116,6 +117,8 @@ pub struct Context {
     /// The tags that a run has moved, and the warning of those that were elsewhere, by its UID: its status may have changed
     /// before it could say so.
     pub moved: Remembered<(Vec<TagStatus>, Option<BuildWarning>)>,
+    /// What the copy of the runs may still show, though this operator has written something newer.
+    pub replaced: Replaced,
     /// How the publishing of a run went, by UID.
     pub publishing: Remembered<crate::image_build_run::Publishing>,
     /// How often an agent was asked in vain to cancel a job, by its id.
@@ -161,6 +164,7 @@ impl Context {
             cancelled: Notify::new(),
             claims: Claims::default(),
             moved: Remembered::default(),
+            replaced: Replaced::default(),
             publishing: Remembered::default(),
             cancelling: Remembered::default(),
             removed_pods: Remembered::default(),

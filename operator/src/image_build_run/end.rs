@@ -19,10 +19,11 @@ use tracing::warn;
 use super::dereference::dereference;
 use super::plan::job_id;
 use super::publish::{Published, publish};
+use super::replaced::write_status;
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
 use super::{Error, FINALIZER, agent_of, image_build, is_held, pod_of, taken, tell, waits_for, warnings};
-use crate::context::{Context, backoff, is_conflict, namespaced, until, whole, write_status};
+use crate::context::{Context, backoff, is_conflict, namespaced, until, whole};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::tags::ownership::{self, Place};
@@ -74,7 +75,7 @@ pub(super) async fn finish(
         tagging::warn(&mut status, warning);
     }
     let Some(published) = published else {
-        write_status(context, &*run, &status).await?;
+        write_status(context, &run, &status).await?;
         return Ok(Action::await_change());
     };
     match published {
@@ -102,7 +103,7 @@ pub(super) async fn finish(
             status.tags.clear();
             context.claims.release(&uid);
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-            write_status(context, &*run, &status).await?;
+            write_status(context, &run, &status).await?;
             // The write wakes it.
             Ok(Action::await_change())
         }
@@ -130,7 +131,7 @@ pub(super) async fn finish(
             let waiting = Waiting { reason: fault.reason, message: fault.message };
             status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
             if run.status.as_ref() != Some(&status) {
-                write_status(context, &*run, &status).await?;
+                write_status(context, &run, &status).await?;
             }
             Ok(Action::requeue(delay))
         }
@@ -382,7 +383,8 @@ pub(super) async fn conclude(
             metadata.finalizers.into_iter().flatten().filter(|finalizer| finalizer != FINALIZER).collect();
         let patch =
             serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": metadata.resource_version}});
-        api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let freed = api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch)).await?.metadata;
+        context.replaced.add(&uid, metadata.resource_version.as_deref(), freed.resource_version.as_deref());
     }
     Ok(Action::await_change())
 }

@@ -15,6 +15,7 @@ pub mod place;
 pub mod plan;
 pub mod publish;
 pub mod queue;
+pub mod replaced;
 mod start;
 pub mod status;
 pub mod steps;
@@ -42,13 +43,14 @@ use self::dereference::{Inputs, dereference};
 use self::end::{cancel_jobs, conclude, end, failure_of, finish, secret_versions};
 use self::place::{Placed, give_back, place, wait_for_capacity};
 use self::plan::{Bounds, Next, Stop, advance, deadline, due, job_id, next};
+use self::replaced::write_status;
 use self::start::Start;
 use self::status::Waiting;
 use crate::agent::{Agent, Observation, Whole};
 use crate::builder::{BuilderId, observe};
 use crate::builder_pool::select;
 use crate::condition::find;
-use crate::context::{Context, is_conflict, until, write_status};
+use crate::context::{Context, is_conflict, until};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::trace::traceparent;
@@ -93,6 +95,9 @@ pub enum Error {
 
 /// Brings a run one step on.
 pub async fn reconcile(run: Arc<ImageBuildRun>, context: Arc<Context>) -> Result<Action, Error> {
+    if context.replaced.is_stale(&run) {
+        return Ok(Action::await_change());
+    }
     match Box::pin(step(&run, &context)).await {
         // The object has changed since it was read: the newer one wakes the next reconcile.
         Err(Error::Write(error)) if is_conflict(&error) => Ok(Action::await_change()),
@@ -273,7 +278,7 @@ async fn build(
     }
     status::complete(&mut status, &run.spec, placed.waiting.as_ref(), run.metadata.generation, now);
     if status != former {
-        if let Err(error) = write_status(context, &**run, &status).await {
+        if let Err(error) = write_status(context, run, &status).await {
             give_back(context, &placed.reserved);
             return Err(error.into());
         }
@@ -299,7 +304,7 @@ async fn wait_for_mending(
     let waiting = Waiting { reason: fault.reason, message: fault.message.clone() };
     status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
     if status != former {
-        write_status(context, &**run, &status).await?;
+        write_status(context, run, &status).await?;
     }
     Ok(Action::requeue(Duration::from_secs(15)))
 }

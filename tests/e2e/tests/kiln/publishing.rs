@@ -78,7 +78,9 @@ async fn a_last_good_image_that_is_gone_is_built_again() {
         let again = tenant.built_after("app", &run_of(&first)).await;
         let run = tenant.run_of(&again).await;
         let status = run.status.expect("a finished run has a status");
-        let why = status.copy_failure.expect("the run says why it built");
+        assert!(run.spec.copy_of.is_some(), "a copy is tried first: {status:?}");
+        let why =
+            status.copy_failure.as_deref().unwrap_or_else(|| panic!("the run does not say why it built: {status:?}"));
         assert!(why.contains("cannot be copied") && why.contains("does not exist"), "{why}");
         assert_eq!(status.platforms[0].attempt, 1);
         assert_eq!(registry.digest(&built.repository, "v2").await, Some(image_of(&again).digest));
