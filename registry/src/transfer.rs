@@ -19,8 +19,8 @@ const OF_ONE: usize = 2;
 const WINDOW: Duration = Duration::from_secs(30);
 /// What a registry has to take within that time, in bytes, until it has all.
 const LEAST: u64 = 2 << 20;
-/// How long it may take to answer once it has all: some put a large blob together only then.
-pub(super) const ANSWER: Duration = Duration::from_mins(5);
+/// What it puts together in a second at least, in bytes: some make one blob of its parts only once they have all.
+const ASSEMBLED: u64 = 32 << 20;
 
 static ROOM: LazyLock<Room> = LazyLock::new(|| Room::new(AT_ONCE, OF_ONE));
 /// How many answers of some MiB, manifests and configurations, are read at once, and how many for one tenant.
@@ -48,6 +48,13 @@ pub(super) async fn begin_answer() -> Place {
     ANSWERS.enter(&tenant).await
 }
 
+/// How long a registry may take to answer once it has all of a blob of so many bytes.
+#[must_use]
+pub fn answer(length: u64) -> Duration {
+    // A registry that needs an hour for one has said nothing for an hour.
+    (WINDOW + Duration::from_secs(length / ASSEMBLED)).min(Duration::from_hours(1))
+}
+
 /// How much of a body has been handed to the connection.
 pub struct Progress {
     sent: Arc<AtomicU64>,
@@ -70,7 +77,7 @@ pub fn watched(body: BlobStream, length: u64) -> (BlobStream, Progress) {
 impl Progress {
     /// The outcome of `sending`. None: the registry has stopped reading, or does not answer.
     pub async fn until<T>(&self, sending: impl Future<Output = T>) -> Option<T> {
-        self.until_stalled(sending, WINDOW, ANSWER).await
+        self.until_stalled(sending, WINDOW, answer(self.length)).await
     }
 
     async fn until_stalled<T>(
@@ -107,6 +114,12 @@ mod tests {
 
     fn body(chunks: usize, size: usize) -> BlobStream {
         futures::stream::iter((0..chunks).map(move |_| Ok(Bytes::from(vec![0; size])))).boxed()
+    }
+
+    #[test]
+    fn large_blobs_take_longer_to_put_together() {
+        let seconds = |length: u64| answer(length).as_secs();
+        assert_eq!((seconds(0), seconds(1 << 20), seconds(10 << 30), seconds(u64::MAX)), (30, 30, 350, 3600));
     }
 
     #[tokio::test]

@@ -119,7 +119,7 @@ impl Client {
         }
         url.query_pairs_mut().append_pair("digest", blob.digest().as_ref());
         let mut request = Request::new(Method::PUT, url);
-        request.timeout = Some(transfer::ANSWER);
+        request.timeout = Some(transfer::answer(blob.size()));
         let response = self.send(attempt, &[Scope::push(repository)], request).await?;
         if response.status().is_success() { Ok(()) } else { Err(self.refused(attempt, response).await) }
     }

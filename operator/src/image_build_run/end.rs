@@ -33,7 +33,7 @@ use kiln_registry::http_client::FailureClass;
 use kiln_registry::transfer;
 
 /// How long a cancelled run may go on with the tags that it has begun to move.
-const LAST_TAGS: Duration = Duration::from_mins(1);
+const LAST_TAGS: Duration = Duration::from_secs(2);
 /// How often an agent that seems alive is asked to cancel a job.
 const CANCEL_TRIES: u32 = 6;
 

@@ -213,8 +213,30 @@ async fn a_tree_that_writes_through_its_own_link() {
         ]));
         let build = Build::git(tenant, "modules", &modules).amd64().with(|spec| git(spec).submodules = true);
         failed(tenant, &build, &["GitTreeRefused"]).await;
+        // What LFS and a submodule's checkout would write beside a file, and a target that is a repository itself.
+        let pointer = format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 7\n", "a".repeat(64));
+        let beside = Repository::public(tenant, "beside");
+        let module = format!("[submodule \"in\"]\n\tpath = in\n\turl = {}\n", planted.url);
+        let bare = [("100644", "HEAD", Tree::Blob("ref: refs/heads/main\n")), ("40000", "objects", Tree::Entries(&[]))];
+        beside.commit_tree(&Tree::Entries(&[
+            ("100644", ".gitattributes", Tree::Blob("large filter=lfs\n")),
+            ("100644", ".gitmodules", Tree::Blob(&module)),
+            ("100644", "Dockerfile", Tree::Blob("FROM busybox\nCOPY . /src\n")),
+            ("40000", "bare.git", Tree::Entries(&bare)),
+            ("160000", "in", Tree::Commit(&commit)),
+            ("120000", "in.index", Tree::Blob("/tmp/written")),
+            ("100644", "large", Tree::Blob(&pointer)),
+            ("120000", "large.lfs-part", Tree::Blob("/tmp/written")),
+        ]));
+        let below = format!("{}#main:bare.git", beside.url);
         // What ADD names, buildkitd fetches by itself: whatever its git makes of such a tree.
-        for (name, url) in [("add", &repository.url), ("add-modules", &modules.url)] {
+        let added = [
+            ("add", &repository.url),
+            ("add-modules", &modules.url),
+            ("add-beside", &beside.url),
+            ("add-below", &below),
+        ];
+        for (name, url) in added {
             let add = format!("FROM scratch\nADD {url} /src\n");
             tenant.create_build(&Build::inline(tenant, name, &[("Dockerfile", &add)]).amd64()).await;
             tenant

@@ -240,9 +240,11 @@ async fn a_registry_that_stores_nothing() {
 /// A registry that takes the image and then says nothing more holds up nobody who cancels.
 async fn a_cancel_ends_publishing() {
     Tenant::run("silent-publishing", async |tenant| {
+        // Silent from the index on, or only once tags are asked for.
         let server = HostileServer::start(&tenant.cluster, |asked| {
             let here = format!("https://{}/upload", asked.header("host"));
-            if asked.by_operator() && asked.uri.path().contains("/manifests/") {
+            let path = asked.uri.path();
+            if asked.by_operator() && path.contains("/manifests/") && !path.starts_with("/v2/tags/manifests/sha256:") {
                 return None;
             }
             Some(match asked.method.as_str() {
@@ -253,27 +255,31 @@ async fn a_cancel_ends_publishing() {
             })
         })
         .await;
-        tenant.create_build(&build(tenant, "app", &format!("{}/app", server.host)).await).await;
-        let phase = |run: &ImageBuildRun| run.status.as_ref().map(|status| status.phase);
-        tenant
-            .wait_run("app-1", "it is published", kiln_e2e::wait::BUILD, |run| {
-                Ok(phase(run) == Some(RunPhase::Publishing))
-            })
-            .await;
-        let asked = |server: &HostileServer| {
-            server.asked().iter().any(|asked| asked.by_operator() && asked.uri.path().contains("/manifests/"))
-        };
-        while !asked(&server) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        for name in ["index", "tags"] {
+            tenant.create_build(&build(tenant, name, &format!("{}/{name}", server.host)).await).await;
         }
-        let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
-        tenant.runs().patch("app-1", &PatchParams::default(), &cancel).await.expect("a run can be cancelled");
-        // A request that is not answered would end after 30 s.
-        tenant
-            .wait_run("app-1", "it is cancelled", Duration::from_secs(10), |run| {
-                Ok(phase(run) == Some(RunPhase::Cancelled))
-            })
-            .await;
+        for name in ["index", "tags"] {
+            let of_this = |asked: &Asked| {
+                let path = asked.uri.path();
+                let silent = path.strip_prefix(&format!("/v2/{name}/manifests/"));
+                asked.by_operator() && silent.is_some_and(|what| name == "index" || !what.starts_with("sha256:"))
+            };
+            let silence = async {
+                while !server.asked().iter().any(of_this) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(kiln_e2e::wait::BUILD, silence).await.expect("it is published");
+            let run = format!("{name}-1");
+            let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
+            tenant.runs().patch(&run, &PatchParams::default(), &cancel).await.expect("a run can be cancelled");
+            // A request that is not answered would end after 30 s.
+            tenant
+                .wait_run(&run, "it is cancelled", Duration::from_secs(10), |run| {
+                    Ok(run.status.as_ref().is_some_and(|status| status.phase == RunPhase::Cancelled))
+                })
+                .await;
+        }
     })
     .await;
 }
@@ -298,9 +304,9 @@ async fn a_cancelled_run_tells_which_tags_it_moved() {
             };
             if asked.method == "PUT" {
                 if name == "two" {
-                    // Time for the cancel.
+                    // Time for the cancel, and less than a cancelled run has for its last tags.
                     seen.store(true, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_secs(2));
+                    std::thread::sleep(Duration::from_secs(1));
                 }
                 let digest = format!("sha256:{:x}", Sha256::digest(&asked.body));
                 let index = (digest.clone(), asked.body.len().to_string());
