@@ -14,6 +14,7 @@ mod costs;
 pub mod diagnosis;
 pub mod elf;
 pub mod git;
+pub mod git_front;
 pub mod git_ssh;
 pub mod hostile_server;
 mod leftovers;

@@ -18,7 +18,7 @@ use crate::Cluster;
 use crate::hostile_server::{listen, reply};
 
 /// The largest body that is passed on.
-const LARGEST_BODY: usize = 256 << 20;
+pub(crate) const LARGEST_BODY: usize = 256 << 20;
 
 /// A front. It ends with the value.
 pub struct PlainFront {
@@ -44,8 +44,7 @@ impl PlainFront {
     /// With these headers in each request, in place of its own of the same name.
     async fn start(cluster: &Cluster, added: HeaderMap) -> Self {
         let (listener, host) = listen(cluster).await;
-        let ca = Certificate::from_pem_bundle(cluster.registry_ca.as_bytes()).expect("KILN_REGISTRY_CA holds PEM");
-        let http = reqwest::Client::builder().tls_certs_only(ca).build().expect("a client can be made");
+        let http = client(&cluster.registry_ca);
         let upstream = cluster.registry.clone();
         let router = Router::new().fallback(move |mut request: Request| {
             request.headers_mut().extend(added.clone());
@@ -75,7 +74,14 @@ impl Drop for PlainFront {
     }
 }
 
-async fn pass(http: reqwest::Client, upstream: String, request: Request) -> Response {
+/// A client that trusts this bundle alone.
+pub(crate) fn client(ca: &str) -> reqwest::Client {
+    let ca = Certificate::from_pem_bundle(ca.as_bytes()).expect("the bundle holds PEM");
+    reqwest::Client::builder().tls_certs_only(ca).build().expect("a client can be made")
+}
+
+/// Passes a request on, and the answer back.
+pub(crate) async fn pass(http: reqwest::Client, upstream: String, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, LARGEST_BODY).await.unwrap_or_default();
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::response::Response;
 use k8s_openapi::api::core::v1::Pod;
 use kiln_crds::image_build_run::RunPhase;
-use kiln_crds::{CaRef, CaRefKind, ImageBuildRun, SecretRef};
+use kiln_crds::{CaRef, CaRefKind, SecretRef};
 use kiln_e2e::build::repository;
 use kiln_e2e::cluster::operator_namespace;
 use kiln_e2e::hostile_server::{Asked, HostileServer, ca, endless, reply, trickle};
