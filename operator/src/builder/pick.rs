@@ -1,8 +1,9 @@
 //! Which builder takes which job; pure.
 //!
-//! Jobs are served in the order of their runs. A job goes to the lowest slot of its trust domain that has room, for the
-//! lower a slot, the warmer its cache; a new slot is opened only where all are full and the limits allow it, if need be
-//! in the place of an idle builder of somebody else. A namespace at its limit of volumes gives up the one that it has not
+//! Jobs are served in the order of their runs. A job goes to the slot of its trust domain where it was last, for there is
+//! its cache, if that has room or can be opened; else to the lowest slot that has room, for the lower a slot, the warmer
+//! its cache. A new slot is opened only where all are full and the limits allow it, if need be in the place of an idle
+//! builder of somebody else. A namespace at its limit of volumes gives up the one that it has not
 //! used for longest, as a cache does.
 
 use std::collections::BTreeMap;
@@ -20,6 +21,14 @@ pub struct Request {
     pub architecture: String,
     /// The CA bundles that it needs, as [`super::config::Bundle::hash`] names them.
     pub bundles: Vec<String>,
+    /// The name of the builder that its ImageBuild had last for the same platform.
+    pub last: Option<String>,
+}
+
+impl Request {
+    fn was_last_on(&self, id: &BuilderId) -> bool {
+        self.last.as_ref().is_some_and(|last| *last == id.name())
+    }
 }
 
 /// A builder pod as it stands.
@@ -204,9 +213,35 @@ fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Cho
         .values()
         .filter(|(builder, _)| builder.id.domain == request.domain && builder.id.architecture == request.architecture)
         .collect();
-    if let Some((builder, exists)) =
-        siblings.iter().find(|(builder, _)| builder.serves(request) && builder.jobs < limits.jobs_per_builder)
-    {
+    let open = siblings
+        .iter()
+        .filter(|(builder, _)| builder.serves(request) && builder.jobs < limits.jobs_per_builder)
+        // The first of those that are alike.
+        .min_by_key(|(builder, _)| !request.was_last_on(&builder.id));
+    let of_namespace: Vec<&Builder> = builders
+        .values()
+        .map(|(builder, _)| builder)
+        .filter(|builder| {
+            builder.id.domain.namespace_uid == request.domain.namespace_uid
+                && builder.id.architecture == request.architecture
+        })
+        .collect();
+    let has_room =
+        of_namespace.len() < limits.builders_per_namespace as usize && builders.len() < limits.builders as usize;
+    let id = |slot| BuilderId {
+        pool: pool.to_owned(),
+        domain: request.domain.clone(),
+        architecture: request.architecture.clone(),
+        slot,
+    };
+    let mut free = (0..=limits.builders).map(id).filter(|id| !builders.contains_key(id));
+    let mut kept = free.clone().filter(|id| stock.volumes.get(id).is_some_and(|volume| !volume.terminating));
+    if let Some((builder, exists)) = open {
+        // A builder is up in seconds; what its cache does not have takes as long as it did the first time.
+        let last = if request.was_last_on(&builder.id) { None } else { kept.find(|id| request.was_last_on(id)) };
+        if let Some(last) = last.filter(|_| has_room) {
+            return Choice::New(last);
+        }
         let id = builder.id.clone();
         return if *exists { Choice::Existing(id) } else { Choice::New(id) };
     }
@@ -220,14 +255,6 @@ fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Cho
     if siblings.iter().any(|(builder, _)| builder.terminating && !builder.stuck) {
         return Choice::Wait(Wait::Slot);
     }
-    let of_namespace: Vec<&Builder> = builders
-        .values()
-        .map(|(builder, _)| builder)
-        .filter(|builder| {
-            builder.id.domain.namespace_uid == request.domain.namespace_uid
-                && builder.id.architecture == request.architecture
-        })
-        .collect();
     let idle = |builder: &&&Builder| builder.jobs == 0 && !builder.terminating && builder.id.domain != request.domain;
     if of_namespace.len() >= limits.builders_per_namespace as usize {
         return evict(&of_namespace, idle, Wait::BuildersPerNamespace);
@@ -236,16 +263,8 @@ fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Cho
         let all: Vec<&Builder> = builders.values().map(|(builder, _)| builder).collect();
         return evict(&all, idle, Wait::Builders);
     }
-    let id = |slot| BuilderId {
-        pool: pool.to_owned(),
-        domain: request.domain.clone(),
-        architecture: request.architecture.clone(),
-        slot,
-    };
-    let mut free = (0..=limits.builders).map(id).filter(|id| !builders.contains_key(id));
-    // A slot that has its cache already, before one that is to begin without.
-    let kept = free.clone().find(|id| stock.volumes.get(id).is_some_and(|volume| !volume.terminating));
-    if let Some(id) = kept {
+    // A slot that has its cache already, before one that is to begin without; its own before another's.
+    if let Some(id) = kept.min_by_key(|id| !request.was_last_on(id)) {
         return Choice::New(id);
     }
     match free.find(|id| !stock.volumes.contains_key(id)) {

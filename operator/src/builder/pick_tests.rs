@@ -26,7 +26,7 @@ fn id(namespace: &str, slot: u32) -> BuilderId {
 }
 
 fn request(namespace: &str) -> Request {
-    Request { domain: domain(namespace), architecture: "amd64".into(), bundles: vec![] }
+    Request { domain: domain(namespace), architecture: "amd64".into(), bundles: vec![], last: None }
 }
 
 fn builder(namespace: &str, slot: u32, jobs: u32) -> Builder {
@@ -91,6 +91,28 @@ fn a_slot_that_has_its_cache_is_opened_first() {
     assert_eq!(choices, [Choice::New(id("a", 1))]);
     let leaving = Volume { terminating: true, ..volume("a", 0, 0) };
     assert_eq!(pick("p", &[request("a")], &[], &[leaving], LIMITS), [Choice::New(id("a", 1))]);
+}
+
+#[test]
+fn a_job_goes_where_its_cache_is() {
+    let last = |slot| Request { last: Some(id("a", slot).name()), ..request("a") };
+    let pick = |request: Request, builders: &[Builder], volumes: &[Volume], limits| {
+        pick("p", &[request], builders, volumes, limits).remove(0)
+    };
+    let both = [volume("a", 0, 0), volume("a", 1, 0)];
+    let up = [builder("a", 0, 0), builder("a", 1, 1)];
+    assert_eq!(pick(last(1), &up, &both, LIMITS), Choice::Existing(id("a", 1)));
+    assert_eq!(pick(last(0), &up, &both, LIMITS), Choice::Existing(id("a", 0)));
+    assert_eq!(pick(last(7), &up, &both, LIMITS), Choice::Existing(id("a", 0)), "it is gone");
+    let full = [builder("a", 0, 0), builder("a", 1, 2)];
+    assert_eq!(pick(last(1), &full, &both, LIMITS), Choice::Existing(id("a", 0)), "it is full");
+    assert_eq!(pick(last(1), &up[..1], &both, LIMITS), Choice::New(id("a", 1)), "it went idle, its volume is there");
+    assert_eq!(pick(last(1), &up[..1], &both[..1], LIMITS), Choice::Existing(id("a", 0)), "nothing is in it");
+    let one = Limits { builders_per_namespace: 1, ..LIMITS };
+    assert_eq!(pick(last(1), &up[..1], &both, one), Choice::Existing(id("a", 0)), "there is no room for it");
+    assert_eq!(pick(last(1), &[], &both, one), Choice::New(id("a", 1)));
+    let of_others = Request { last: Some(id("b", 1).name()), ..request("a") };
+    assert_eq!(pick(of_others, &up, &both, LIMITS), Choice::Existing(id("a", 0)), "a name that a status invents");
 }
 
 #[test]
@@ -169,6 +191,7 @@ proptest! {
                     domain: TrustDomain::new(namespace, namespace, build, scope),
                     architecture: architecture.clone(),
                     bundles: vec![],
+                    last: None,
                 }
             })
             .collect();

@@ -1,6 +1,6 @@
 //! The queue of a pool: the platforms of all its runs that wait for a builder, in the order in which they are served.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
@@ -71,6 +71,7 @@ pub fn queue(
     for namespace in working.iter().filter(holds).filter_map(|run| run.namespace()) {
         *held.entry(namespace).or_default() += 1;
     }
+    let last = last_builders(context, &waiting);
     let runs = fair(waiting, |run| run.namespace().unwrap_or_default(), &held);
     let mut queue = Queue::default();
     for other in runs {
@@ -102,34 +103,52 @@ pub fn queue(
             let profile = profile(context, pool, &placement.architecture, nodes);
             let Some(domain) = domain(context, &other, profile) else { continue };
             let given = given(context, &other, platform);
-            queue.add(is_own.then_some((index, bundles)), given, placement, domain);
+            let last = last.get(&(other.spec.image_build.uid.clone(), platform.name.clone()));
+            let request = Request {
+                domain,
+                architecture: placement.architecture.clone(),
+                bundles: if is_own { bundles.to_vec() } else { Vec::new() },
+                last: last.map(|(_, builder)| builder.clone()),
+            };
+            queue.add(is_own.then_some(index), given, placement, request);
         }
     }
     queue
 }
 
 impl Queue {
-    /// Queues a platform behind all others. `own`: its index and the CAs that its run needs, where it is one of the run's own.
-    fn add(
-        &mut self,
-        own: Option<(usize, &[String])>,
-        given: Option<BuilderId>,
-        placement: Placement,
-        domain: TrustDomain,
-    ) {
-        let architecture = placement.architecture.clone();
+    /// Queues a platform behind all others. `own`: its index, where it is one of the run's own.
+    fn add(&mut self, own: Option<usize>, given: Option<BuilderId>, placement: Placement, request: Request) {
         // To count both its place and its request would open builders that nobody needs.
         let turn = if let Some(id) = given {
             Turn::Given(id)
         } else {
-            let bundles = own.map(|(_, bundles)| bundles.to_vec()).unwrap_or_default();
-            self.requests.push(Request { domain, architecture, bundles });
+            self.requests.push(request);
             Turn::Queued(self.requests.len() - 1)
         };
-        if let Some((index, _)) = own {
+        if let Some(index) = own {
             self.own.push((index, turn, placement));
         }
     }
+}
+
+/// Which builder each platform of these runs' ImageBuilds had last, by the ImageBuild's UID and the platform's name, with
+/// the number of the run.
+fn last_builders(context: &Context, waiting: &[Arc<ImageBuildRun>]) -> HashMap<(String, String), (u64, String)> {
+    let uids: HashSet<&str> = waiting.iter().map(|run| run.spec.image_build.uid.as_str()).collect();
+    let mut last = HashMap::<(String, String), (u64, String)>::new();
+    for run in context.stores.runs.state() {
+        let uid = run.spec.image_build.uid.as_str();
+        let Some(status) = run.status.as_ref().filter(|_| uids.contains(uid)) else { continue };
+        for platform in &status.platforms {
+            let Some(builder) = &platform.builder else { continue };
+            let known = last.entry((uid.to_owned(), platform.name.clone())).or_default();
+            if known.0 <= run.spec.number {
+                *known = (run.spec.number, builder.pod.clone());
+            }
+        }
+    }
+    last
 }
 
 /// The builder that holds a place for a platform's next attempt, which the copy of its run does not show yet. One that goes
@@ -178,18 +197,13 @@ mod tests {
         let placement = || Placement { architecture: "amd64".into(), execution: Execution::Native };
         let domain = |of: &str| TrustDomain::new(of, of, "uid", CacheScope::Namespace);
         let id = |of: &str| BuilderId { pool: "p".into(), domain: domain(of), architecture: "amd64".into(), slot: 0 };
-        let bundles = ["ca".to_owned()];
+        let asks = |of: &str| Request { domain: domain(of), architecture: "amd64".into(), bundles: vec![], last: None };
         let mut queue = Queue::default();
-        queue.add(None, Some(id("a")), placement(), domain("a"));
-        queue.add(None, None, placement(), domain("b"));
-        queue.add(Some((0, &bundles)), Some(id("c")), placement(), domain("c"));
-        queue.add(Some((1, &bundles)), None, placement(), domain("c"));
-        let asks = |of: &str, bundles: &[&str]| Request {
-            domain: domain(of),
-            architecture: "amd64".into(),
-            bundles: bundles.iter().map(|&bundle| bundle.to_owned()).collect(),
-        };
-        assert_eq!(queue.requests, [asks("b", &[]), asks("c", &["ca"])]);
+        queue.add(None, Some(id("a")), placement(), asks("a"));
+        queue.add(None, None, placement(), asks("b"));
+        queue.add(Some(0), Some(id("c")), placement(), asks("c"));
+        queue.add(Some(1), None, placement(), asks("c"));
+        assert_eq!(queue.requests, [asks("b"), asks("c")]);
         let own: Vec<_> = queue.own.into_iter().map(|(index, turn, _)| (index, turn)).collect();
         assert_eq!(own, [(0, Turn::Given(id("c"))), (1, Turn::Queued(1))]);
     }

@@ -229,6 +229,8 @@ impl std::fmt::Debug for SecretString {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{BasicConstraints, IsCa};
+
     use super::*;
 
     #[test]
@@ -271,9 +273,11 @@ mod tests {
     }
 
     /// An https server on loopback with a certificate of its own, and that certificate.
-    fn tls_server(name: &str) -> (Url, String) {
+    fn tls_server(name: &str, is_ca: IsCa) -> (Url, String) {
         let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        parameters.is_ca = is_ca;
+        let certificate = parameters.self_signed(&key).unwrap();
         let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -305,10 +309,12 @@ mod tests {
 
     #[tokio::test]
     async fn tells_why_a_certificate_is_refused() {
-        let (url, pem) = tls_server("127.0.0.1");
-        assert_eq!(get(Some(&pem), &url).await, Ok(204));
-        assert_eq!(get(None, &url).await, Err(TransportFailure::CertificateUntrusted));
-        let (url, pem) = tls_server("registry.example");
+        for is_ca in [IsCa::NoCa, IsCa::Ca(BasicConstraints::Unconstrained)] {
+            let (url, pem) = tls_server("127.0.0.1", is_ca);
+            assert_eq!(get(Some(&pem), &url).await, Ok(204));
+            assert_eq!(get(None, &url).await, Err(TransportFailure::CertificateUntrusted));
+        }
+        let (url, pem) = tls_server("registry.example", IsCa::NoCa);
         let failure = get(Some(&pem), &url).await.unwrap_err();
         insta::assert_snapshot!(failure, @"the server's certificate is not valid for 127.0.0.1 (it is for registry.example): ask for one that has it as a subject alternative name (the common name alone does not count), or make one: openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout tls.key -out tls.crt -subj '/CN=127.0.0.1' -addext 'subjectAltName=IP:127.0.0.1' (tls.crt, being self-signed, is then what caRef names)");
     }

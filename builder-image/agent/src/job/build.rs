@@ -377,8 +377,9 @@ impl Build<'_> {
     /// With the first warning's place.
     fn lint_failure(&self, failure: JobFailure, text: &str) -> JobFailure {
         let Some(first) = failure.warnings.first().cloned() else { return failure };
+        let cure = if self.spec.fail_on_warnings { "spec.failOnWarnings" } else { "error=true of its check directive" };
         let message = format!(
-            "{} (line {} of {}): {}; mend it, or leave out spec.failOnWarnings",
+            "{} (line {} of {}): {}; mend it, or leave out {cure}",
             first.rule, first.line, first.dockerfile, first.message
         );
         JobFailure { warnings: failure.warnings, ..self.failure_at(first.line, text, Reason::LintFailed, message) }
