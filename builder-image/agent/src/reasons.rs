@@ -99,6 +99,8 @@ reasons! {
     UploadTooLarge: User,
     /// The registry does not take the image's media types.
     MediaTypesUnsupported: User,
+    /// A file of an image belongs to a user or group that builders do not have.
+    IdTooLarge: User,
     /// The stage to build is not in the Dockerfile.
     TargetNotFound: User,
     /// No such base image, or none for this platform.

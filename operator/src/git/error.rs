@@ -66,7 +66,7 @@ pub enum Error {
         cause: &'static str,
     },
     /// The repository has no such ref.
-    #[error("{url} has no {}{}", ref_text(.reference), hint(.reference, .similar))]
+    #[error("{url} has no {}{}", ref_text(.reference), hint(.reference, .similar, .branches.as_deref()))]
     RefNotFound {
         /// The repository.
         url: String,
@@ -74,6 +74,8 @@ pub enum Error {
         reference: String,
         /// Refs with names like it.
         similar: Vec<String>,
+        /// The first of its branches; none where it is empty. `None`: it is not known, or there are tags alone.
+        branches: Option<Vec<String>>,
     },
     /// Too many requests.
     #[error("the Git server of {url} limits requests (HTTP 429)")]
@@ -112,20 +114,27 @@ pub enum Error {
 }
 
 fn ref_text(reference: &str) -> String {
-    if reference == "HEAD" {
-        "HEAD: it is empty, or its default branch does not exist".into()
-    } else {
-        format!("branch or tag {reference:?}")
-    }
+    if reference == "HEAD" { "HEAD".into() } else { format!("branch or tag {reference:?}") }
 }
 
-fn hint(reference: &str, similar: &[String]) -> String {
+fn hint(reference: &str, similar: &[String], branches: Option<&[String]>) -> String {
     if !similar.is_empty() {
-        format!(": did you mean {}?", similar.join(", "))
-    } else if (7..40).contains(&reference.len()) && reference.bytes().all(|b| b.is_ascii_hexdigit()) {
-        ": a commit must be named by its whole id of 40 or 64 digits".into()
-    } else {
-        String::new()
+        return format!(": did you mean {}?", similar.join(", "));
+    }
+    match branches {
+        Some([]) => ": it is empty".into(),
+        None if reference == "HEAD" => ": it is empty, or its default branch does not exist".into(),
+        Some(branches) if reference == "HEAD" => {
+            format!(
+                ": its default branch does not exist; name one of its branches in source.git.ref, such as {}",
+                branches.join(", ")
+            )
+        }
+        _ if (7..40).contains(&reference.len()) && reference.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            ": a commit must be named by its whole id of 40 or 64 digits".into()
+        }
+        Some(branches) => format!(": it has branches such as {}", branches.join(", ")),
+        None => String::new(),
     }
 }
 
@@ -216,19 +225,26 @@ mod tests {
     #[test]
     fn messages() {
         let url = || "https://git.example/app.git".to_owned();
-        let not_found = |reference: &str, similar: &[&str]| Error::RefNotFound {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let not_found = |reference: &str, similar: &[&str], branches: Option<&[&str]>| Error::RefNotFound {
             url: url(),
             reference: reference.into(),
-            similar: similar.iter().map(|s| (*s).to_owned()).collect(),
+            similar: owned(similar),
+            branches: branches.map(owned),
         };
         let all = [
             Error::Unauthorized { url: url(), status: 401, with_credential: false },
             Error::Unauthorized { url: url(), status: 403, with_credential: true },
             Error::NotFound { url: url(), with_credential: false },
             Error::RefInvalid { reference: "a..b".into(), cause: "it holds \"..\"" },
-            not_found("mian", &["main"]),
-            not_found("abcdef01", &[]),
-            not_found("HEAD", &[]),
+            not_found("mian", &["main"], Some(&["main", "trunk"])),
+            not_found("abcdef01", &[], Some(&["main"])),
+            not_found("main", &[], Some(&["trunk"])),
+            not_found("main", &[], Some(&[])),
+            not_found("main", &[], None),
+            not_found("HEAD", &[], None),
+            not_found("HEAD", &[], Some(&[])),
+            not_found("HEAD", &[], Some(&["trunk"])),
             Error::Transport { url: url(), failure: TransportFailure::CertificateUntrusted },
         ];
         insta::assert_snapshot!(all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"), @r#"
@@ -238,7 +254,12 @@ mod tests {
         "a..b" is not a valid ref: it holds ".."
         https://git.example/app.git has no branch or tag "mian": did you mean main?
         https://git.example/app.git has no branch or tag "abcdef01": a commit must be named by its whole id of 40 or 64 digits
+        https://git.example/app.git has no branch or tag "main": it has branches such as trunk
+        https://git.example/app.git has no branch or tag "main": it is empty
+        https://git.example/app.git has no branch or tag "main"
         https://git.example/app.git has no HEAD: it is empty, or its default branch does not exist
+        https://git.example/app.git has no HEAD: it is empty
+        https://git.example/app.git has no HEAD: its default branch does not exist; name one of its branches in source.git.ref, such as trunk
         could not reach https://git.example/app.git: the server's certificate was issued by no CA that counts for it: name its CA in the caRef of this very server, or in the pool's caRefs
         "#);
     }

@@ -1,5 +1,7 @@
 //! Names of refs: which are valid, what a short one can mean, and which others look like it.
 
+use kiln_registry::text::plain_text;
+
 /// What `spec.source.git.ref` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
@@ -51,6 +53,14 @@ fn check(name: &str) -> Result<(), &'static str> {
     } else {
         Ok(())
     }
+}
+
+/// Up to three of the branches among `refs` (full names), as short names.
+pub(super) fn branches<'a>(refs: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut names: Vec<&str> = refs.filter_map(|name| name.strip_prefix("refs/heads/")).collect();
+    names.sort_unstable();
+    names.truncate(3);
+    names.into_iter().map(|name| plain_text(name, 100)).collect()
 }
 
 /// Up to three of `refs` (full names) that look like `wanted`, as short names, the most alike first.

@@ -9,7 +9,7 @@ use reqwest::{Response, Url};
 use super::advertisement::{Greeting, GreetingReader, Malformed, Refs, RefsReader, ls_refs_request};
 use super::credential::GitCredential;
 use super::error::Error;
-use super::refname::{Wanted, similar, wanted};
+use super::refname::{Wanted, branches, similar, wanted};
 use kiln_registry::http_client::{BodyError, HttpClient, TransportFailure, read_chunks, retry_after};
 
 /// Version 0 servers send all their refs, which are many where each change has its own.
@@ -75,14 +75,24 @@ pub async fn resolve(
     }
     // A hint is worth one more question, but not another error.
     let all = match object_format {
-        None => refs,
+        None => Some(refs),
         Some(format) => {
             let prefixes = ["refs/heads/".to_owned(), "refs/tags/".to_owned()];
-            exchange.ls_refs(&base, format.as_deref(), &prefixes).await.unwrap_or_default()
+            exchange.ls_refs(&base, format.as_deref(), &prefixes).await.ok()
         }
     };
-    let similar = similar(reference, all.commits.keys().map(String::as_str));
-    Err(Error::RefNotFound { url: url.to_string(), reference: reference.to_owned(), similar })
+    Err(not_found(url.to_string(), reference, all.as_ref()))
+}
+
+/// No such ref, with what is there. `all`: every branch and tag, where they are known.
+pub(super) fn not_found(url: String, reference: &str, all: Option<&Refs>) -> Error {
+    let names = || all.into_iter().flat_map(|all| all.commits.keys().map(String::as_str));
+    Error::RefNotFound {
+        url,
+        reference: reference.to_owned(),
+        similar: similar(reference, names()),
+        branches: all.map(|_| branches(names())).filter(|found| !found.is_empty() || names().next().is_none()),
+    }
 }
 
 pub(super) fn choose(refs: &Refs, candidates: &[String]) -> Option<Resolved> {

@@ -17,8 +17,8 @@ use super::advertisement::{Greeting, GreetingReader, Malformed, Refs, RefsReader
 use super::credential::SshKey;
 use super::error::Error;
 use super::known_hosts;
-use super::refname::{Wanted, similar};
-use super::resolve::{Resolved, choose};
+use super::refname::Wanted;
+use super::resolve::{Resolved, choose, not_found};
 
 /// Time to connect, and for the whole exchange after that.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -170,15 +170,13 @@ impl Exchange<'_> {
             return Ok(resolved);
         }
         let all = match format {
-            None => refs,
+            None => Some(refs),
             Some(format) => {
                 let prefixes = ["refs/heads/".to_owned(), "refs/tags/".to_owned()];
-                self.ls_refs(session, format.as_deref(), &prefixes).await.unwrap_or_default()
+                self.ls_refs(session, format.as_deref(), &prefixes).await.ok()
             }
         };
-        let reference = reference.unwrap_or("HEAD");
-        let similar = similar(reference, all.commits.keys().map(String::as_str));
-        Err(Error::RefNotFound { url: self.url.to_string(), reference: reference.to_owned(), similar })
+        Err(not_found(self.url.to_string(), reference.unwrap_or("HEAD"), all.as_ref()))
     }
 
     async fn ls_refs(&self, session: &mut Session, format: Option<&str>, prefixes: &[String]) -> Result<Refs, Error> {

@@ -171,12 +171,14 @@ impl GitJob<'_> {
             .map_err(|error| JobFailure::agent("read the commit's tree", &error))?
             .ok_or_else(|| JobFailure::new(Reason::GitFailed, "git ls-tree gave a listing that cannot be read"))?;
         if inside == 0 && !path.as_os_str().is_empty() {
-            let message = format!(
-                "there is no directory {:?} in commit {} of {}; set spec.source.git.path",
-                path.display(),
-                commit.id,
-                remote.url
-            );
+            let name = format!("commit {} of {}", commit.id, remote.url);
+            let message = match self.link_in(commit, path).await? {
+                Some(link) => format!(
+                    "{:?} is a link in {name}; set spec.source.git.path to the directory that it leads to",
+                    link.display()
+                ),
+                None => format!("there is no directory {:?} in {name}; set spec.source.git.path", path.display()),
+            };
             return Err(JobFailure::new(Reason::ContextNotFound, message));
         }
 
@@ -244,6 +246,25 @@ impl GitJob<'_> {
             .map_err(|error| JobFailure::agent("set the times of the source's files", &error))?
             .map_err(|error| JobFailure::agent("set the times of the source's files", &error))?;
         Ok(submodules)
+    }
+
+    /// The link that a path is, or that it leads through.
+    async fn link_in(&self, commit: &Commit, path: &Path) -> Result<Option<PathBuf>, JobFailure> {
+        let ways: Vec<String> = path
+            .ancestors()
+            .filter(|way| !way.as_os_str().is_empty())
+            .take(DEEPEST_PATH)
+            .map(|way| way.display().to_string())
+            .collect();
+        let mut list = vec!["ls-tree", "-z", "--full-tree", &commit.id, "--"];
+        list.extend(ways.iter().map(String::as_str));
+        let listing = self.read(commit, &[], &list, None, &[]).await?;
+        let mut entries = listing.split(|byte| *byte == 0).filter_map(|entry| {
+            let (kind, path) = std::str::from_utf8(entry).ok()?.split_once('\t')?;
+            // What lies beside a directory on the way is listed too.
+            (kind.starts_with("120000 ") && ways.iter().any(|way| way == path)).then(|| PathBuf::from(path))
+        });
+        Ok(entries.next())
     }
 
     /// The URLs in `.gitmodules`, by the submodule's path.
@@ -521,9 +542,12 @@ mod tests {
         let deep = check_out_extent(&first, "app/deep", true).await.unwrap();
         assert!(deep.root.join("app/file").is_file() && !deep.root.join("app/module").exists());
 
-        for (path, outside) in [("nowhere", false), ("nowhere", true), ("app/file", true), ("app/link", true)] {
+        for (path, outside) in
+            [("nowhere", false), ("nowhere", true), ("app/file", true), ("app/link", true), ("app/link", false)]
+        {
             let failure = check_out_extent(&first, path, outside).await.unwrap_err();
             assert_eq!(failure.reason, Reason::ContextNotFound, "{path}");
+            assert_eq!(failure.message.contains("\"app/link\" is a link"), path == "app/link", "{}", failure.message);
         }
     }
 

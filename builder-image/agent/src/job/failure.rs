@@ -17,6 +17,8 @@ mod registry;
 mod skeleton;
 mod step;
 
+/// The largest id that a builder maps: its pod has 65536, and the pod's own root is none of a build's.
+const LARGEST_ID: u32 = 65_534;
 /// The most variables of a line that are looked up.
 const MOST_REFERENCES: usize = 64;
 
@@ -102,6 +104,18 @@ fn classify(
     if let Some(image) = refused_image(failed) {
         let message = format!("the registry of {image} is not asked");
         return (Reason::AddressForbidden, message);
+    }
+    if let Some(ids) = between(&skeleton, "failed to Lchown \"\" for UID ", ": lchown ") {
+        let file = between(cause, "failed to Lchown \"", "\" for UID ").unwrap_or_default();
+        // It is mounted below a directory of the builder's.
+        let file = file.split_once("/containerd-mount").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..]));
+        return (
+            Reason::IdTooLarge,
+            format!(
+                "{:?} belongs to UID {ids}, and a builder has ids up to {LARGEST_ID}; give it to a smaller one in the image that has it",
+                file.unwrap_or("a file")
+            ),
+        );
     }
     if has(&["no space left on device", "disk quota exceeded"]) {
         return (

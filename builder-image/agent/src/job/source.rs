@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{addresses, artifact, git::GitJob, inline, registries::Registries, repositories::Repositories, tarball};
 use crate::{
-    paths,
+    files, paths,
     reasons::{JobFailure, Reason},
     sandbox::Sandbox,
 };
@@ -185,9 +186,10 @@ fn place(source: &Source, named: &str) -> Result<(PathBuf, PathBuf), JobFailure>
 
 /// Fails where the source has no such Dockerfile, and names those that it has.
 fn find_dockerfile(source: &Source, named: &str) -> Result<(), JobFailure> {
-    // A link is followed by BuildKit itself, inside the directory only.
-    match source.dockerfile_dir.join(&source.dockerfile).symlink_metadata() {
-        Ok(metadata) if metadata.is_file() || metadata.is_symlink() => return Ok(()),
+    let path = source.dockerfile_dir.join(&source.dockerfile);
+    match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_symlink() => return check_link(source, named, &path),
+        Ok(metadata) if metadata.is_file() => return check_encoding(&path, named),
         _ => {}
     }
     let near = dockerfiles_near(&source.dockerfile_dir, &source.dockerfile);
@@ -201,6 +203,38 @@ fn find_dockerfile(source: &Source, named: &str) -> Result<(), JobFailure> {
         source.name
     );
     Err(JobFailure { dockerfile: named.to_owned(), ..JobFailure::new(Reason::DockerfileNotFound, message) })
+}
+
+/// A link is followed by BuildKit itself, inside the directory only. Fails where it leads out, or nowhere.
+fn check_link(source: &Source, named: &str, path: &Path) -> Result<(), JobFailure> {
+    let target = fs::read_link(path).unwrap_or_default();
+    // BuildKit takes the directory for the root of what is absolute.
+    let is_inside = || {
+        let root = source.dockerfile_dir.canonicalize().ok()?;
+        path.canonicalize().ok().map(|path| path.starts_with(root))
+    };
+    if target.is_absolute() || is_inside() == Some(true) {
+        return Ok(());
+    }
+    let target: String = target.display().to_string().chars().take(200).collect();
+    let message = format!(
+        "the Dockerfile {named:?} is a link to {target:?}, which is not in {}; name the file itself in spec.dockerfile, which may begin with ../, or build from a directory that holds both",
+        source.name
+    );
+    Err(JobFailure { dockerfile: named.to_owned(), ..JobFailure::new(Reason::DockerfileNotFound, message) })
+}
+
+/// Fails where an editor has written what only looks like text.
+fn check_encoding(path: &Path, named: &str) -> Result<(), JobFailure> {
+    let mut begin = [0; 4];
+    let read = files::open(path).and_then(|file| file.take(4).read(&mut begin)).unwrap_or_default();
+    let encoding = match &begin[..read] {
+        [0xff, 0xfe, 0, 0] | [0, 0, 0xfe, 0xff] => "UTF-32",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, _, ..] | [_, 0, ..] => "UTF-16",
+        _ => return Ok(()),
+    };
+    let message = format!("{named} is not valid: it is encoded as {encoding}; save it as UTF-8");
+    Err(JobFailure { dockerfile: named.to_owned(), ..JobFailure::new(Reason::DockerfileInvalid, message) })
 }
 
 /// The Dockerfiles in the root, in its directories, and in the directory that was named.
@@ -251,6 +285,51 @@ mod tests {
             let placed = place(&source, named).map_err(|failure| failure.reason);
             let expected = expected.map(|(directory, path)| (PathBuf::from(directory), PathBuf::from(path)));
             assert_eq!(placed, expected, "{named}");
+        }
+    }
+
+    #[test]
+    fn a_dockerfile_that_is_a_link_or_in_another_encoding() {
+        let root = tempfile::tempdir().unwrap();
+        let context = root.path().join("app");
+        fs::create_dir_all(context.join("docker")).unwrap();
+        fs::write(root.path().join("outside"), "FROM a\n").unwrap();
+        let link = |name: &str, target: &str| std::os::unix::fs::symlink(target, context.join(name)).unwrap();
+        let write = |name: &str, content: &[u8]| fs::write(context.join(name), content).unwrap();
+        write("docker/plain", b"FROM a\n");
+        link("inside", "docker/plain");
+        link("absolute", "/docker/plain");
+        link("out", "../outside");
+        link("nowhere", "missing");
+        write("short", b"");
+        write("mark", b"\xef\xbb\xbfFROM a\n");
+        write("latin", b"# caf\xe9\nFROM a\n");
+        write("utf16", b"\xff\xfeF\0R\0");
+        write("big", b"\0F\0R\0O");
+        write("utf32", b"\xff\xfe\0\0F\0\0\0");
+        let source = |name: &str| Source {
+            context: context.clone(),
+            dockerfile_dir: context.clone(),
+            dockerfile: name.into(),
+            ..Source::new(root.path().to_owned(), "the source".to_owned())
+        };
+        for (name, expected) in [
+            ("inside", None),
+            ("absolute", None),
+            ("short", None),
+            ("mark", None),
+            ("latin", None),
+            ("out", Some((Reason::DockerfileNotFound, "is a link to \"../outside\", which is not in the source"))),
+            ("nowhere", Some((Reason::DockerfileNotFound, "is a link to \"missing\""))),
+            ("utf16", Some((Reason::DockerfileInvalid, "UTF-16"))),
+            ("big", Some((Reason::DockerfileInvalid, "UTF-16"))),
+            ("utf32", Some((Reason::DockerfileInvalid, "UTF-32"))),
+        ] {
+            let found = find_dockerfile(&source(name), name).err();
+            assert_eq!(found.as_ref().map(|failure| failure.reason), expected.map(|(reason, _)| reason), "{name}");
+            if let (Some(found), Some((_, words))) = (found, expected) {
+                assert!(found.message.contains(words), "{name}: {}", found.message);
+            }
         }
     }
 }

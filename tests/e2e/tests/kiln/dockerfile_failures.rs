@@ -141,6 +141,14 @@ const MISTAKES: &[Mistake] = &[
         words: &["JSONArgsRecommended", "failOnWarnings"],
         change: |spec| spec.fail_on_warnings = true,
     },
+    Mistake {
+        name: "lint-by-directive",
+        reason: "LintFailed",
+        dockerfile: "# check=error=true\nFROM busybox\nCMD echo hello\n",
+        line: Some(3),
+        words: &["JSONArgsRecommended", "error=true of its check directive"],
+        change: |spec| spec.dockerfile = Some("./Dockerfile".to_owned()),
+    },
 ];
 
 async fn each_mistake_is_told_in_plain_words() {

@@ -188,6 +188,10 @@ fn answers_that_no_test_registry_gives() {
             "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/blobs/uploads/4?a=b: 413 Request Entity Too Large: <html>404 Not Found</html>",
             Reason::UploadTooLarge,
         ),
+        (
+            "failed to compute cache key: mount callback failed on /run/user/kiln/containerd-mount16: failed to Lchown \"/run/user/kiln/containerd-mount16/is not allowed/no space left on device\" for UID 1407182137, GID 1059092950: lchown /run/user/kiln/containerd-mount16/is not allowed/no space left: invalid argument (Hint: try increasing the number of subordinate IDs in /etc/subuid and /etc/subgid)",
+            Reason::IdTooLarge,
+        ),
         ("failed to push r.io/x: unknown: manifest invalid", Reason::MediaTypesUnsupported),
         (
             "failed to push r.io/x: unexpected status from PUT request to https://r.io/v2/x/manifests/sha256:1: 415 Unsupported Media Type",
