@@ -21,6 +21,7 @@ pub mod status;
 pub mod steps;
 pub mod tagging;
 pub mod taken;
+mod telling;
 pub mod times;
 pub mod waiting;
 pub mod warnings;

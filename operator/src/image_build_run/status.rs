@@ -6,12 +6,13 @@ use kiln_crds::ImageBuildRunSpec;
 use kiln_crds::image_build::BuildFailure;
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase, RunSummary};
 
+use super::telling;
 use super::warnings::{is_growth, is_of_tags, of_platforms};
 use crate::condition::{Wanted, date};
 use crate::reason::Reason;
 
-/// How much of a failed step's last line is told, in characters.
-const LAST_LINE: usize = 256;
+/// How much of a line of a failed step's output is told, in characters.
+const QUOTED_LINE: usize = 256;
 
 /// The most warnings of a run, as the schema bounds them; there are fewer platforms.
 const WARNINGS: usize = 64;
@@ -85,17 +86,16 @@ fn condition(status: &ImageBuildRunStatus, waiting: Option<&Waiting>) -> Wanted 
     Wanted { kind: "Succeeded", status: ok, reason, message }
 }
 
-/// The message, with the platform where it does not name it itself. Of a step that failed, the last thing that it wrote
-/// mostly says why.
+/// The message, with the platform where it does not name it itself. Of a step that failed, a line that it wrote says why.
 fn told(failure: &BuildFailure) -> String {
     let mut told = match &failure.platform {
         Some(platform) if !failure.message.starts_with(platform.as_str()) => format!("{platform}: {}", failure.message),
         _ => failure.message.clone(),
     };
-    let last = failure.log_tail.iter().rev().map(|line| line.trim()).find(|line| !line.is_empty());
-    if let Some(last) = last.filter(|last| failure.step.is_some() && !told.contains(last)) {
-        let last: String = last.chars().take(LAST_LINE).collect();
-        told = format!("{told}; it ended with {last:?}: see status.failure for more of its output");
+    let line = telling::line(&failure.log_tail);
+    if let Some(line) = line.filter(|line| failure.step.is_some() && !told.contains(line)) {
+        let line: String = line.chars().take(QUOTED_LINE).collect();
+        told = format!("{told}; it wrote {line:?}: see status.failure for more of its output");
     }
     told
 }
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_step_is_told_with_its_last_line() {
+    fn a_failed_step_is_told_with_a_line_of_its_output() {
         let failure = BuildFailure {
             platform: Some("linux/amd64".into()),
             message: "[2/3] RUN make failed with exit code 2 (line 5 of Dockerfile)".into(),
@@ -229,7 +229,7 @@ mod tests {
             log_tail: ["cc -c a.c", "a.c:1: \"b.h\" is missing", " "].map(str::to_owned).into(),
             ..BuildFailure::default()
         };
-        let whole = "linux/amd64: [2/3] RUN make failed with exit code 2 (line 5 of Dockerfile); it ended with \"a.c:1: \\\"b.h\\\" \
+        let whole = "linux/amd64: [2/3] RUN make failed with exit code 2 (line 5 of Dockerfile); it wrote \"a.c:1: \\\"b.h\\\" \
                      is missing\": see status.failure for more of its output";
         let brief = "linux/amd64: [2/3] RUN make failed with exit code 2 (line 5 of Dockerfile)";
         for (failure, expected) in [
