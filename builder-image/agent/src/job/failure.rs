@@ -105,17 +105,8 @@ fn classify(
         let message = format!("the registry of {image} is not asked");
         return (Reason::AddressForbidden, message);
     }
-    if let Some(ids) = between(&skeleton, "failed to Lchown \"\" for UID ", ": lchown ") {
-        let file = between(cause, "failed to Lchown \"", "\" for UID ").unwrap_or_default();
-        // It is mounted below a directory of the builder's.
-        let file = file.split_once("/containerd-mount").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..]));
-        return (
-            Reason::IdTooLarge,
-            format!(
-                "{:?} belongs to UID {ids}, and a builder has ids up to {LARGEST_ID}; give it to a smaller one in the image that has it",
-                file.unwrap_or("a file")
-            ),
-        );
+    if let Some(too_large) = id_too_large(&skeleton, cause) {
+        return too_large;
     }
     if has(&["no space left on device", "disk quota exceeded"]) {
         return (
@@ -199,6 +190,19 @@ fn classify(
         return (Reason::DockerfileInvalid, format!("{} is not valid: {}", build.dockerfile, without_line(cause)));
     }
     (Reason::BuildFailed, cause.to_owned())
+}
+
+/// A file of an image that belongs to nobody whom a builder has.
+fn id_too_large(skeleton: &str, cause: &str) -> Option<(Reason, String)> {
+    let ids = between(skeleton, "failed to Lchown \"\" for UID ", ": lchown ")?;
+    let file = between(cause, "failed to Lchown \"", "\" for UID ").unwrap_or_default();
+    // It is mounted below a directory of the builder's.
+    let file = file.split_once("/containerd-mount").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..]));
+    let message = format!(
+        "{:?} belongs to UID {ids}, and a builder has ids up to {LARGEST_ID}; give it to a smaller one in the image that has it",
+        file.unwrap_or("a file")
+    );
+    Some((Reason::IdTooLarge, message))
 }
 
 /// A line of the Dockerfile.
