@@ -61,10 +61,11 @@ impl Repository {
         if path.chars().any(|c| c.is_ascii_uppercase()) {
             return Err(fail(Cause::UpperCase));
         }
-        if path.len() > 255 || !path.split('/').all(valid_component) {
+        let repository = Self::at(registry, path);
+        if repository.path.len() > 255 || !path.split('/').all(valid_component) {
             return Err(fail(Cause::Path));
         }
-        Ok(Self::at(registry, path))
+        Ok(repository)
     }
 
     /// The path of one word is in Docker Hub's `library`.
