@@ -144,7 +144,10 @@ fn parsed(os: &str, os_version: Option<&str>, architecture: &str, variant: Optio
 fn image(manifest: Descriptor, config_bytes: u64, layers: &[u64], config: Config) -> Image {
     let Config { os, architecture, variant, os_version, os_features, history } = config;
     let os_version = os_version.filter(|version| !version.is_empty());
-    let mut made = history.into_iter().filter(|entry| !entry.empty_layer);
+    let made: Vec<_> = history.into_iter().filter(|entry| !entry.empty_layer).map(|entry| entry.created_by).collect();
+    // A base without history has layers that nothing tells of: they are the lowest.
+    let untold = layers.len().saturating_sub(made.len());
+    let mut made = std::iter::repeat_n(None, untold).chain(made);
     Image {
         manifest,
         platform: parsed(&os, os_version.as_deref(), &architecture, variant.as_deref()),
@@ -153,7 +156,7 @@ fn image(manifest: Descriptor, config_bytes: u64, layers: &[u64], config: Config
         layers: layers
             .iter()
             .map(|bytes| {
-                let made = made.next().and_then(|entry| entry.created_by);
+                let made = made.next().flatten();
                 Layer { bytes: *bytes, created_by: made.map(|text| text.chars().take(LONGEST_CREATED_BY).collect()) }
             })
             .collect(),
@@ -164,6 +167,17 @@ fn image(manifest: Descriptor, config_bytes: u64, layers: &[u64], config: Config
 mod tests {
     use super::*;
     use crate::sha256_digest;
+
+    #[test]
+    fn layers_of_a_base_without_history_are_told_of_by_nothing() {
+        let config = serde_json::json!({"os": "linux", "architecture": "amd64", "history": [
+            {"created_by": "COPY a /a"}, {"created_by": "ENV A=1", "empty_layer": true}, {"created_by": "RUN b"},
+        ]});
+        let manifest = Descriptor::new(oci_spec::image::MediaType::ImageManifest, 0, sha256_digest(b""));
+        let image = image(manifest, 1, &[7, 8, 9], serde_json::from_value(config).unwrap());
+        let told: Vec<_> = image.layers.iter().map(|layer| (layer.bytes, layer.created_by.as_deref())).collect();
+        assert_eq!(told, [(7, None), (8, Some("COPY a /a")), (9, Some("RUN b"))]);
+    }
 
     #[test]
     fn an_entry_by_platform_and_version() {

@@ -115,8 +115,11 @@ impl Content {
     pub fn of(manifest: &[u8], config: &[u8]) -> Option<Self> {
         let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
         let config: Config = serde_json::from_slice(config).ok()?;
-        let history = config.history.iter().flatten().filter(|entry| !entry.empty_layer);
-        let mut created_by = history.map(|entry| instruction(&entry.created_by));
+        let history: Vec<_> = config.history.iter().flatten().filter(|entry| !entry.empty_layer).collect();
+        // A base without history has layers that nothing tells of: they are the lowest.
+        let untold = manifest.layers.len().saturating_sub(history.len());
+        let told = history.iter().map(|entry| instruction(&entry.created_by));
+        let mut created_by = std::iter::repeat_n(String::new(), untold).chain(told);
         let compressed =
             manifest.layers.iter().fold(manifest.config.size(), |sum, layer| sum.saturating_add(layer.size()));
         let layers: Vec<_> =
@@ -318,6 +321,10 @@ mod tests {
         let content = Content::of(MANIFEST.as_bytes(), b"{}").unwrap();
         assert_eq!((content.layers.len(), content.layers[0].1.as_str(), content.compressed), (2, "", 1120));
         assert_eq!(Content::of(b"{}", b"{}"), None);
+        let of_last = br#"{"history":[{"created_by":"COPY a /a"}]}"#;
+        let content = Content::of(MANIFEST.as_bytes(), of_last).unwrap();
+        let told: Vec<_> = content.layers.iter().map(|(_, created_by)| created_by.as_str()).collect();
+        assert_eq!(told, ["", "COPY a /a"], "the base's layer has none");
     }
 
     #[test]
