@@ -13,14 +13,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
-	"github.com/docker/cli/cli/config"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/frontend"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/session"
-	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
 	sourcepolicy "github.com/moby/buildkit/sourcepolicy/pb"
@@ -138,9 +137,9 @@ func build(ctx context.Context, wanted *job, agent *conversation) (map[string]st
 	var ends []func()
 	for _, attachable := range opt.Session {
 		if logs, ok := attachable.(interface{ SetLogger(progresswriter.Logger) }); ok {
-			beside := writer.WithPrefix("", false)
-			logs.SetLogger(func(status *client.SolveStatus) { beside.Status() <- status })
-			ends = append(ends, func() { close(beside.Status()) })
+			beside := &closable{to: writer.WithPrefix("", false).Status()}
+			logs.SetLogger(beside.send)
+			ends = append(ends, beside.close)
 		}
 	}
 	request := gateway.SolveRequest{Frontend: "dockerfile.v0", FrontendOpt: wanted.Options}
@@ -149,6 +148,9 @@ func build(ctx context.Context, wanted *job, agent *conversation) (map[string]st
 	}
 	answer, err := daemon.Build(ctx, *opt, "kiln", func(ctx context.Context, asking gateway.Client) (*gateway.Result, error) {
 		result, err := asking.Solve(ctx, request)
+		if err == nil {
+			err = oneImage(result)
+		}
 		if err == nil && wanted.Look {
 			err = agent.look(ctx, result)
 		}
@@ -169,6 +171,28 @@ func build(ctx context.Context, wanted *job, agent *conversation) (map[string]st
 	return answer.ExporterResponse, nil
 }
 
+// closable passes on what comes until it is closed: a token may be asked for when the build has ended.
+type closable struct {
+	to     chan *client.SolveStatus
+	lock   sync.Mutex
+	closed bool
+}
+
+func (of *closable) send(status *client.SolveStatus) {
+	of.lock.Lock()
+	defer of.lock.Unlock()
+	if !of.closed {
+		of.to <- status
+	}
+}
+
+func (of *closable) close() {
+	of.lock.Lock()
+	defer of.lock.Unlock()
+	of.closed = true
+	close(of.to)
+}
+
 // channel is a progresswriter.Writer that has no display.
 type channel struct {
 	status chan *client.SolveStatus
@@ -180,14 +204,11 @@ func (to *channel) Done() <-chan struct{}            { return to.done }
 func (to *channel) Err() error                       { return nil }
 
 func options(wanted *job) (*client.SolveOpt, error) {
-	authorities := map[string]*authprovider.AuthTLSConfig{}
-	for host, file := range wanted.Authorities {
-		authorities[host] = &authprovider.AuthTLSConfig{RootCAs: []string{file}}
+	provider, err := newTokens(wanted.Authorities)
+	if err != nil {
+		return nil, err
 	}
-	attached := []session.Attachable{authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
-		AuthConfigProvider: authprovider.LoadAuthConfig(config.LoadDefaultConfigFile(io.Discard)),
-		TLSConfigs:         authorities,
-	})}
+	attached := []session.Attachable{provider}
 	if len(wanted.SSH) > 0 {
 		var keys []sshprovider.AgentConfig
 		for id, file := range wanted.SSH {
