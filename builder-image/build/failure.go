@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"strings"
 
 	gateway "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
@@ -44,8 +45,16 @@ type span struct {
 	Last  int32 `json:"last"`
 }
 
+// What is told of a failure at most, in bytes and in places: it is a line, and the Dockerfile may be a megabyte.
+const (
+	longestMessage = 64 << 10
+	longestName    = 4 << 10
+	mostPlaces     = 16
+	mostSpans      = 64
+)
+
 func failureOf(err error) *failure {
-	told := &failure{Message: err.Error(), Code: grpcerrors.Code(err).String()}
+	told := &failure{Message: short(err.Error(), longestMessage), Code: grpcerrors.Code(err).String()}
 	var vertex *errdefs.VertexError
 	if errors.As(err, &vertex) {
 		told.Vertex = vertex.Digest
@@ -59,6 +68,9 @@ func failureOf(err error) *failure {
 		told.ExitCode = &exit.ExitCode
 	}
 	for _, place := range errdefs.Sources(err) {
+		if len(told.Sources) == mostPlaces {
+			break
+		}
 		told.Sources = append(told.Sources, sourceOf(place))
 	}
 	return told
@@ -69,7 +81,7 @@ func operationOf(op *pb.Op) *operation {
 	case *pb.Op_Exec:
 		return &operation{Kind: "exec"}
 	case *pb.Op_Source:
-		return &operation{Kind: "source", Identifier: op.Source.GetIdentifier()}
+		return &operation{Kind: "source", Identifier: short(op.Source.GetIdentifier(), longestName)}
 	case *pb.Op_File:
 		return &operation{Kind: "file"}
 	case *pb.Op_Build:
@@ -83,11 +95,25 @@ func operationOf(op *pb.Op) *operation {
 	}
 }
 
+// sourceOf joins lines that follow each other: of a syntax error BuildKit names each by itself.
 func sourceOf(place *errdefs.Source) source {
-	told := source{File: place.GetInfo().GetFilename()}
+	told := source{File: short(place.GetInfo().GetFilename(), longestName)}
 	for _, lines := range place.Ranges {
 		first := lines.GetStart().GetLine()
-		told.Lines = append(told.Lines, span{first, max(first, lines.GetEnd().GetLine())})
+		last := max(first, lines.GetEnd().GetLine())
+		if count := len(told.Lines); count > 0 && first >= told.Lines[count-1].First && first-1 <= told.Lines[count-1].Last {
+			told.Lines[count-1].Last = max(last, told.Lines[count-1].Last)
+		} else if count < mostSpans {
+			told.Lines = append(told.Lines, span{first, last})
+		}
 	}
 	return told
+}
+
+// short is the beginning of a text.
+func short(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
 }

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
@@ -35,6 +37,9 @@ const largestConfig = 4 << 20
 // errSeveral says what a build of one platform must not give.
 var errSeveral = errors.New("the build gives several images, and one platform's was asked for; leave out BUILDKIT_MULTI_PLATFORM")
 
+// errConfig says what the agent could not judge.
+var errConfig = errors.New("the image's configuration is larger than 4 MiB, or is no JSON object: build from another base image, or with less in ENV and LABEL")
+
 // errRefused ends a build whose image the agent does not want.
 var errRefused = errors.New("the image is not wanted")
 
@@ -48,26 +53,43 @@ func (agent *conversation) tell(told event) error {
 	return agent.write(map[string]event{"kiln": told})
 }
 
+// oneImage makes of a map with one platform's image that image alone: as a map it would be exported as an index.
+func oneImage(result *gateway.Result) error {
+	if len(result.Refs) > 1 {
+		return errSeveral
+	}
+	for platform, image := range result.Refs {
+		result.Refs, result.Ref = nil, image
+		for key, value := range result.Metadata {
+			if plain, ok := strings.CutSuffix(key, "/"+platform); ok {
+				result.Metadata[plain] = value
+				delete(result.Metadata, key)
+			}
+		}
+		delete(result.Metadata, exptypes.ExporterPlatformsKey)
+		if result.Attestations != nil {
+			result.Attestations = nil
+		}
+	}
+	return nil
+}
+
 // look shows the agent what the image is, and what is in it, until it says what becomes of it.
 func (agent *conversation) look(ctx context.Context, result *gateway.Result) error {
 	image, config := result.Ref, result.Metadata[exptypes.ExporterImageConfigKey]
-	for platform, of := range result.Refs {
-		// A frontend may give one platform's image as a map; of several none is the one that was asked for.
-		if len(result.Refs) > 1 {
-			return errSeveral
-		}
-		image, config = of, result.Metadata[exptypes.ExporterImageConfigKey+"/"+platform]
-	}
 	// What fails from here on is about a file, not about the image. One without anything in it has no reference.
 	if image != nil {
 		if err := image.Evaluate(ctx); err != nil {
 			return err
 		}
 	}
-	told := event{Config: config}
-	if len(config) > largestConfig || !json.Valid(config) || config[0] != '{' {
-		told.Config = json.RawMessage("{}")
+	if len(config) == 0 {
+		config = []byte("{}")
 	}
+	if len(config) > largestConfig || !json.Valid(config) || bytes.TrimSpace(config)[0] != '{' {
+		return errConfig
+	}
+	told := event{Config: config}
 	for {
 		if err := agent.tell(told); err != nil {
 			return err

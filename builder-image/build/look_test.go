@@ -44,3 +44,35 @@ func TestAnImageIsShownUntilTheAgentHasItsWord(t *testing.T) {
 		}
 	}
 }
+
+func TestAMapOfOneIsAnImage(t *testing.T) {
+	result := gateway.NewResult()
+	result.AddRef("linux/amd64", image{})
+	result.AddMeta(exptypes.ExporterPlatformsKey, []byte(`{}`))
+	result.AddMeta(exptypes.ExporterImageConfigKey+"/linux/amd64", []byte(`{"os":"linux"}`))
+	if err := oneImage(result); err != nil {
+		t.Fatal(err)
+	}
+	if result.Ref == nil || len(result.Refs) != 0 || len(result.Metadata) != 1 ||
+		string(result.Metadata[exptypes.ExporterImageConfigKey]) != `{"os":"linux"}` {
+		t.Errorf("made %+v", result)
+	}
+	result = gateway.NewResult()
+	result.AddRef("linux/amd64", image{})
+	result.AddRef("linux/arm64", image{})
+	if err := oneImage(result); !errors.Is(err, errSeveral) {
+		t.Errorf("of two: %v", err)
+	}
+}
+
+func TestAConfigurationThatCannotBeJudgedIsRefused(t *testing.T) {
+	for _, config := range []string{`{"a":`, `[]`, ` `, `{"a":"` + strings.Repeat("a", largestConfig) + `"}`} {
+		result := gateway.NewResult()
+		result.SetRef(image{})
+		result.AddMeta(exptypes.ExporterImageConfigKey, []byte(config))
+		agent := &conversation{asked: json.NewDecoder(strings.NewReader("")), lines: json.NewEncoder(&bytes.Buffer{})}
+		if err := agent.look(context.Background(), result); !errors.Is(err, errConfig) {
+			t.Errorf("%.20s: %v", config, err)
+		}
+	}
+}

@@ -55,3 +55,18 @@ func TestABuildkitdThatIsNotThereIsAFailureToo(t *testing.T) {
 		t.Error("no job was read as one")
 	}
 }
+
+// A syntax error's instruction may have as many lines as a megabyte has.
+func TestAFailureIsAShortLine(t *testing.T) {
+	place := &errdefs.Source{Info: &pb.SourceInfo{Filename: strings.Repeat("a", 1<<20)}}
+	for line := range int32(1 << 20) {
+		place.Ranges = append(place.Ranges, &pb.Range{Start: &pb.Position{Line: line + 1}, End: &pb.Position{Line: line + 1}})
+	}
+	told := failureOf(errdefs.WithSource(errors.New(strings.Repeat("\x00", 1<<20)), place))
+	if len(told.Sources) != 1 || len(told.Sources[0].Lines) != 1 || told.Sources[0].Lines[0] != (span{1, 1 << 20}) {
+		t.Errorf("%d places", len(told.Sources))
+	}
+	if line, _ := json.Marshal(told); len(line) > 1<<19 {
+		t.Errorf("%d bytes", len(line))
+	}
+}
