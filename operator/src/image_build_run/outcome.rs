@@ -2,7 +2,7 @@
 
 use kiln_agent_proto::{Failure, Result, Warning};
 use kiln_crds::image_build::{BuildFailure, BuildWarning, ImageContent, ImageLayer};
-use kiln_registry::text::{is_hidden, without_access};
+use kiln_registry::text::{is_hidden, plain_text, without_access};
 
 /// The most layers of an image in a status.
 const LAYERS: usize = 64;
@@ -39,8 +39,8 @@ pub fn sized<'a>(bytes: u64, layers: impl Iterator<Item = (u64, Option<&'a str>)
 #[must_use]
 pub fn warnings(warnings: &[Warning]) -> Vec<BuildWarning> {
     let warnings = warnings.iter().map(|warning| BuildWarning {
-        rule: cut(&warning.rule, 64),
-        message: cut(&warning.message, 512),
+        rule: plain_text(&warning.rule, 63),
+        message: plain_text(&warning.message, 511),
         platform: None,
         dockerfile: some(&warning.dockerfile),
         line: (warning.line > 0).then_some(warning.line),
@@ -123,6 +123,6 @@ mod tests {
         assert_eq!(found.layers[0], ImageLayer { bytes: 7, created_by: None });
         assert_eq!(found.layers[1].created_by.as_ref().map(String::len), Some(128));
         let found = warnings(&result.warnings);
-        assert_eq!((found.len(), found[0].rule.len(), found[0].line, found[1].line), (32, 64, None, Some(1)));
+        assert_eq!((found.len(), found[0].rule.chars().count(), found[0].line, found[1].line), (32, 64, None, Some(1)));
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use futures::StreamExt as _;
 use kiln_agent_proto::{Job as Spec, Layer, Result as JobResult};
-use kiln_registry::{Client, Descriptor, Digest, Identifier, Repository};
+use kiln_registry::{Client, Descriptor, Digest, Identifier, Repository, text::plain_text};
 use serde::Deserialize;
 
 use super::{
@@ -19,6 +19,9 @@ use super::{
     registries::Registries,
 };
 
+/// How much of its operating system's version and of each feature an image tells, in characters, and of how many features.
+const LONGEST_WORD: usize = 128;
+const MOST_FEATURES: usize = 16;
 /// How long the registry may take for everything.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The largest configuration that is read.
@@ -131,8 +134,10 @@ impl Content {
     pub fn put_into(self, result: &mut JobResult) {
         result.compressed_bytes = self.compressed;
         result.unpacked_bytes = self.unpacked.unwrap_or(0);
-        result.os_version = self.config.os_version;
-        result.os_features = self.config.os_features.unwrap_or_default();
+        // A base image's author wrote them.
+        result.os_version = plain_text(&self.config.os_version, LONGEST_WORD);
+        let features = self.config.os_features.iter().flatten().take(MOST_FEATURES);
+        result.os_features = features.map(|feature| plain_text(feature, LONGEST_WORD)).collect();
         result.layers =
             self.layers.into_iter().map(|(layer, created_by)| Layer { bytes: layer.size(), created_by }).collect();
     }

@@ -44,18 +44,21 @@ impl Excerpt {
     /// The lines that BuildKit names of the Dockerfile whose content is `content`, and what stands around them.
     #[must_use]
     pub fn of_place(place: &Place, content: &str) -> Self {
-        let is_guilty = |number: usize| {
-            place.lines.iter().any(|lines| (lines.first as usize..=lines.last as usize).contains(&number))
-        };
-        let all: Vec<&str> = content.split('\n').collect();
-        let guilty: Vec<usize> = (1..=all.len()).filter(|number| is_guilty(*number)).collect();
-        let line = place.lines.iter().map(|lines| lines.first).min().unwrap_or_default();
-        let (Some(first), Some(last)) = (guilty.first(), guilty.last()) else {
+        let guilty = joined(&place.lines);
+        let line = guilty.first().map(|lines| lines.first).unwrap_or_default();
+        let is_guilty =
+            |number: usize| guilty.iter().any(|lines| (lines.first as usize..=lines.last as usize).contains(&number));
+        let count = content.split('\n').count();
+        let Some(first) = guilty.iter().map(|lines| (lines.first as usize).max(1)).find(|first| *first <= count) else {
             return Self { file: place.file.clone(), line, lines: Vec::new() };
         };
-        let range = first.saturating_sub(AROUND).max(1)..=last.saturating_add(AROUND).min(all.len());
+        // One more than is shown tells that there are more.
+        let range = first.saturating_sub(AROUND).max(1)..=first.saturating_add(MOST_LINES + AROUND);
+        let numbered = content.split('\n').enumerate().map(|(index, text)| (index + 1, text));
+        let shown =
+            numbered.skip_while(|(number, _)| number < range.start()).take_while(|(number, _)| number <= range.end());
         let lines =
-            range.map(|number| Line { number, guilty: is_guilty(number), text: all[number - 1].to_owned() }).collect();
+            shown.map(|(number, text)| Line { number, guilty: is_guilty(number), text: text.to_owned() }).collect();
         Self { file: place.file.clone(), line, lines }
     }
 
@@ -91,6 +94,22 @@ impl Excerpt {
         }
         rendered
     }
+}
+
+/// In order, those that follow each other as one, and no more than can matter: each line is looked for in them.
+fn joined(lines: &[Lines]) -> Vec<Lines> {
+    let mut sorted: Vec<Lines> = lines.iter().copied().filter(|lines| lines.first <= lines.last).collect();
+    sorted.sort_unstable_by_key(|lines| lines.first);
+    let mut joined: Vec<Lines> = Vec::new();
+    for next in sorted {
+        if let Some(before) = joined.last_mut().filter(|before| next.first <= before.last.saturating_add(1)) {
+            before.last = before.last.max(next.last);
+        } else if joined.len() < MOST_LINES {
+            // Each has a line at least, and they are shown from the first one's.
+            joined.push(next);
+        }
+    }
+    joined
 }
 
 impl fmt::Debug for Excerpt {
@@ -141,6 +160,18 @@ mod tests {
 
     fn rendered(excerpt: &Excerpt) -> String {
         excerpt.render(str::to_owned).join("\n")
+    }
+
+    /// BuildKit names each line of a syntax error's instruction, and that may be a megabyte of them.
+    #[test]
+    fn as_many_lines_as_there_are() {
+        let content = "\n".repeat(1 << 20);
+        let lines = (1..1 << 20).rev().map(|line| Lines { first: line, last: line }).collect();
+        let excerpt = Excerpt::of_place(&Place { file: "Dockerfile".to_owned(), lines }, &content);
+        assert_eq!((excerpt.line, excerpt.render(str::to_owned).len()), (1, MOST_LINES));
+        let apart = (1..1 << 18).map(|line| Lines { first: 4 * line, last: 4 * line }).collect();
+        let excerpt = Excerpt::of_place(&Place { file: "Dockerfile".to_owned(), lines: apart }, &content);
+        assert_eq!((excerpt.line, excerpt.render(str::to_owned).len()), (4, MOST_LINES));
     }
 
     #[test]

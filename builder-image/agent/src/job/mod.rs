@@ -11,6 +11,8 @@ use std::{
 use kiln_agent_proto::{
     Failure, Job as Spec, Log, Phase, Result as JobResult, Step, event::Kind, source::Kind as SourceKind,
 };
+use kiln_registry::text::plain_text;
+use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -58,6 +60,10 @@ pub mod unpacking;
 const LONGEST_LOG: u64 = 16 << 20;
 /// The longest message of a failure, in bytes: it goes into an object's status.
 const LONGEST_MESSAGE: usize = 2048;
+/// The longest text of a warning, in characters.
+const LONGEST_WARNING: usize = 1024;
+/// The largest result, in bytes: an event that the operator does not take would never be answered.
+const LARGEST_RESULT: usize = 1 << 20;
 /// How late a line may be in the log on the volume.
 const FLUSH: Duration = Duration::from_secs(1);
 
@@ -164,6 +170,11 @@ impl Recorder {
                 for layer in &mut result.layers {
                     layer.created_by = self.masker.line(&layer.created_by);
                 }
+                for warning in &mut result.warnings {
+                    warning.message = plain_text(&self.masker.line(&warning.message), LONGEST_WARNING);
+                    warning.dockerfile = plain_text(&self.masker.line(&warning.dockerfile), LONGEST_WARNING);
+                }
+                fit(&mut result);
                 tracing::info!(digest = result.digest, "job succeeded");
                 let line = format!("succeeded {}", result.digest);
                 (Kind::Result(result), line)
@@ -260,6 +271,16 @@ async fn carry_out(
     build::Build { registry, spec, source: &source, work, memory }.run(recorder, stop).await
 }
 
+/// Leaves out what is told beside the image, where a base has so many layers that the result would be too large.
+fn fit(result: &mut JobResult) {
+    if result.encoded_len() > LARGEST_RESULT {
+        result.layers.clear();
+    }
+    if result.encoded_len() > LARGEST_RESULT {
+        result.warnings.clear();
+    }
+}
+
 /// Refuses the job where its pool wants a sandbox, and there is none for this reason.
 fn check_sandbox(spec: &Spec, problem: Option<&str>) -> Result<(), JobFailure> {
     let Some(problem) = problem.filter(|_| spec.require_sandbox) else { return Ok(()) };
@@ -292,6 +313,17 @@ fn process_failure(error: ProcessError) -> JobFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_result_is_no_larger_than_the_operator_takes() {
+        let layer = || kiln_agent_proto::Layer { bytes: 1, created_by: "x".repeat(100) };
+        let mut result = JobResult { layers: vec![layer(); 30_000], ..JobResult::default() };
+        fit(&mut result);
+        assert!(result.layers.is_empty());
+        result.layers = vec![layer(); 100];
+        fit(&mut result);
+        assert_eq!(result.layers.len(), 100);
+    }
 
     #[test]
     fn a_pool_may_want_a_sandbox() {

@@ -28,6 +28,13 @@ const DEEPEST: usize = 8;
 /// The longest path that is asked for, as the kernel has it.
 const LONGEST_PATH: usize = 4096;
 
+/// How many programs are followed, whatever they start of each other.
+const MOST_STARTED: usize = 64;
+/// How much of a command is looked at, and of the directories that programs are sought in: in words, and in bytes. No kernel
+/// starts what is much longer.
+const MOST_WORDS: usize = 1024;
+const LONGEST_COMMAND: usize = 64 << 10;
+
 /// The beginnings of files beneath an image's root, by path.
 pub type Files = BTreeMap<String, Beginning>;
 
@@ -75,7 +82,16 @@ pub fn look(config: &Config, platform: &str, permitted: &[String], files: &Files
         return Look::Done(Verdict::default());
     }
     let wanted = elf::usual(platform.split('/').nth(1).unwrap_or_default());
-    let mut looking = Looking { config, wanted, permitted, files, read: BTreeMap::new(), verdict: Verdict::default() };
+    let mut looking = Looking {
+        config,
+        wanted,
+        permitted,
+        files,
+        read: BTreeMap::new(),
+        verdict: Verdict::default(),
+        directories: directories(config),
+        started: 0,
+    };
     looking.all();
     if looking.read.is_empty() { Look::Done(looking.verdict) } else { Look::Read(looking.read) }
 }
@@ -87,6 +103,33 @@ struct Looking<'a> {
     files: &'a Files,
     read: BTreeMap<String, usize>,
     verdict: Verdict,
+    /// Where programs are sought that are named without one.
+    directories: Vec<String>,
+    /// How many programs were followed.
+    started: usize,
+}
+
+/// Those of `PATH`.
+fn directories(config: &Config) -> Vec<String> {
+    let set = config.config.iter().flat_map(|run| run.env.iter().flatten()).find_map(|set| set.strip_prefix("PATH="));
+    set.unwrap_or(PATH)
+        .split(':')
+        .take(MOST_WORDS)
+        .filter(|directory| directory.starts_with('/') && directory.len() <= LONGEST_PATH)
+        .take(MOST_DIRECTORIES)
+        .map(|directory| directory.trim_end_matches('/').to_owned())
+        .collect()
+}
+
+/// The beginning of a command, as far as it is looked at.
+fn bounded(words: Vec<String>) -> Vec<String> {
+    let mut room = LONGEST_COMMAND;
+    let fits = |word: &String| {
+        let fits = word.len() <= room;
+        room = room.saturating_sub(word.len());
+        fits
+    };
+    words.into_iter().take(MOST_WORDS).take_while(fits).collect()
 }
 
 /// What is known of a file.
@@ -109,22 +152,24 @@ impl<'a> Looking<'a> {
         let words = |of: Option<&'a Vec<String>>| of.map(Vec::as_slice).unwrap_or_default();
         let entrypoint = words(run.and_then(|run| run.entrypoint.as_ref()));
         let command = words(run.and_then(|run| run.cmd.as_ref()));
-        let all: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
+        let all = bounded(entrypoint.iter().chain(command).take(MOST_WORDS).cloned().collect());
         if all.is_empty() {
             self.starts(&["/bin/sh".to_owned()], 0);
         } else if self.starts(&all, 0) == Found::Script && !entrypoint.is_empty() {
             // Such a script ends with `exec "$@"` as a rule.
-            self.starts(command, 0);
+            self.starts(&bounded(command.iter().take(MOST_WORDS).cloned().collect()), 0);
         }
     }
 
     /// Looks at the program that the first word names, and at what the others have it start. Says what the last one is.
     fn starts(&mut self, words: &[String], depth: usize) -> Found {
-        let Some((name, rest)) = words.split_first().filter(|_| depth < DEEPEST) else { return Found::Other };
+        let has_room = depth < DEEPEST && self.started < MOST_STARTED;
+        let Some((name, rest)) = words.split_first().filter(|_| has_room) else { return Found::Other };
+        self.started += 1;
         let Some((path, bytes)) = self.find(name) else { return Found::Other };
         let found = self.file(&path, bytes, depth);
         match words::started_by(name, rest) {
-            Some(next) if !next.is_empty() => self.starts(&next, depth + 1),
+            Some(next) if !next.is_empty() => self.starts(&bounded(next), depth + 1),
             _ => found,
         }
     }
@@ -140,12 +185,7 @@ impl<'a> Looking<'a> {
         } else if name.is_empty() {
             Vec::new()
         } else {
-            let set = run.and_then(|run| run.env.iter().flatten().find_map(|set| set.strip_prefix("PATH=")));
-            let directories = set.unwrap_or(PATH).split(':').filter(|directory| directory.starts_with('/'));
-            directories
-                .take(MOST_DIRECTORIES)
-                .map(|directory| format!("{}/{name}", directory.trim_end_matches('/')))
-                .collect()
+            self.directories.iter().map(|directory| format!("{directory}/{name}")).collect()
         };
         // All are asked for at once, and the first that is there counts.
         let known: Vec<_> = paths.into_iter().map(|path| (self.get(&path, FIRST), path)).collect();

@@ -21,6 +21,8 @@ const TAIL: usize = 20;
 const LONGEST_PIECE: usize = 64 << 10;
 /// The most steps that are told of: no honest Dockerfile has so many.
 const MOST_STEPS: usize = 2000;
+/// How many more are known that failed.
+const MOST_FAILED: usize = 64;
 /// The most base images that are noted.
 const MOST_BASES: usize = 256;
 /// The most warnings that are told.
@@ -312,7 +314,9 @@ impl<'a> Progress<'a> {
     fn vertex(&mut self, vertex: Vertex, updates: &mut Vec<Update>) {
         // Named when the build is planned, told when it begins.
         let Some(started) = vertex.started.as_deref().and_then(|time| time.parse().ok()) else { return };
-        if self.steps.len() >= MOST_STEPS && vertex.error.is_empty() && !self.steps.contains_key(&vertex.digest) {
+        // Of those that fail some more: one of them tells why.
+        let most = if vertex.error.is_empty() { MOST_STEPS } else { MOST_STEPS + MOST_FAILED };
+        if self.steps.len() >= most && !self.steps.contains_key(&vertex.digest) {
             return;
         }
         // What begins with nothing is no RUN, COPY or ADD of a stage that has a base.

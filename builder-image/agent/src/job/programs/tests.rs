@@ -50,6 +50,44 @@ fn foreign(config_json: &str, image: &[(&str, Vec<u8>)]) -> Option<String> {
     looked(&config(config_json), "linux/arm64", &[], image).0.foreign.map(|foreign| foreign.path)
 }
 
+/// Words that start each other again and again, each sought in as many directories as a configuration holds.
+#[test]
+fn a_configuration_takes_as_much_work_as_an_honest_one() {
+    let words = vec!["env"; 9];
+    let path = format!("PATH=/b{}", ":".repeat(4 << 20));
+    let run = serde_json::json!({"Entrypoint": words, "Cmd": words, "Env": [path]});
+    let script = format!("#!{}\n", words.join(" ")).into_bytes();
+    let (verdict, files) = looked(&config(&run.to_string()), "linux/arm64", &[], &[("/b/env", script)]);
+    assert_eq!((verdict, files.len()), (Verdict::default(), 1));
+    let run = serde_json::json!({"Cmd": ["sh", "-c", format!("env {}", "a ".repeat(2 << 20))]});
+    let started = look(&config(&run.to_string()), "linux/arm64", &[], &Files::new());
+    assert!(
+        matches!(started, Look::Read(wanted) if wanted.len() == PATH.split(':').count()),
+        "a longer script is not read"
+    );
+}
+
+#[test]
+fn no_more_programs_are_followed_than_are_counted() {
+    let run = serde_json::json!({"Entrypoint": ["/s", "/s", "env"], "Cmd": ["env", "env", "/s"]});
+    let config = config(&run.to_string());
+    let script = b"#!/s env env env env env env env env\n".to_vec();
+    let files = BTreeMap::from([("/s".to_owned(), Beginning { asked: FIRST, bytes: Some(script) })]);
+    let wanted = elf::usual("arm64");
+    let mut looking = Looking {
+        config: &config,
+        wanted,
+        permitted: &[],
+        files: &files,
+        read: BTreeMap::new(),
+        verdict: Verdict::default(),
+        directories: directories(&config),
+        started: 0,
+    };
+    looking.all();
+    assert!(looking.started <= MOST_STARTED, "{}", looking.started);
+}
+
 #[test]
 fn the_program_that_is_foreign() {
     let (own, other) = (elf(ARM64, None), elf(AMD64, None));
