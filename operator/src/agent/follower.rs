@@ -167,7 +167,10 @@ impl Follower {
         loop {
             let due = self.news.due();
             let event = tokio::select! {
-                event = events.message() => event?,
+                event = events.message() => match event {
+                    Ok(event) => event,
+                    Err(status) => return unreadable(&status).ok_or_else(|| status.into()),
+                },
                 () = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await }, if due.is_some() => {
                     self.tell();
                     continue;
@@ -190,6 +193,18 @@ impl Follower {
         self.news.told(Instant::now());
         self.observe(self.progress.current().map_or(Observation::Connecting, Observation::Running));
     }
+}
+
+/// What comes of a job whose agent says more of it than is taken: it would say so again, and is no agent that is lost.
+fn unreadable(status: &tonic::Status) -> Option<Observation> {
+    (status.code() == Code::OutOfRange).then(|| {
+        Observation::Failed(proto::Failure {
+            class: proto::failure::Class::Infrastructure.into(),
+            reason: "AgentFailed".to_owned(),
+            message: "the builder told more of the job than Kiln takes".to_owned(),
+            ..proto::Failure::default()
+        })
+    })
 }
 
 /// Has the agent start a job. `Some`: it does not.
@@ -244,6 +259,13 @@ mod tests {
         news.told(at(1260));
         news.changed(at(9000));
         assert_eq!(due(&news), Some(9250));
+    }
+
+    #[test]
+    fn an_agent_that_says_too_much_is_not_lost() {
+        let failed = |status| matches!(unreadable(&status), Some(Observation::Failed(_)));
+        assert!(failed(tonic::Status::out_of_range("decoded message length too large")));
+        assert!(!failed(tonic::Status::unavailable("the connection broke")));
     }
 
     #[test]
