@@ -151,14 +151,32 @@ impl fmt::Display for Reason {
 /// Whether a failure with this reason, the operator's or an agent's, can be mended by changing a credential.
 #[must_use]
 pub fn is_credential(reason: &str) -> bool {
+    /// An agent's alone.
+    const SOURCE: &str = "SourceUnauthorized";
     const CREDENTIAL: &[Reason] = &[
         Reason::SecretNotFound,
         Reason::SecretInvalid,
         Reason::CaNotFound,
         Reason::CaInvalid,
         Reason::GitUnauthorized,
+        Reason::GitHostKeyUnknown,
         Reason::RegistryUnauthorized,
         Reason::PushDenied,
     ];
-    CREDENTIAL.iter().any(|known| known.as_str() == reason)
+    reason == SOURCE || CREDENTIAL.iter().any(|known| known.as_str() == reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_credential_mends_for_an_agent_it_mends_for_the_operator() {
+        let agents = include_str!("../../builder-image/agent/src/reasons.rs");
+        let mended: Vec<&str> = agents.lines().filter_map(|line| line.trim().strip_suffix(": Credential,")).collect();
+        assert!(mended.len() > 4, "{mended:?}");
+        for reason in mended {
+            assert!(is_credential(reason), "{reason}");
+        }
+    }
 }
