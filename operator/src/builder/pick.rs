@@ -3,8 +3,8 @@
 //! Jobs are served in the order of their runs. A job goes to the slot of its trust domain where it was last, for there is
 //! its cache, if that has room or can be opened; else to the lowest slot that has room, for the lower a slot, the warmer
 //! its cache. A new slot is opened only where all are full and the limits allow it, if need be in the place of an idle
-//! builder of somebody else. A namespace at its limit of volumes gives up the one that it has not
-//! used for longest, as a cache does.
+//! builder of somebody else. A namespace at its limit of volumes gives up the one that it has not used for longest, as a
+//! cache does.
 
 use std::collections::BTreeMap;
 
@@ -218,16 +218,15 @@ fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Cho
         .filter(|(builder, _)| builder.serves(request) && builder.jobs < limits.jobs_per_builder)
         // The first of those that are alike.
         .min_by_key(|(builder, _)| !request.was_last_on(&builder.id));
-    let of_namespace: Vec<&Builder> = builders
-        .values()
-        .map(|(builder, _)| builder)
-        .filter(|builder| {
+    let all = || builders.values().map(|(builder, _)| builder);
+    let of_namespace = || {
+        all().filter(|builder| {
             builder.id.domain.namespace_uid == request.domain.namespace_uid
                 && builder.id.architecture == request.architecture
         })
-        .collect();
-    let has_room =
-        of_namespace.len() < limits.builders_per_namespace as usize && builders.len() < limits.builders as usize;
+    };
+    let namespace_is_full = || of_namespace().count() >= limits.builders_per_namespace as usize;
+    let pool_is_full = builders.len() >= limits.builders as usize;
     let id = |slot| BuilderId {
         pool: pool.to_owned(),
         domain: request.domain.clone(),
@@ -239,7 +238,7 @@ fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Cho
     if let Some((builder, exists)) = open {
         // A builder is up in seconds; what its cache does not have takes as long as it did the first time.
         let last = if request.was_last_on(&builder.id) { None } else { kept.find(|id| request.was_last_on(id)) };
-        if let Some(last) = last.filter(|_| has_room) {
+        if let Some(last) = last.filter(|_| !pool_is_full && !namespace_is_full()) {
             return Choice::New(last);
         }
         let id = builder.id.clone();
@@ -255,13 +254,12 @@ fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Cho
     if siblings.iter().any(|(builder, _)| builder.terminating && !builder.stuck) {
         return Choice::Wait(Wait::Slot);
     }
-    let idle = |builder: &&&Builder| builder.jobs == 0 && !builder.terminating && builder.id.domain != request.domain;
-    if of_namespace.len() >= limits.builders_per_namespace as usize {
-        return evict(&of_namespace, idle, Wait::BuildersPerNamespace);
+    let idle = |builder: &&Builder| builder.jobs == 0 && !builder.terminating && builder.id.domain != request.domain;
+    if namespace_is_full() {
+        return evict(of_namespace(), idle, Wait::BuildersPerNamespace);
     }
-    if builders.len() >= limits.builders as usize {
-        let all: Vec<&Builder> = builders.values().map(|(builder, _)| builder).collect();
-        return evict(&all, idle, Wait::Builders);
+    if pool_is_full {
+        return evict(all(), idle, Wait::Builders);
     }
     // A slot that has its cache already, before one that is to begin without; its own before another's.
     if let Some(id) = kept.min_by_key(|id| !request.was_last_on(id)) {
@@ -273,8 +271,12 @@ fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Cho
     }
 }
 
-fn evict(among: &[&Builder], idle: impl Fn(&&&Builder) -> bool, otherwise: Wait) -> Choice {
-    among.iter().find(idle).map_or(Choice::Wait(otherwise), |builder| Choice::Evict(builder.id.clone()))
+fn evict<'a>(
+    mut among: impl Iterator<Item = &'a Builder>,
+    idle: impl Fn(&&Builder) -> bool,
+    otherwise: Wait,
+) -> Choice {
+    among.find(|builder| idle(builder)).map_or(Choice::Wait(otherwise), |builder| Choice::Evict(builder.id.clone()))
 }
 
 /// What must happen before the namespace of a request may have one more volume. `None`: nothing.

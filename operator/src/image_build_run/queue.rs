@@ -137,12 +137,10 @@ impl Queue {
 fn last_builders(context: &Context, waiting: &[Arc<ImageBuildRun>]) -> HashMap<(String, String), (u64, String)> {
     let uids: HashSet<&str> = waiting.iter().map(|run| run.spec.image_build.uid.as_str()).collect();
     let mut last = HashMap::<(String, String), (u64, String)>::new();
-    for run in context.stores.runs.state() {
-        let uid = run.spec.image_build.uid.as_str();
-        let Some(status) = run.status.as_ref().filter(|_| uids.contains(uid)) else { continue };
-        for platform in &status.platforms {
+    for run in context.stores.runs.state_filter(|run| uids.contains(run.spec.image_build.uid.as_str())) {
+        for platform in run.status.iter().flat_map(|status| &status.platforms) {
             let Some(builder) = &platform.builder else { continue };
-            let known = last.entry((uid.to_owned(), platform.name.clone())).or_default();
+            let known = last.entry((run.spec.image_build.uid.clone(), platform.name.clone())).or_default();
             if known.0 <= run.spec.number {
                 *known = (run.spec.number, builder.pod.clone());
             }
