@@ -67,9 +67,7 @@ func oneImage(result *gateway.Result) error {
 			}
 		}
 		delete(result.Metadata, exptypes.ExporterPlatformsKey)
-		if result.Attestations != nil {
-			result.Attestations = nil
-		}
+		result.Attestations = nil
 	}
 	return nil
 }

@@ -122,14 +122,14 @@ fn directories(config: &Config) -> Vec<String> {
 }
 
 /// The beginning of a command, as far as it is looked at.
-fn bounded(words: Vec<String>) -> Vec<String> {
+fn bounded<'w>(words: impl IntoIterator<Item = &'w String>) -> Vec<String> {
     let mut room = LONGEST_COMMAND;
-    let fits = |word: &String| {
+    let fits = |word: &&String| {
         let fits = word.len() <= room;
         room = room.saturating_sub(word.len());
         fits
     };
-    words.into_iter().take(MOST_WORDS).take_while(fits).collect()
+    words.into_iter().take(MOST_WORDS).take_while(fits).cloned().collect()
 }
 
 /// What is known of a file.
@@ -152,12 +152,12 @@ impl<'a> Looking<'a> {
         let words = |of: Option<&'a Vec<String>>| of.map(Vec::as_slice).unwrap_or_default();
         let entrypoint = words(run.and_then(|run| run.entrypoint.as_ref()));
         let command = words(run.and_then(|run| run.cmd.as_ref()));
-        let all = bounded(entrypoint.iter().chain(command).take(MOST_WORDS).cloned().collect());
+        let all = bounded(entrypoint.iter().chain(command));
         if all.is_empty() {
             self.starts(&["/bin/sh".to_owned()], 0);
         } else if self.starts(&all, 0) == Found::Script && !entrypoint.is_empty() {
             // Such a script ends with `exec "$@"` as a rule.
-            self.starts(&bounded(command.iter().take(MOST_WORDS).cloned().collect()), 0);
+            self.starts(&bounded(command), 0);
         }
     }
 
@@ -169,7 +169,7 @@ impl<'a> Looking<'a> {
         let Some((path, bytes)) = self.find(name) else { return Found::Other };
         let found = self.file(&path, bytes, depth);
         match words::started_by(name, rest) {
-            Some(next) if !next.is_empty() => self.starts(&bounded(next), depth + 1),
+            Some(next) if !next.is_empty() => self.starts(&bounded(&next), depth + 1),
             _ => found,
         }
     }
