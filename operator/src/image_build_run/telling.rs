@@ -6,14 +6,13 @@ const TRACEBACK: &str = "Traceback (most recent call last):";
 /// What the line above an error says.
 const ANNOUNCED: [&str; 2] = ["* What went wrong:", "error during build:"];
 /// What stands at the beginning of an error, whatever tool writes it: npm and yarn, apt, pip, git, compilers, Go, the JVM.
-const MARKS: [&str; 19] = [
+const MARKS: [&str; 18] = [
     "npm error ",
     "npm ERR! ",
     "E: ",
     "ERROR: ",
     "ERROR ",
     "[ERROR] ",
-    "Error: ",
     "error: ",
     "error[",
     "error TS",
