@@ -52,6 +52,8 @@ type job struct {
 	Look bool `json:"look"`
 	// Authorities are files with the CA of a registry's token realm, by the registry's host.
 	Authorities map[string]string `json:"authorities"`
+	// Hosts has the login for registries that ask for user and password themselves, which are shown one, by host.
+	Hosts map[string]string `json:"hosts"`
 }
 
 type entry struct {
@@ -204,7 +206,11 @@ func (to *channel) Done() <-chan struct{}            { return to.done }
 func (to *channel) Err() error                       { return nil }
 
 func options(wanted *job) (*client.SolveOpt, error) {
-	provider, err := newTokens(wanted.Authorities)
+	logins, err := readLogins(wanted.Hosts)
+	if err != nil {
+		return nil, err
+	}
+	provider, err := newTokens(wanted.Authorities, logins)
 	if err != nil {
 		return nil, err
 	}

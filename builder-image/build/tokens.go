@@ -4,23 +4,26 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
+	"strings"
 
-	"github.com/docker/cli/cli/config"
+	remotes "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/moby/buildkit/session/auth"
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/moby/buildkit/util/progress/progresswriter"
 	httptrace "github.com/moby/buildkit/util/tracing"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // tokens fetches the tokens of registries with the job's logins. A CA counts for the realm of its own registry alone:
 // BuildKit's provider, told of it, would trust it for all that is fetched later.
 type tokens struct {
 	auth.AuthServer
+	logins *logins
 	logged interface {
 		SetLogger(progresswriter.Logger)
 	}
@@ -43,8 +46,8 @@ func (of *transports) RoundTrip(request *http.Request) (*http.Response, error) {
 	return of.others.RoundTrip(request)
 }
 
-// newTokens takes files with the CAs of realms, by the registry's host.
-func newTokens(authorities map[string]string) (*tokens, error) {
+// newTokens takes files with the CAs of realms, by the registry's host, and what registries are shown.
+func newTokens(authorities map[string]string, logins *logins) (*tokens, error) {
 	all := &transports{own: map[string]http.RoundTripper{}, others: http.DefaultTransport}
 	for host, file := range authorities {
 		bundle, err := os.ReadFile(file)
@@ -63,9 +66,9 @@ func newTokens(authorities map[string]string) (*tokens, error) {
 	// BuildKit's provider takes this one.
 	httptrace.DefaultClient.Transport = httptrace.NewTransport(all)
 	provider := authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
-		AuthConfigProvider: authprovider.LoadAuthConfig(config.LoadDefaultConfigFile(io.Discard)),
+		AuthConfigProvider: logins.provide,
 	})
-	made := &tokens{}
+	made := &tokens{logins: logins}
 	var ok bool
 	if made.AuthServer, ok = provider.(auth.AuthServer); !ok {
 		return nil, fmt.Errorf("BuildKit's provider of tokens is another: %T", provider)
@@ -84,7 +87,34 @@ func (of *tokens) Register(server *grpc.Server) { auth.RegisterAuthServer(server
 // SetLogger has it tell what it fetches.
 func (of *tokens) SetLogger(logger progresswriter.Logger) { of.logged.SetLogger(logger) }
 
-// FetchToken asks the realm of a registry.
+// FetchToken asks the realm of a registry, with the login of the repository that the request is about. Where the realm
+// refuses what is asked for other repositories beside, as for taking a layer from one, it is asked for that one alone.
 func (of *tokens) FetchToken(ctx context.Context, asked *auth.FetchTokenRequest) (*auth.FetchTokenResponse, error) {
-	return of.AuthServer.FetchToken(context.WithValue(ctx, registry{}, asked.Host), asked)
+	ctx = context.WithValue(ctx, registry{}, asked.Host)
+	repository := of.logins.about(asked.Host, asked.Scopes)
+	if repository != "" {
+		ctx = context.WithValue(ctx, chosen{}, of.logins.forRepository(asked.Host, repository))
+	}
+	answer, err := of.AuthServer.FetchToken(ctx, asked)
+	if own := ofRepository(asked.Scopes, repository); err != nil && isRefusal(err) && 0 < len(own) && len(own) < len(asked.Scopes) {
+		alone := proto.CloneOf(asked)
+		alone.Scopes = own
+		return of.AuthServer.FetchToken(ctx, alone)
+	}
+	return answer, err
+}
+
+func ofRepository(scopes []string, repository string) []string {
+	var own []string
+	for _, scope := range scopes {
+		if strings.HasPrefix(scope, "repository:"+repository+":") {
+			own = append(own, scope)
+		}
+	}
+	return own
+}
+
+func isRefusal(err error) bool {
+	var answered remotes.ErrUnexpectedStatus
+	return errors.As(err, &answered) && (answered.StatusCode == http.StatusUnauthorized || answered.StatusCode == http.StatusForbidden)
 }

@@ -18,12 +18,7 @@ func TestACACountsForItsOwnRegistry(t *testing.T) {
 		_, _ = answer.Write([]byte(`{"token": "secret"}`))
 	}))
 	defer realm.Close()
-	file := filepath.Join(t.TempDir(), "ca.pem")
-	bundle := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: realm.Certificate().Raw})
-	if err := os.WriteFile(file, bundle, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	provider, err := newTokens(map[string]string{"own.example": file})
+	provider, err := newTokens(trusted(t, realm, "own.example"), testLogins())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,4 +28,14 @@ func TestACACountsForItsOwnRegistry(t *testing.T) {
 			t.Errorf("%s: %v", host, err)
 		}
 	}
+}
+
+// trusted has the realm's certificate count for a registry.
+func trusted(t *testing.T, realm *httptest.Server, host string) map[string]string {
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	bundle := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: realm.Certificate().Raw})
+	if err := os.WriteFile(file, bundle, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return map[string]string{host: file}
 }

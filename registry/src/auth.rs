@@ -12,8 +12,8 @@ use reqwest::{Response, Url};
 use serde::Deserialize;
 
 use super::challenge::Challenge;
-use super::credentials::{Login, LoginSecret};
 use super::error::{Attempt, Error, ErrorKind};
+use super::login::{Login, LoginSecret};
 use super::reference::Repository;
 use crate::http_client::{HttpClient, SecretString, TransportFailure, read_bounded, read_prefix};
 
@@ -66,6 +66,11 @@ pub(super) struct Asking<'a> {
 }
 
 impl Auth {
+    /// Whether the registry's last challenge was for user and password themselves. `None`: there was none.
+    pub(super) fn is_basic(&self, registry: &str) -> Option<bool> {
+        lock(&self.challenges).get(registry).map(|challenge| *challenge == Challenge::Basic)
+    }
+
     /// The `Authorization` to send from the start, as far as the registry's challenge is known already.
     pub(super) async fn known(&self, asking: &Asking<'_>) -> Result<Option<HeaderValue>, Error> {
         let registry = &asking.attempt.registry;
@@ -278,6 +283,7 @@ mod tests {
     fn masks_echoes() {
         let login = Login {
             registry: "r".into(),
+            path: String::new(),
             username: "me".into(),
             secret: LoginSecret::Password(SecretString::new("hunter2")),
         };

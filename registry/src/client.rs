@@ -8,13 +8,14 @@ use oci_spec::image::{Descriptor, Digest, MediaType};
 use reqwest::Url;
 
 use super::auth::{Auth, Scope};
-use super::credentials::Login;
+use super::challenge::{self, Challenge};
 use super::error::{Attempt, Error};
+use super::login::Login;
 use super::reference::{Identifier, Repository};
 use super::request::Request;
 use super::sha256_digest;
 use super::transfer;
-use crate::http_client::{HttpClient, read_bounded};
+use crate::http_client::{HttpClient, TransportFailure, read_bounded};
 
 /// The largest manifest that registries must accept is 4 MiB.
 const MANIFEST_LIMIT: usize = 4 * 1024 * 1024;
@@ -98,6 +99,21 @@ impl Client {
         format!("{scheme}://{}/v2/{}/{rest}", repository.api_host(), repository.path)
             .parse()
             .map_err(|_| attempt.protocol("its name makes no URL"))
+    }
+
+    /// Whether the registry wants user and password with each request (Basic), so that one login is shown for all that it
+    /// has. Nothing is shown to learn it.
+    pub async fn is_basic(&self, repository: &Repository) -> Result<bool, Error> {
+        if let Some(known) = self.inner.auth.is_basic(&repository.registry) {
+            return Ok(known);
+        }
+        let attempt = self.attempt(repository, "ask how to log in for");
+        let url =
+            self.url(&attempt, repository, "")?.join("/v2/").map_err(|_| attempt.protocol("its name makes no URL"))?;
+        let request = self.inner.http.request(Method::GET, url).map_err(|e| attempt.transport(&e))?;
+        let response = request.send().await.map_err(|e| attempt.transport(&TransportFailure::from_reqwest(&e)))?;
+        let offered = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+        Ok(challenge::choose(offered.filter_map(|v| v.to_str().ok())) == Some(Challenge::Basic))
     }
 
     /// Whether the credential may push to `repository`: starts an upload, and cancels it.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Scheme};
-use super::credentials::Login;
+use super::login::Login;
 use crate::http_client::HttpClient;
 
 /// How many clients are kept.
@@ -57,7 +57,7 @@ mod tests {
 
     fn login(registry: &str, password: &str) -> Login {
         let secret = LoginSecret::Password(SecretString::new(password));
-        Login { registry: registry.into(), username: "me".into(), secret }
+        Login { registry: registry.into(), path: String::new(), username: "me".into(), secret }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use oci_spec::image::{Descriptor, Digest};
 
 use super::auth::Scope;
 use super::client::{Client, Upload};
-use super::error::Error;
+use super::error::{Error, ErrorKind};
 use super::manifest::{Link, Links};
 use super::reference::{Identifier, Repository};
 use super::request::Request;
@@ -88,11 +88,14 @@ async fn copy_blob(ends: Ends<'_>, blob: Descriptor) -> Result<(), Error> {
     }
     let attempt = target.attempt(to, &format!("copy the blob {digest} to"));
     if from.registry == to.registry {
-        match target.begin_upload(&attempt, to, Some((from, digest))).await? {
-            Upload::Mounted => return Ok(()),
+        match target.begin_upload(&attempt, to, Some((from, digest))).await {
+            Ok(Upload::Mounted) => return Ok(()),
             // It would be too old once there is room for the transfer.
-            Upload::Session(url) => target.cancel_upload(&attempt, to, url).await,
-            Upload::Nowhere => return Err(nowhere(&attempt)),
+            Ok(Upload::Session(url)) => target.cancel_upload(&attempt, to, url).await,
+            Ok(Upload::Nowhere) => return Err(nowhere(&attempt)),
+            // The login for the one repository need not be good for the other.
+            Err(error) if matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Denied) => {}
+            Err(error) => return Err(error),
         }
     }
     let _transfer = transfer::begin().await;

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use k8s_openapi::ByteString;
 use serde::Deserialize;
 
+use super::login::{Login, LoginSecret};
 use super::reference::{DOCKER_HUB, Repository, is_docker_hub};
 use crate::http_client::SecretString;
 
@@ -18,34 +19,6 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What is shown to one registry.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Login {
-    /// Host with optional port, `docker.io` for Docker Hub. The login is sent to this registry only.
-    pub registry: String,
-    /// The account's name.
-    pub username: String,
-    /// What proves it.
-    pub secret: LoginSecret,
-}
-
-/// What proves an account.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum LoginSecret {
-    /// A password or access token, for Basic authentication.
-    Password(SecretString),
-    /// A refresh token that the token service exchanges (OAuth 2).
-    IdentityToken(SecretString),
-}
-
-impl LoginSecret {
-    pub(super) fn expose(&self) -> &str {
-        match self {
-            Self::Password(secret) | Self::IdentityToken(secret) => secret.expose(),
-        }
-    }
-}
-
 /// The logins that one Secret holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials(Kind);
@@ -54,8 +27,8 @@ pub struct Credentials(Kind);
 enum Kind {
     /// For whatever registry the Secret is named for.
     Plain { username: String, password: SecretString },
-    /// By host, with optional path: the key of Docker's file, normalised.
-    ByHost(BTreeMap<String, (String, LoginSecret)>),
+    /// For what the keys of Docker's file name.
+    Named(Vec<Login>),
 }
 
 /// What is wrong with a Secret that should hold a registry's credentials.
@@ -125,54 +98,42 @@ impl Credentials {
         // serde_json's messages can quote values, so only the place is passed on.
         let file: ConfigFile = serde_json::from_slice(json)
             .map_err(|e| CredentialsError::Malformed(format!("line {}, column {}", e.line(), e.column())))?;
-        let mut logins = BTreeMap::new();
+        let mut logins = Vec::new();
         for (key, entry) in file.auths {
-            let Some(login) = login(entry).map_err(|()| CredentialsError::BrokenEntry(key.clone()))? else { continue };
-            logins.insert(normalise(&key), login);
+            let read = account(entry).map_err(|()| CredentialsError::BrokenEntry(key.clone()))?;
+            let Some((username, secret)) = read else { continue };
+            let (registry, path) = named(&key);
+            logins.push(Login { registry, path, username, secret });
         }
         if logins.is_empty() {
             let helper = file.creds_store.or_else(|| file.cred_helpers.into_values().next());
             return Err(helper.map_or(CredentialsError::Empty, CredentialsError::Helper));
         }
-        Ok(Self(Kind::ByHost(logins)))
+        Ok(Self(Kind::Named(logins)))
     }
 
-    /// The login for `repository`: of several entries the one with the longest matching path.
+    /// The login for `repository`.
     #[must_use]
-    pub fn for_registry(&self, repository: &Repository) -> Option<Login> {
-        let registry = repository.registry.clone();
-        match &self.0 {
-            Kind::Plain { username, password } => {
-                Some(Login { registry, username: username.clone(), secret: LoginSecret::Password(password.clone()) })
-            }
-            Kind::ByHost(logins) => {
-                let whole = repository.to_string();
-                let (username, secret) =
-                    std::iter::successors(Some(whole.as_str()), |key| key.rsplit_once('/').map(|(parent, _)| parent))
-                        .find_map(|key| logins.get(key))?
-                        .clone();
-                Some(Login { registry, username, secret })
-            }
-        }
+    pub fn for_repository(&self, repository: &Repository) -> Option<Login> {
+        Login::choose(&self.logins(Some(repository)), repository)
     }
 
-    /// All logins, one a host, for those who read base images. `repository` is the one that the Secret is named
-    /// for, if any: its login stands for its host, and is the only one of a `username`/`password` Secret.
+    /// All logins. `repository` is the one that the Secret is named for, if any: a `username`/`password` Secret is for all of
+    /// its registry, and else for none.
     #[must_use]
     pub fn logins(&self, repository: Option<&Repository>) -> Vec<Login> {
-        let mut logins = BTreeMap::new();
-        if let Kind::ByHost(entries) = &self.0 {
-            for (key, (username, secret)) in entries {
-                let registry = key.split('/').next().unwrap_or(key).to_owned();
-                let login = Login { registry: registry.clone(), username: username.clone(), secret: secret.clone() };
-                // In sorted order an entry for the whole host comes before those for its paths.
-                logins.entry(registry).or_insert(login);
+        match &self.0 {
+            Kind::Plain { username, password } => {
+                let login = |repository: &Repository| Login {
+                    registry: repository.registry.clone(),
+                    path: String::new(),
+                    username: username.clone(),
+                    secret: LoginSecret::Password(password.clone()),
+                };
+                repository.map(login).into_iter().collect()
             }
+            Kind::Named(logins) => logins.clone(),
         }
-        if let Some(login) = repository.and_then(|r| self.for_registry(r)) {
-            logins.insert(login.registry.clone(), login);
-        }
-        logins.into_values().collect()
     }
 }
 
@@ -182,7 +143,7 @@ fn line(bytes: &[u8]) -> Option<String> {
     (!text.is_empty() && !text.chars().any(char::is_control)).then(|| text.to_owned())
 }
 
-fn login(entry: Entry) -> Result<Option<(String, LoginSecret)>, ()> {
+fn account(entry: Entry) -> Result<Option<(String, LoginSecret)>, ()> {
     let decoded = match entry.auth.filter(|auth| !auth.is_empty()) {
         Some(auth) => {
             let bytes = BASE64.decode(auth.trim()).map_err(|_| ())?;
@@ -205,17 +166,15 @@ fn login(entry: Entry) -> Result<Option<(String, LoginSecret)>, ()> {
     Ok(Some((username, LoginSecret::Password(SecretString::new(password)))))
 }
 
-/// `https://host/v1/`, `host`, `host/path` → `host[/path]`, Docker Hub under its canonical name.
-fn normalise(key: &str) -> String {
+/// Host and path of `https://host/v1/`, `host`, `host/path`; Docker Hub under its canonical name.
+fn named(key: &str) -> (String, String) {
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let key = key.trim_end_matches('/');
     let (host, path) = key.split_once('/').unwrap_or((key, ""));
     let host = host.to_ascii_lowercase();
     let host = if is_docker_hub(&host) { DOCKER_HUB.to_owned() } else { host };
-    match path {
-        "" | "v1" | "v2" => host,
-        path => format!("{host}/{}", path.trim_start_matches("v2/")),
-    }
+    let path = if matches!(path, "v1" | "v2") { "" } else { path.strip_prefix("v2/").unwrap_or(path) };
+    (host, path.to_owned())
 }
 
 #[cfg(test)]
@@ -227,7 +186,7 @@ mod tests {
     }
 
     fn user(credentials: &Credentials, repository: &str) -> Option<String> {
-        let login = credentials.for_registry(&Repository::parse(repository).unwrap())?;
+        let login = credentials.for_repository(&Repository::parse(repository).unwrap())?;
         Some(format!("{}:{}", login.username, login.secret.expose()))
     }
 
@@ -257,13 +216,9 @@ mod tests {
         ] {
             assert_eq!(user(&credentials, repository).as_deref(), expected, "{repository}");
         }
-        let hosts = |repository: Option<&str>| {
-            let repository = repository.map(|r| Repository::parse(r).unwrap());
-            let logins = credentials.logins(repository.as_ref());
-            logins.into_iter().map(|l| format!("{} {}", l.registry, l.username)).collect::<Vec<_>>()
-        };
-        assert_eq!(hosts(None), ["docker.io hub", "ghcr.io whole", "reg.example:5000 reg"]);
-        assert_eq!(hosts(Some("ghcr.io/team/app")), ["docker.io hub", "ghcr.io app", "reg.example:5000 reg"]);
+        let all: Vec<String> =
+            credentials.logins(None).iter().map(|l| format!("{}/{} {}", l.registry, l.path, l.username)).collect();
+        insta::assert_snapshot!(all.join(", "), @"ghcr.io/ whole, ghcr.io/team team, ghcr.io/team/app app, reg.example:5000/ reg, docker.io/ hub");
     }
 
     #[test]
@@ -310,7 +265,7 @@ mod tests {
     fn identity_tokens() {
         let credentials =
             config(r#"{"auths": {"acr.example": {"auth": "PHRva2VuPjo=", "identitytoken": "refresh"}}}"#).unwrap();
-        let login = credentials.for_registry(&Repository::parse("acr.example/x").unwrap()).unwrap();
+        let login = credentials.for_repository(&Repository::parse("acr.example/x").unwrap()).unwrap();
         assert_eq!(login.secret, LoginSecret::IdentityToken(SecretString::new("refresh")));
     }
 

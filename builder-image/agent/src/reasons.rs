@@ -141,6 +141,8 @@ reasons! {
     DownloadFailed: Infrastructure,
     /// The certificate of the server that ADD downloads from is not signed by a trusted CA.
     DownloadCertificateUntrusted: User,
+    /// A registry without tokens is shown one login in a build, and two of its repositories have different ones.
+    RegistryLoginAmbiguous: Credential,
     /// A registry refused to take the image.
     PushDenied: Credential,
     /// A registry's certificate is not signed by a trusted CA.

@@ -101,6 +101,7 @@ impl Inputs {
             };
             proto::Login {
                 registry: login.registry.clone(),
+                path: login.path.clone(),
                 username: login.username.clone(),
                 password: password.to_owned(),
                 identity_token: identity_token.to_owned(),

@@ -24,7 +24,7 @@ const ACCOUNT: &str = "default";
 pub struct RegistryAccess {
     /// Where the image goes: `image.repository`, then `image.copies`. Empty: nowhere.
     pub targets: Vec<Target>,
-    /// Every credential that builds may use, one a registry, for base images too.
+    /// Every credential that builds may use, for base images too: for each repository that which [`Login::choose`] finds.
     pub logins: Vec<Login>,
     /// The CA bundle that `image.caRef` names, for the registry of `image.repository`.
     pub ca: Option<Bundle>,
@@ -55,9 +55,9 @@ impl RegistryAccess {
     /// A client that reads from `repository`, with the credential for its registry if there is one.
     #[must_use]
     pub fn reader(&self, repository: &Repository) -> kiln_registry::Client {
-        let login = self.logins.iter().find(|login| login.registry == repository.registry);
+        let login = Login::choose(&self.logins, repository);
         let http = self.of_registries.get(&repository.registry).unwrap_or(&self.http);
-        self.clients.get(http, scheme(&self.plain_http, repository), login)
+        self.clients.get(http, scheme(&self.plain_http, repository), login.as_ref())
     }
 
     /// Where the images of `repository` can be read: the pool's mirrors in their order, then itself.
@@ -136,7 +136,7 @@ pub async fn registry_access(
         &pull.into_iter().map(|(credentials, _)| credentials).collect::<Vec<_>>(),
         &account.into_iter().filter_map(|(credentials, _)| credentials).collect::<Vec<_>>(),
         of_pool.into_iter().map(|(login, _)| login).collect(),
-        cache.as_ref().map(|cache| cache.repository.registry.as_str()),
+        cache.as_ref().map(|cache| &cache.repository),
     );
     let registries = &pool.spec.registries;
     let plain_http: Vec<String> =
@@ -184,10 +184,10 @@ async fn read_target(context: &Context, namespace: &str, named: &Named<'_>) -> R
     let (mut own, mut version) = (None, None);
     if let Some(reference) = secret_ref {
         let (read, of) = credentials(context, namespace, &reference.name, &format!("{field}.secretRef")).await?;
-        if read.for_registry(&repository).is_none() {
+        if read.for_repository(&repository).is_none() {
             let message = format!(
-                "the Secret {namespace}/{}, which {field}.secretRef names, holds no credential for {}: add one",
-                reference.name, repository.registry
+                "the Secret {namespace}/{}, which {field}.secretRef names, holds no credential for {repository}: add one",
+                reference.name
             );
             return Err(Fault::credential(Reason::SecretInvalid, message).into());
         }
@@ -208,48 +208,58 @@ async fn read_target(context: &Context, namespace: &str, named: &Named<'_>) -> R
 struct Chosen {
     /// For each target that of its push.
     targets: Vec<Option<Login>>,
-    /// One a registry, for builds.
+    /// For builds.
     logins: Vec<Login>,
 }
 
-/// The credentials that the ImageBuild names for the push come first, then those that it names for base images, then those
-/// of the namespace's service account, then the pool's. The pool's are there to pull: a registry that is pushed to (`cache`
-/// too) gets none of them.
+/// What the ImageBuild names comes first, then the namespace's service account's, then the pool's; of these the pool's are
+/// there to pull: a registry that is pushed to (`cache` too) gets none of them. Of what the ImageBuild names, a repository
+/// that is pushed to gets its own; the others rather that which is there to pull.
 fn choose(
     targets: &[(&Repository, Option<&Credentials>)],
     pull: &[Credentials],
     account: &[Credentials],
     of_pool: Vec<Login>,
-    cache: Option<&str>,
+    cache: Option<&Repository>,
 ) -> Chosen {
-    let mut logins: Vec<Login> = Vec::new();
-    for (repository, credentials) in targets {
-        add(&mut logins, credentials.iter().flat_map(|credentials| credentials.logins(Some(repository))));
-    }
-    let of_targets = logins.clone();
-    add(&mut logins, pull.iter().flat_map(|credentials| credentials.logins(None)));
-    let covered = logins.clone();
-    let from_account = |repository: &Repository| account.iter().find_map(|of| of.for_registry(repository));
+    let of_targets: Vec<Login> = targets
+        .iter()
+        .flat_map(|(repository, credentials)| credentials.iter().flat_map(|of| of.logins(Some(repository))))
+        .collect();
+    let all = |credentials: &[Credentials]| credentials.iter().flat_map(|of| of.logins(None)).collect::<Vec<_>>();
+    let (of_pull, of_account) = (all(pull), all(account));
+    let covered = |repository: &Repository| Login::choose(of_targets.iter().chain(&of_pull), repository);
+    let from_account = |repository: &Repository| Login::choose(&of_account, repository);
     let chosen = targets.iter().map(|(repository, own)| {
-        let known = |logins: &[Login]| logins.iter().find(|login| login.registry == repository.registry).cloned();
-        own.and_then(|own| own.for_registry(repository))
-            .or_else(|| known(&of_targets))
-            .or_else(|| from_account(repository).filter(|_| known(&covered).is_none()))
+        own.and_then(|own| own.for_repository(repository))
+            .or_else(|| Login::choose(&of_targets, repository))
+            .or_else(|| from_account(repository).filter(|_| covered(repository).is_none()))
     });
     let chosen: Vec<Option<Login>> = chosen.collect();
-    add(&mut logins, chosen.iter().flatten().cloned());
-    add(&mut logins, account.iter().flat_map(|credentials| credentials.logins(None)));
+    let for_cache = cache.and_then(|repository| {
+        let login = Login::choose(&of_targets, repository).or_else(|| covered(repository));
+        Some((repository, login.or_else(|| from_account(repository))?))
+    });
+    let pushed = targets.iter().zip(&chosen).filter_map(|((repository, _), login)| Some((*repository, login.clone()?)));
+    let pushed = pushed.chain(for_cache).map(|(repository, login)| Login { path: repository.path.clone(), ..login });
     let pushed_to = |registry: &str| {
-        cache == Some(registry) || targets.iter().any(|(repository, _)| repository.registry == registry)
+        let mut repositories = targets.iter().map(|(repository, _)| *repository).chain(cache);
+        repositories.any(|repository| repository.registry == registry)
     };
-    add(&mut logins, of_pool.into_iter().filter(|login| !pushed_to(&login.registry)));
+    let mut logins = Vec::new();
+    add(&mut logins, pushed.chain(of_pull.iter().cloned()).chain(of_targets.iter().cloned()).collect());
+    add(&mut logins, of_account);
+    add(&mut logins, of_pool.into_iter().filter(|login| !pushed_to(&login.registry)).collect());
     Chosen { targets: chosen, logins }
 }
 
-/// Adds those for registries that have none yet.
-fn add(logins: &mut Vec<Login>, more: impl IntoIterator<Item = Login>) {
+/// Adds what no login covers that is there already: who names a login for a registry wants no other for a part of it.
+fn add(logins: &mut Vec<Login>, more: Vec<Login>) {
+    let before = logins.len();
     for login in more {
-        if !logins.iter().any(|known| known.registry == login.registry) {
+        let covered = logins[..before].iter().any(|known| known.covers(&login));
+        let known = |known: &Login| known.registry == login.registry && known.path == login.path;
+        if !covered && !logins[before..].iter().any(known) {
             logins.push(login);
         }
     }
@@ -310,8 +320,7 @@ async fn pool_logins(context: &Context, pool: &BuilderPool) -> Result<Vec<(Login
             let (credentials, version) = credentials(context, namespace, &reference.name, &field).await?;
             let registry = canonical(&registry.host);
             let any = Repository { registry: registry.clone(), path: String::new() };
-            let login = credentials.logins(Some(&any)).into_iter().find(|login| login.registry == registry);
-            let login = login.ok_or_else(|| {
+            let login = credentials.for_repository(&any).ok_or_else(|| {
                 let message = format!(
                     "the Secret {namespace}/{}, which {field} names, holds no credential for {registry}: add one",
                     reference.name
@@ -374,7 +383,7 @@ mod tests {
     }
 
     fn told(login: &Login) -> String {
-        format!("{}={}", login.registry, login.username)
+        format!("{}={}", login.key(), login.username)
     }
 
     #[test]
@@ -394,17 +403,25 @@ mod tests {
         let targets = [(&main, Some(&plain)), (&copy, None)];
         let account = vec![config("account", &["a.example", "b.example", "base.example"])];
         let pool = of_pool(&["a.example", "base.example", "cache.example", "mirror.example"]);
-        let chosen = choose(&targets, &[], &account, pool.clone(), Some("cache.example"));
-        insta::assert_snapshot!(show(chosen), @"a.example=own b.example=account | a.example=own b.example=account base.example=account mirror.example=pool");
+        let chosen = choose(&targets, &[], &account, pool.clone(), Some(&repository("cache.example/x")));
+        insta::assert_snapshot!(show(chosen), @"a.example=own b.example=account | a.example/app=own b.example/app=account a.example=own b.example=account base.example=account mirror.example=pool");
         // A registry that pullSecretRefs cover gets nothing of the service account.
         let chosen = choose(&[(&copy, None)], &[config("pull", &["b.example"])], &account, vec![], None);
         insta::assert_snapshot!(show(chosen), @"- | b.example=pull a.example=account base.example=account");
         // One configuration for several targets; a user name and password is for the one that it is named for.
         let both = config("both", &["a.example", "b.example"]);
         let targets = [(&main, Some(&both)), (&copy, None), (&third, None)];
-        insta::assert_snapshot!(show(choose(&targets, &[], &[], pool, None)), @"a.example=both b.example=both - | a.example=both b.example=both base.example=pool cache.example=pool mirror.example=pool");
+        insta::assert_snapshot!(show(choose(&targets, &[], &[], pool, None)), @"a.example=both b.example=both - | a.example/app=both b.example/app=both a.example=both b.example=both base.example=pool cache.example=pool mirror.example=pool");
         let targets = [(&main, Some(&plain)), (&copy, None)];
-        insta::assert_snapshot!(show(choose(&targets, &[], &[], vec![], None)), @"a.example=own - | a.example=own");
+        insta::assert_snapshot!(show(choose(&targets, &[], &[], vec![], None)), @"a.example=own - | a.example/app=own a.example=own");
+
+        // Two robots of one registry: each reads and pushes what it is for, whether one Secret has both or each its own.
+        let (team, base) = (repository("a.example/team-b/app"), "a.example/team-a");
+        let robots = config("a", &[base]);
+        let targets = [(&team, Some(&plain))];
+        insta::assert_snapshot!(show(choose(&targets, &[config("pull", &["a.example"])], &account, vec![], Some(&repository("a.example/cache")))), @"a.example=own | a.example/team-b/app=own a.example/cache=own a.example=pull b.example=account base.example=account");
+        let both = config("b", &["a.example/team-b"]);
+        insta::assert_snapshot!(show(choose(&[(&team, Some(&both))], &[robots], &account, vec![], None)), @"a.example/team-b=b | a.example/team-b/app=b a.example/team-a=a a.example/team-b=b a.example=account b.example=account base.example=account");
     }
 
     #[test]

@@ -83,6 +83,7 @@ impl Server {
         let http = Clients::new().get(None, AddressPolicy::default().with_loopback()).unwrap();
         let login = password.map(|password| Login {
             registry: self.host.clone(),
+            path: String::new(),
             username: USER.into(),
             secret: LoginSecret::Password(SecretString::new(password)),
         });
@@ -188,6 +189,9 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
     }
     let mut content = server.content.lock().unwrap();
     let rest = path.strip_prefix("/v2/").unwrap();
+    if rest.is_empty() {
+        return reply(200, &[], "{}");
+    }
     if let Some(repository) = rest.strip_suffix("/blobs/uploads/") {
         if let (Some(digest), Some(from)) = (query.get("mount"), query.get("from")) {
             let blob = content.blobs.get(&(from.clone(), digest.clone())).cloned();

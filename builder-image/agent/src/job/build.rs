@@ -10,7 +10,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult, Warning};
-use kiln_registry::{Repository, text::plain_text};
+use kiln_registry::{Reference, Repository, text::plain_text};
 use serde::Deserialize;
 use tokio::{process::Command, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use super::{
     ending::{Ending, Failed},
     excerpt::{Excerpt, read_dockerfile},
     failure::{Circumstances, explain, refused_image},
-    pins, process_failure,
+    one_login, pins, process_failure,
     programs::{Foreign, Verdict, origin, viewer::Viewer},
     progress::{Progress, Update},
     request::{Request, Wanted},
@@ -40,6 +40,9 @@ use crate::{
 
 /// BuildKit's rule that a base image is for another platform than it was asked for.
 const FOREIGN_BASE: &str = "InvalidBaseImagePlatform";
+
+/// Of how many repositories the logins are looked at: an honest build has fewer.
+const MOST_REPOSITORIES: usize = 256;
 
 /// What a build needs.
 pub struct Build<'a> {
@@ -77,10 +80,10 @@ impl Build<'_> {
             contexts: &contexts,
         };
         let copied_only = self.only_copies(&dockerfile, stages)?;
-        let permitted = self.check_registries(&dockerfile, stages).await?;
+        let (permitted, hosts) = self.registries(&dockerfile, stages).await?;
         let archives = self.registry.config().archives_dir.as_deref();
         let archive = archive::Target::of(spec, archives)?;
-        let (progress, built) = self.build(&dockerfile, permitted, archive.as_ref(), recorder, stop).await?;
+        let (progress, built) = self.build(&dockerfile, (permitted, hosts), archive.as_ref(), recorder, stop).await?;
         pins::record(&self.registry.config().state_dir, spec, progress.base_images(), self.registry.registries(), stop)
             .await;
         let (mut result, config) =
@@ -102,7 +105,7 @@ impl Build<'_> {
     async fn build<'r>(
         &self,
         dockerfile: &Dockerfile<'_>,
-        mut permitted: Permitted<'_>,
+        (mut permitted, hosts): (Permitted<'_>, BTreeMap<String, String>),
         archive: Option<&archive::Target>,
         recorder: &'r Recorder,
         stop: &CancellationToken,
@@ -124,7 +127,9 @@ impl Build<'_> {
                 archive,
             };
             let mut progress = Progress::new(recorder.masker());
-            let request = self.request(wanted.request()?)?;
+            let mut request = wanted.request()?;
+            request.hosts.clone_from(&hosts);
+            let request = self.request(request)?;
             let command = self.command(writes.clone(), file_bytes);
             let mut viewer = Viewer::new(&self.spec.platform, &self.spec.foreign_programs);
             let ended = self.kiln_build(command, &request, (&mut progress, &mut viewer), recorder, stop).await?;
@@ -206,19 +211,35 @@ impl Build<'_> {
         Ok(false)
     }
 
-    /// The registries that BuildKit may ask, as far as the Dockerfile tells them. Fails where one is none that the job may reach.
-    async fn check_registries(
+    /// What BuildKit asks registries for, as far as the ImageBuild and the Dockerfile tell. Fails where one is none that the job
+    /// may reach, or is to be shown more than one login.
+    async fn registries(
         &self,
         dockerfile: &Dockerfile<'_>,
         build: stages::Build<'_>,
-    ) -> Result<Permitted<'_>, JobFailure> {
+    ) -> Result<(Permitted<'_>, BTreeMap<String, String>), JobFailure> {
         let contexts = self.source.contexts.iter().filter_map(|context| match &context.content {
             ContextContent::Image(reference) => Some(reference),
             ContextContent::Directory(_) => None,
         });
         let cache = self.spec.cache.iter().flat_map(|cache| cache.from.iter().chain([&cache.to]));
-        let named = contexts.chain([&self.spec.repository]).chain(cache).filter(|name| !name.is_empty()).cloned();
-        let refused = match Permitted::of(self.spec, named.collect(), stages::images(dockerfile, build)).await {
+        let named = [&self.spec.repository].into_iter().chain(cache).chain(contexts);
+        let named: Vec<String> = named.filter(|name| !name.is_empty()).cloned().collect();
+        let images = stages::images(dockerfile, build);
+        let all = named.iter().chain(images.iter().map(|image| &image.reference));
+        let all: Vec<Repository> =
+            all.filter_map(|name| Some(name.parse::<Reference>().ok()?.repository)).take(MOST_REPOSITORIES).collect();
+        let permitted = self.permitted(dockerfile, named, images).await?;
+        Ok((permitted, one_login::of(self.spec, &all, self.registry.registries()).await?))
+    }
+
+    async fn permitted(
+        &self,
+        dockerfile: &Dockerfile<'_>,
+        named: Vec<String>,
+        images: Vec<Image>,
+    ) -> Result<Permitted<'_>, JobFailure> {
+        let refused = match Permitted::of(self.spec, named, images).await {
             Ok(permitted) => return Ok(permitted),
             Err(refused) => refused,
         };

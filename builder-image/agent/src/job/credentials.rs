@@ -12,6 +12,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kiln_agent_proto::{Job as Spec, Login, context, source};
 use serde::Serialize;
 
+use super::registries;
+
 /// The system's CA bundle, on Alpine and Debian.
 const SYSTEM_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -116,13 +118,9 @@ fn docker_config(logins: &[Login]) -> String {
         #[serde(rename = "identitytoken", skip_serializing_if = "str::is_empty")]
         identity_token: String,
     }
-    let auths = logins.iter().map(|login| {
-        let host = match login.registry.as_str() {
-            "docker.io" | "index.docker.io" | "registry-1.docker.io" => "https://index.docker.io/v1/".to_owned(),
-            host => host.to_owned(),
-        };
+    let auths = logins.iter().rev().map(|login| {
         let auth = basic(&login.username, &login.password);
-        (host, Auth { auth, identity_token: login.identity_token.clone() })
+        (registries::read(login).key(), Auth { auth, identity_token: login.identity_token.clone() })
     });
     // Strings in maps: this serialization cannot fail.
     serde_json::to_string(&Config { auths: auths.collect() }).unwrap_or_default()
@@ -148,10 +146,11 @@ mod tests {
     }
 
     #[test]
-    fn docker_hub_has_its_old_name() {
+    fn logins_by_host_and_path() {
+        let of_team = Login { path: "team".to_owned(), username: "b".to_owned(), ..login("docker.io") };
         insta::assert_snapshot!(
-            docker_config(&[login("docker.io"), login("registry.example:5000")]),
-            @r#"{"auths":{"https://index.docker.io/v1/":{"auth":"dXNlcjpwYXNz"},"registry.example:5000":{"auth":"dXNlcjpwYXNz"}}}"#
+            docker_config(&[login("docker.io"), of_team, login("registry.example:5000")]),
+            @r#"{"auths":{"docker.io":{"auth":"dXNlcjpwYXNz"},"docker.io/team":{"auth":"YjpwYXNz"},"registry.example:5000":{"auth":"dXNlcjpwYXNz"}}}"#
         );
     }
 

@@ -43,6 +43,7 @@ pub mod inline;
 pub mod lfs;
 pub mod mask;
 pub mod mtime;
+mod one_login;
 pub mod pins;
 pub mod programs;
 pub mod progress;

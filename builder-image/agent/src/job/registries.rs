@@ -1,6 +1,6 @@
 //! The agent's own way to registries, with a job's logins and CAs: connections and tokens stay from job to job.
 
-use kiln_agent_proto::Job as Spec;
+use kiln_agent_proto::{self as proto, Job as Spec};
 use kiln_registry::{
     Client, Login, LoginSecret, RegistryClients, Repository, Scheme,
     http_client::{BundleError, Clients, SecretString},
@@ -32,16 +32,22 @@ impl Registries {
         let http = self.http.get((!pem.is_empty()).then_some(pem.as_bytes()), addresses::policy(spec))?;
         let is_plain = spec.plain_http_registries.contains(&repository.registry);
         let scheme = if is_plain { Scheme::Http } else { Scheme::Https };
-        Ok(self.clients.get(&http, scheme, login(spec, repository).as_ref()))
+        Ok(self.clients.get(&http, scheme, Login::choose(&logins(spec), repository).as_ref()))
     }
 }
 
-fn login(spec: &Spec, repository: &Repository) -> Option<Login> {
-    let login = spec.logins.iter().find(|login| login.registry == repository.registry)?;
+/// The job's logins.
+pub fn logins(spec: &Spec) -> Vec<Login> {
+    spec.logins.iter().map(read).collect()
+}
+
+/// A login as the job has it.
+pub fn read(login: &proto::Login) -> Login {
     let secret = if login.identity_token.is_empty() {
         LoginSecret::Password(SecretString::new(&login.password))
     } else {
         LoginSecret::IdentityToken(SecretString::new(&login.identity_token))
     };
-    Some(Login { registry: login.registry.clone(), username: login.username.clone(), secret })
+    let proto::Login { registry, path, username, .. } = login.clone();
+    Login { registry, path, username, secret }
 }

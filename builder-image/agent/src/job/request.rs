@@ -45,6 +45,8 @@ pub struct Request {
     pub address: String,
     /// Files with the CAs of token realms, by registry.
     pub authorities: BTreeMap<String, PathBuf>,
+    /// The login for registries that are shown one, by registry.
+    pub hosts: BTreeMap<String, String>,
 }
 
 /// A cache.

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/docker/cli/cli/config/types"
+	"github.com/moby/buildkit/session/auth"
+)
+
+func testLogins(keys ...string) *logins {
+	of := &logins{all: map[string]types.AuthConfig{}, hosts: map[string]string{}, always: map[string]map[right]bool{}}
+	for _, key := range keys {
+		of.all[key] = types.AuthConfig{Username: key, Password: "p"}
+	}
+	return of
+}
+
+func TestTheLoginOfARepository(t *testing.T) {
+	of := testLogins("a.r.example", "a.r.example/team", "*.r.example", "*.r.example/team/app", "docker.io/team")
+	for _, each := range [][3]string{
+		{"a.r.example", "other", "a.r.example"},
+		{"a.r.example", "teams", "a.r.example"},
+		{"a.r.example", "team", "a.r.example/team"},
+		{"a.r.example", "team/app/sub", "*.r.example/team/app"},
+		{"b.r.example", "x", "*.r.example"},
+		{"r.example", "x", ""},
+		{"a.b.r.example", "x", ""},
+		{"registry-1.docker.io", "team/x", "docker.io/team"},
+		{"registry-1.docker.io", "library/x", ""},
+	} {
+		if got := of.forRepository(each[0], each[1]); got != each[2] {
+			t.Errorf("%s/%s: %q instead of %q", each[0], each[1], got, each[2])
+		}
+	}
+	of.hosts["a.r.example"] = "a.r.example/team"
+	for host, user := range map[string]string{
+		"a.r.example": "a.r.example/team", "b.r.example": "*.r.example", "registry-1.docker.io": "docker.io/team", "c.example": "",
+	} {
+		if got, err := of.provide(context.Background(), host, nil, nil); err != nil || got.Username != user {
+			t.Errorf("%s: %q, %v", host, got.Username, err)
+		}
+	}
+}
+
+// As BuildKit asks: with what the first challenge was for, whatever it wants.
+func TestWhatATokenIsAskedFor(t *testing.T) {
+	const a, b, c = "repository:a:pull", "repository:b:pull", "repository:c:pull,push"
+	for name, asked := range map[string][][2]string{
+		"two bases, then a push with a layer of the first": {{a, "a"}, {a + " " + b, "b"}, {a, "a"}, {a + " " + c, "c"}},
+		"a cache that is pushed to first":                  {{c, "c"}, {c + " repository:d:pull,push", "d"}, {c, "c"}},
+		"a cache in the repository that is pushed to":      {{"repository:c:pull", "c"}, {a + " repository:c:pull", "a"}, {a + " " + c, "c"}},
+		"nothing that is a repository":                     {{"", ""}, {"registry:catalog:*", ""}},
+	} {
+		of := testLogins()
+		for i, each := range asked {
+			if got := of.about("r.example", []string{each[0]}); got != each[1] {
+				t.Errorf("%s, %d: %q", name, i, got)
+			}
+		}
+	}
+}
+
+// A realm that gives each account what is its own, and nothing where it is asked for more.
+func TestALayerThatMayNotBeTakenIsNotAskedFor(t *testing.T) {
+	t.Setenv("DOCKER_CONFIG", t.TempDir())
+	realm := httptest.NewTLSServer(http.HandlerFunc(func(answer http.ResponseWriter, request *http.Request) {
+		_ = request.ParseForm()
+		user, _, _ := request.BasicAuth()
+		if user == "" {
+			user = request.PostForm.Get("username")
+		}
+		for _, scope := range strings.Fields(strings.Join(request.Form["scope"], " ")) {
+			if !strings.HasPrefix(scope, "repository:"+strings.TrimPrefix(user, "r.example/")+"/") {
+				answer.WriteHeader(http.StatusForbidden)
+				return
+			}
+		}
+		token := base64.RawURLEncoding.EncodeToString([]byte(user))
+		_, _ = answer.Write([]byte(`{"token": "` + token + `", "access_token": "` + token + `"}`))
+	}))
+	defer realm.Close()
+	provider, err := newTokens(trusted(t, realm, "r.example"), testLogins("r.example/a", "r.example/b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, each := range [][2]string{
+		{"repository:a/base:pull", "r.example/a"},
+		{"repository:a/base:pull repository:b/app:pull,push", "r.example/b"},
+	} {
+		answer, err := provider.FetchToken(context.Background(), &auth.FetchTokenRequest{
+			Host: "r.example", Realm: realm.URL, Scopes: strings.Fields(each[0]),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if user, _ := base64.RawURLEncoding.DecodeString(answer.Token); string(user) != each[1] {
+			t.Errorf("%s: %s", each[0], user)
+		}
+	}
+	if _, err := provider.FetchToken(context.Background(), &auth.FetchTokenRequest{
+		Host: "r.example", Realm: realm.URL, Scopes: []string{"repository:c/x:pull"},
+	}); err == nil {
+		t.Error("nobody's repository is read")
+	}
+}
