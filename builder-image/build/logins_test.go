@@ -77,6 +77,7 @@ func TestALayerThatMayNotBeTakenIsNotAskedFor(t *testing.T) {
 		for _, scope := range strings.Fields(strings.Join(request.Form["scope"], " ")) {
 			if !strings.HasPrefix(scope, "repository:"+strings.TrimPrefix(user, "r.example/")+"/") {
 				answer.WriteHeader(http.StatusForbidden)
+				_, _ = answer.Write([]byte(`{"errors": [{"code": "DENIED", "message": "access forbidden"}]}`))
 				return
 			}
 		}

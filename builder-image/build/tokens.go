@@ -4,13 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"strings"
 
-	remotes "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/moby/buildkit/session/auth"
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/moby/buildkit/util/progress/progresswriter"
@@ -96,7 +94,8 @@ func (of *tokens) FetchToken(ctx context.Context, asked *auth.FetchTokenRequest)
 		ctx = context.WithValue(ctx, chosen{}, of.logins.forRepository(asked.Host, repository))
 	}
 	answer, err := of.AuthServer.FetchToken(ctx, asked)
-	if own := ofRepository(asked.Scopes, repository); err != nil && isRefusal(err) && 0 < len(own) && len(own) < len(asked.Scopes) {
+	// Of a refusal the provider makes words, so each failure counts as one.
+	if own := ofRepository(asked.Scopes, repository); err != nil && ctx.Err() == nil && 0 < len(own) && len(own) < len(asked.Scopes) {
 		alone := proto.CloneOf(asked)
 		alone.Scopes = own
 		return of.AuthServer.FetchToken(ctx, alone)
@@ -112,9 +111,4 @@ func ofRepository(scopes []string, repository string) []string {
 		}
 	}
 	return own
-}
-
-func isRefusal(err error) bool {
-	var answered remotes.ErrUnexpectedStatus
-	return errors.As(err, &answered) && (answered.StatusCode == http.StatusUnauthorized || answered.StatusCode == http.StatusForbidden)
 }

@@ -151,8 +151,7 @@ impl fmt::Display for Reason {
 /// Whether a failure with this reason, the operator's or an agent's, can be mended by changing a credential.
 #[must_use]
 pub fn is_credential(reason: &str) -> bool {
-    /// An agent's alone.
-    const SOURCE: &str = "SourceUnauthorized";
+    const OF_AGENTS_ALONE: &[&str] = &["SourceUnauthorized", "RegistryLoginAmbiguous"];
     const CREDENTIAL: &[Reason] = &[
         Reason::SecretNotFound,
         Reason::SecretInvalid,
@@ -163,7 +162,7 @@ pub fn is_credential(reason: &str) -> bool {
         Reason::RegistryUnauthorized,
         Reason::PushDenied,
     ];
-    reason == SOURCE || CREDENTIAL.iter().any(|known| known.as_str() == reason)
+    OF_AGENTS_ALONE.contains(&reason) || CREDENTIAL.iter().any(|known| known.as_str() == reason)
 }
 
 #[cfg(test)]

@@ -111,6 +111,8 @@ reasons! {
     WrongArchitecture: User,
     /// A warning: the image lacks the program that loads what it starts.
     MissingInterpreter: User,
+    /// A warning: a Secret that the ImageBuild names holds no login that the build has use for.
+    LoginUnused: User,
     /// The Dockerfile runs something for a platform that no node was sought for.
     NodeNeeded: User,
     /// The Dockerfile runs something for Windows, which no builder can.

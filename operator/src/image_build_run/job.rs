@@ -16,7 +16,7 @@ use crate::builder::pod::bytes;
 use crate::git::GitCredential;
 use crate::references::{GitAccess, join};
 use crate::tags::template::{of_platform, with_platform};
-use kiln_registry::{Identifier, LoginSecret, Reference};
+use kiln_registry::{Identifier, Login, LoginSecret, Reference};
 
 impl Inputs {
     /// The job of one platform, whose attempt is in `status`.
@@ -48,7 +48,7 @@ impl Inputs {
             annotations: into_map(&build.annotations),
             no_cache: build.no_cache || run.spec.fresh,
             secrets: self.secrets.clone(),
-            logins: self.logins(),
+            logins: self.logins(run),
             repository: self.registry.targets.first().map(|target| target.repository.to_string()).unwrap_or_default(),
             timeout_seconds: seconds(super::plan::Bounds::of(build).timeout),
             allow_frontends: allow.and_then(|allow| allow.frontends).unwrap_or(false),
@@ -93,7 +93,17 @@ impl Inputs {
         }
     }
 
-    fn logins(&self) -> Vec<proto::Login> {
+    fn logins(&self, run: &ImageBuildRun) -> Vec<proto::Login> {
+        // A login that serves an image which is taken as it is serves no job.
+        let taken = run.spec.build.platforms.iter().flatten().filter_map(|platform| platform.image.as_ref());
+        let taken = taken.filter_map(|image| Some(image.parse::<Reference>().ok()?.repository));
+        let used: Vec<&Login> = taken.filter_map(|of| Login::find(&self.registry.logins, &of)).collect();
+        let named_by = |login: &Login| {
+            let (secret, _) = self.registry.pulls.iter().find(|(_, of)| of.contains(login))?;
+            let namespace = run.namespace().unwrap_or_default();
+            let is_used = used.iter().any(|used| used.is_same_account(login));
+            (!is_used).then(|| format!("the Secret {namespace}/{secret}, which pullSecretRefs names"))
+        };
         let logins = self.registry.logins.iter().map(|login| {
             let (password, identity_token) = match &login.secret {
                 LoginSecret::Password(secret) => (secret.expose(), ""),
@@ -102,6 +112,7 @@ impl Inputs {
             proto::Login {
                 registry: login.registry.clone(),
                 path: login.path.clone(),
+                named_by: named_by(login).unwrap_or_default(),
                 username: login.username.clone(),
                 password: password.to_owned(),
                 identity_token: identity_token.to_owned(),

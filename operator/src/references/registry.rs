@@ -26,6 +26,8 @@ pub struct RegistryAccess {
     pub targets: Vec<Target>,
     /// Every credential that builds may use, for base images too: for each repository that which [`Login::choose`] finds.
     pub logins: Vec<Login>,
+    /// Those of `pullSecretRefs`, with the Secret's name.
+    pub pulls: Vec<(String, Vec<Login>)>,
     /// The CA bundle that `image.caRef` names, for the registry of `image.repository`.
     pub ca: Option<Bundle>,
     /// The Secrets that were read. A pool's has the builders' namespace before its name.
@@ -133,11 +135,12 @@ pub async fn registry_access(
     let cache = cache.and_then(|cache| cache.reference.parse::<Reference>().ok());
     let Chosen { targets: target_logins, logins } = choose(
         &targets,
-        &pull.into_iter().map(|(credentials, _)| credentials).collect::<Vec<_>>(),
+        &pull.iter().map(|(credentials, _)| credentials.clone()).collect::<Vec<_>>(),
         &account.into_iter().filter_map(|(credentials, _)| credentials).collect::<Vec<_>>(),
         of_pool.into_iter().map(|(login, _)| login).collect(),
         cache.as_ref().map(|cache| &cache.repository),
     );
+    let pulls = pull.into_iter().map(|(credentials, version)| (version.name, credentials.logins(None))).collect();
     let registries = &pool.spec.registries;
     let plain_http: Vec<String> =
         registries.iter().filter(|registry| registry.plain_http).map(|registry| registry.host.clone()).collect();
@@ -164,7 +167,18 @@ pub async fn registry_access(
     let mirrors = registries.iter().filter(|registry| !registry.mirrors.is_empty());
     let mirrors = mirrors.map(|registry| (canonical(&registry.host), registry.mirrors.clone())).collect();
     let clients = context.registries.clone();
-    Ok(RegistryAccess { targets, logins, ca: main_ca, versions, plain_http, mirrors, http, of_registries, clients })
+    Ok(RegistryAccess {
+        targets,
+        logins,
+        pulls,
+        ca: main_ca,
+        versions,
+        plain_http,
+        mirrors,
+        http,
+        of_registries,
+        clients,
+    })
 }
 
 /// A repository and what was read for it.
@@ -254,15 +268,9 @@ fn choose(
 }
 
 /// Adds what no login covers that is there already: who names a login for a registry wants no other for a part of it.
-fn add(logins: &mut Vec<Login>, more: Vec<Login>) {
-    let before = logins.len();
-    for login in more {
-        let covered = logins[..before].iter().any(|known| known.covers(&login));
-        let known = |known: &Login| known.registry == login.registry && known.path == login.path;
-        if !covered && !logins[before..].iter().any(known) {
-            logins.push(login);
-        }
-    }
+fn add(logins: &mut Vec<Login>, mut more: Vec<Login>) {
+    more.retain(|login| !logins.iter().any(|known| known.covers(login)));
+    logins.append(&mut more);
 }
 
 async fn credentials(
@@ -419,7 +427,7 @@ mod tests {
         let (team, base) = (repository("a.example/team-b/app"), "a.example/team-a");
         let robots = config("a", &[base]);
         let targets = [(&team, Some(&plain))];
-        insta::assert_snapshot!(show(choose(&targets, &[config("pull", &["a.example"])], &account, vec![], Some(&repository("a.example/cache")))), @"a.example=own | a.example/team-b/app=own a.example/cache=own a.example=pull b.example=account base.example=account");
+        insta::assert_snapshot!(show(choose(&targets, &[config("pull", &["a.example"])], &account, vec![], Some(&repository("a.example/cache")))), @"a.example=own | a.example/team-b/app=own a.example/cache=own a.example=pull a.example=own b.example=account base.example=account");
         let both = config("b", &["a.example/team-b"]);
         insta::assert_snapshot!(show(choose(&[(&team, Some(&both))], &[robots], &account, vec![], None)), @"a.example/team-b=b | a.example/team-b/app=b a.example/team-a=a a.example/team-b=b a.example=account b.example=account base.example=account");
     }

@@ -27,6 +27,7 @@ pub mod recorder;
 pub mod registries;
 pub mod registry;
 pub mod registry_front;
+pub mod robots;
 pub mod served;
 pub mod shell;
 pub mod stand_in;

@@ -81,12 +81,7 @@ pub struct RegistryFront {
 impl RegistryFront {
     /// Before the registry at `upstream`, which has a certificate of the cluster's private CA.
     pub async fn before(cluster: &Cluster, upstream: &str, habit: Habit) -> Self {
-        let ca = Certificate::from_pem_bundle(cluster.registry_ca.as_bytes()).expect("KILN_REGISTRY_CA holds PEM");
-        let http = reqwest::Client::builder()
-            .tls_certs_only(ca)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .expect("a client can be made");
+        let http = client(cluster);
         let passed = Arc::<Mutex<Vec<Passed>>>::default();
         let (noted, upstream) = (Arc::clone(&passed), upstream.to_owned());
         let aside = match habit {
@@ -141,6 +136,13 @@ impl RegistryFront {
     pub fn passed(&self) -> Vec<Passed> {
         self.passed.lock().expect("no test panics while it holds this").clone()
     }
+}
+
+/// A client of the registries behind fronts.
+pub(crate) fn client(cluster: &Cluster) -> reqwest::Client {
+    let ca = Certificate::from_pem_bundle(cluster.registry_ca.as_bytes()).expect("KILN_REGISTRY_CA holds PEM");
+    let builder = reqwest::Client::builder().tls_certs_only(ca).redirect(reqwest::redirect::Policy::none());
+    builder.build().expect("a client can be made")
 }
 
 /// Sends a request to `place` for its token, or for a blob. The token is the login that was shown there.
@@ -199,7 +201,7 @@ fn refusal(habit: Habit, number: usize, length: usize) -> Option<Response> {
     }
 }
 
-async fn pass(
+pub(crate) async fn pass(
     http: &reqwest::Client,
     upstream: &str,
     habit: Habit,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult, Warning};
+use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult, Warning, failure::Class, source};
 use kiln_registry::{Reference, Repository, text::plain_text};
 use serde::Deserialize;
 use tokio::{process::Command, time::Instant};
@@ -28,7 +28,7 @@ use super::{
     progress::{Progress, Update},
     request::{Request, Wanted},
     source::ContextContent,
-    stages,
+    stages, unused_logins,
 };
 use crate::{
     buildkit::SAMPLER,
@@ -80,10 +80,11 @@ impl Build<'_> {
             contexts: &contexts,
         };
         let copied_only = self.only_copies(&dockerfile, stages)?;
-        let (permitted, hosts) = self.registries(&dockerfile, stages).await?;
+        let (permitted, repositories, hosts) = self.registries(&dockerfile, stages).await?;
         let archives = self.registry.config().archives_dir.as_deref();
         let archive = archive::Target::of(spec, archives)?;
-        let (progress, built) = self.build(&dockerfile, (permitted, hosts), archive.as_ref(), recorder, stop).await?;
+        let built = self.build(&dockerfile, (permitted, hosts), archive.as_ref(), recorder, stop).await;
+        let (progress, built) = built.map_err(|failure| self.with_unused_logins(failure, repositories.clone()))?;
         pins::record(&self.registry.config().state_dir, spec, progress.base_images(), self.registry.registries(), stop)
             .await;
         let (mut result, config) =
@@ -97,7 +98,17 @@ impl Build<'_> {
         }
         result.copied_only = copied_only;
         result.warnings = progress.warnings().to_vec();
+        let bases = progress.base_images().keys().filter_map(|name| Some(name.parse::<Reference>().ok()?.repository));
+        result.warnings.extend(unused_logins::warnings(spec, &repositories.into_iter().chain(bases).collect()));
         Ok(result)
+    }
+
+    /// Where a registry refused something, a Secret that is not used may be why.
+    fn with_unused_logins(&self, mut failure: JobFailure, repositories: Vec<Repository>) -> JobFailure {
+        if failure.reason.class() == Class::Credential {
+            failure.warnings.extend(unused_logins::warnings(self.spec, &repositories.into_iter().collect()));
+        }
+        failure
     }
 
     /// Has it built, and gives what is said of the image. Where BuildKit was refused an image whose registry may be asked, once
@@ -212,12 +223,13 @@ impl Build<'_> {
     }
 
     /// What BuildKit asks registries for, as far as the ImageBuild and the Dockerfile tell. Fails where one is none that the job
-    /// may reach, or is to be shown more than one login.
+    /// may reach, or is to be shown more than one login. Gives besides the repositories, and the login of each registry that is
+    /// shown one.
     async fn registries(
         &self,
         dockerfile: &Dockerfile<'_>,
         build: stages::Build<'_>,
-    ) -> Result<(Permitted<'_>, BTreeMap<String, String>), JobFailure> {
+    ) -> Result<(Permitted<'_>, Vec<Repository>, BTreeMap<String, String>), JobFailure> {
         let contexts = self.source.contexts.iter().filter_map(|context| match &context.content {
             ContextContent::Image(reference) => Some(reference),
             ContextContent::Directory(_) => None,
@@ -226,11 +238,17 @@ impl Build<'_> {
         let named = [&self.spec.repository].into_iter().chain(cache).chain(contexts);
         let named: Vec<String> = named.filter(|name| !name.is_empty()).cloned().collect();
         let images = stages::images(dockerfile, build);
-        let all = named.iter().chain(images.iter().map(|image| &image.reference));
+        let source = match self.spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
+            Some(source::Kind::Image(image)) => Some(&image.reference),
+            _ => None,
+        };
+        let all = named.iter().chain(source).chain(images.iter().map(|image| &image.reference));
         let all: Vec<Repository> =
             all.filter_map(|name| Some(name.parse::<Reference>().ok()?.repository)).take(MOST_REPOSITORIES).collect();
         let permitted = self.permitted(dockerfile, named, images).await?;
-        Ok((permitted, one_login::of(self.spec, &all, self.registry.registries()).await?))
+        let one = one_login::of(self.spec, &all, self.registry.registries()).await;
+        let hosts = one.map_err(|failure| self.with_unused_logins(failure, all.clone()))?;
+        Ok((permitted, all, hosts))
     }
 
     async fn permitted(

@@ -56,6 +56,7 @@ pub mod stages;
 pub mod tarball;
 pub mod unpack;
 pub mod unpacking;
+mod unused_logins;
 
 /// The most that is written to a job's log on the volume, in bytes.
 const LONGEST_LOG: u64 = 16 << 20;

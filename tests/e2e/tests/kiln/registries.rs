@@ -8,6 +8,7 @@ use kiln_e2e::hostile_server::ca;
 use kiln_e2e::registries::Login;
 use kiln_e2e::registry::Registry;
 use kiln_e2e::registry_front::{Habit, Passed, RegistryFront};
+use kiln_e2e::robots::{Asks, Robots};
 use kiln_e2e::tenant::{CA, REGISTRY_SECRET, image_of};
 use kiln_e2e::{Build, Tenant};
 use serde_json::json;
@@ -19,7 +20,9 @@ kiln_e2e::tests![
     blobs_of_another_repository_are_mounted,
     a_registry_that_mounts_nothing_gets_uploads,
     uploads_are_sent_whole_and_in_parts_where_they_are_too_large,
-    an_artifact_refers_to_a_pushed_image
+    an_artifact_refers_to_a_pushed_image,
+    each_robot_of_a_registry_does_what_it_may,
+    a_registry_without_tokens_is_shown_one_login
 ];
 
 const BUSYBOX: &str = "docker.io/library/busybox";
@@ -48,6 +51,80 @@ fn through(tenant: &Tenant, name: &str, base: &str, front: &RegistryFront, secre
         image.secret_ref = Some(SecretRef { name: secret.to_owned() });
         image.ca_ref = serde_json::from_value(json!({"name": secret})).expect("a caRef");
     })
+}
+
+/// An ImageBuild of `team-b` on a base image of `team-a`, with these Secrets for the push and for base images.
+fn of_team_b(tenant: &Tenant, robots: &Robots, name: &str, (push, pull): (&str, &[&str])) -> Build {
+    let base = robots.login("").repository(tenant, "team-a/base");
+    let dockerfile = format!("FROM {base}\nCOPY Dockerfile /copied\n");
+    Build::inline(tenant, name, &[("Dockerfile", &dockerfile)]).amd64().with(|spec| {
+        let image = image(spec);
+        image.repository = robots.login("").repository(tenant, &format!("team-b/{name}"));
+        image.secret_ref = Some(SecretRef { name: push.to_owned() });
+        image.ca_ref = serde_json::from_value(json!({"name": "robots"})).expect("a caRef");
+        spec.pull_secret_refs = pull.iter().map(|name| SecretRef { name: (*name).to_owned() }).collect();
+    })
+}
+
+/// The base image of `team-a`, and Secrets for a front: one for each of two accounts, one that has both by path, and one that
+/// nothing has use for.
+async fn robots(tenant: &Tenant, asks: Asks) -> Robots {
+    let robots = Robots::before(&tenant.cluster, asks).await;
+    tenant.ca("robots", &ca()).await;
+    let (a, b) = (robots.login("team-a"), robots.login("team-b"));
+    tenant.login_secret("robot-a", &[&a]).await;
+    tenant.login_secret("robot-b", &[&b]).await;
+    let below = |login: &Login, team: &str| login.at(&format!("{}/e2e/{}/{team}", robots.host, tenant.id));
+    tenant.login_secret("both", &[&below(&a, "team-a"), &below(&b, "team-b")]).await;
+    tenant.login_secret("other", &[&below(&a, "team-c")]).await;
+    let base = Build::inline(tenant, "base", &[("Dockerfile", "FROM busybox\nRUN echo base > /file\n")]);
+    let base = base.amd64().with(|spec| image(spec).repository = Login::first().repository(tenant, "team-a/base"));
+    tenant.build(&base).await;
+    robots
+}
+
+async fn each_robot_of_a_registry_does_what_it_may() {
+    for asks in [Asks::Token, Asks::WholeToken] {
+        Tenant::run("robots", async |tenant| {
+            let robots = robots(tenant, asks).await;
+            let secrets: [(&str, (&str, &[&str])); 2] =
+                [("own", ("robot-b", &["robot-a", "other"])), ("together", ("both", &[]))];
+            for (name, secrets) in secrets {
+                let build = of_team_b(tenant, &robots, name, secrets).with(|spec| {
+                    let copy = robots.login("").repository(tenant, &format!("team-a/{name}"));
+                    let secret = if name == "own" { "robot-a" } else { "both" };
+                    image(spec).copies = vec![self::copy(&copy, secret, "robots")];
+                });
+                let status = tenant.build(&build).await.status.unwrap_or_default();
+                let told: Vec<_> = status.warnings.iter().map(|warning| (&*warning.rule, &*warning.message)).collect();
+                assert_eq!(told.len(), usize::from(name == "own"), "{told:?}");
+                assert!(told.iter().all(|(rule, text)| *rule == "LoginUnused" && text.contains("/other,")), "{told:?}");
+                let done = robots.done();
+                let path = |team: &str, name: &str| format!("robot${team} e2e/{}/{team}/{name}", tenant.id);
+                for what in [
+                    format!("{}:pull", path("team-a", "base")),
+                    format!("{}:push", path("team-b", name)),
+                    format!("{}:push", path("team-a", name)),
+                ] {
+                    assert!(done.contains(&what), "{what} is not in {done:#?}");
+                }
+            }
+        })
+        .await;
+    }
+}
+
+async fn a_registry_without_tokens_is_shown_one_login() {
+    Tenant::run("one-login", async |tenant| {
+        let robots = robots(tenant, Asks::Password).await;
+        tenant.create_build(&of_team_b(tenant, &robots, "app", ("robot-b", &["robot-a"]))).await;
+        let build = tenant.not_ready("app", "RegistryLoginAmbiguous").await;
+        let message = format!("{:?}", build.status.unwrap_or_default().conditions);
+        for part in ["team-b/app", "team-a/base", &robots.host] {
+            assert!(message.contains(part), "{part} is not in {message}");
+        }
+    })
+    .await;
 }
 
 async fn assert_there(tenant: &Tenant, login: &Login, repository: &str, built: &BuiltImage) {
