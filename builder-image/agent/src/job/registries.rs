@@ -37,11 +37,13 @@ impl Registries {
 }
 
 /// The job's logins.
+#[must_use]
 pub fn logins(spec: &Spec) -> Vec<Login> {
     spec.logins.iter().map(read).collect()
 }
 
 /// A login as the job has it.
+#[must_use]
 pub fn read(login: &proto::Login) -> Login {
     let secret = if login.identity_token.is_empty() {
         LoginSecret::Password(SecretString::new(&login.password))
