@@ -97,7 +97,8 @@ func operationOf(op *pb.Op) *operation {
 
 // sourceOf joins lines that follow each other: of a syntax error BuildKit names each by itself.
 func sourceOf(place *errdefs.Source) source {
-	told := source{File: short(place.GetInfo().GetFilename(), longestName)}
+	// A mount has a file and no lines.
+	told := source{File: short(place.GetInfo().GetFilename(), longestName), Lines: []span{}}
 	for _, lines := range place.Ranges {
 		first := lines.GetStart().GetLine()
 		last := max(first, lines.GetEnd().GetLine())

@@ -33,6 +33,16 @@ func TestAFailureIsToldAsData(t *testing.T) {
 	}
 }
 
+// An image that a mount is from has no place of its own: the agent reads a list, though it is empty.
+func TestAPlaceWithoutLines(t *testing.T) {
+	place := &errdefs.Source{Info: &pb.SourceInfo{Filename: "Dockerfile"}}
+	told, _ := json.Marshal(failureOf(errdefs.WithSource(errors.New("not found"), place)))
+	want := `{"message":"not found","code":"Unknown","sources":[{"file":"Dockerfile","lines":[]}]}`
+	if string(told) != want {
+		t.Errorf("told %s\nwant %s", told, want)
+	}
+}
+
 func TestCachesHaveAPlaceForTheirAttributes(t *testing.T) {
 	cache := entry{Type: "registry", Attributes: map[string]string{"ref": "r.example/app:cache"}}
 	opt, err := options(&job{Imports: []entry{cache}, Exports: []entry{cache}})
