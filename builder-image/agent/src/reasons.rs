@@ -105,6 +105,8 @@ reasons! {
     TargetNotFound: User,
     /// No such base image, or none for this platform.
     BaseImageNotFound: User,
+    /// What the registry gave as base image is none, or lacks a part.
+    BaseImageInvalid: User,
     /// The base image that the registry gave is of another platform than the build's.
     BaseImagePlatform: User,
     /// The image holds a program of another architecture than its platform's.
@@ -141,6 +143,8 @@ reasons! {
     RepositoryNotFound: User,
     /// What ADD downloads cannot be reached.
     DownloadFailed: Infrastructure,
+    /// The server that ADD downloads from asks for a credential or refuses the one it got.
+    DownloadRefused: Credential,
     /// The certificate of the server that ADD downloads from is not signed by a trusted CA.
     DownloadCertificateUntrusted: User,
     /// A registry without tokens is shown one login in a build, and two of its repositories have different ones.

@@ -4,23 +4,17 @@
 
 use std::collections::HashMap;
 
-use super::{
-    dockerfile::{Dockerfile, references},
-    ending::Failed,
-    excerpt::Excerpt,
-    progress::FailedStep,
-};
+use super::{ending::Failed, excerpt::Excerpt, progress::FailedStep};
 use crate::reasons::{JobFailure, Reason};
 
 mod answer;
+mod dockerfile;
+mod download;
 mod registry;
-mod skeleton;
 mod step;
 
 /// The largest id that a builder maps: its pod has 65536, and the pod's own root is none of a build's.
 const LARGEST_ID: u32 = 65_534;
-/// The most variables of a line that are looked up.
-const MOST_REFERENCES: usize = 64;
 
 /// What is known of the build beside its text.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +38,7 @@ pub struct Circumstances<'a> {
 /// Explains a failure, in which `step` failed.
 #[must_use]
 pub fn explain(failed: &Failed, step: Option<&FailedStep>, build: Circumstances<'_>) -> JobFailure {
-    let cause = cause(&failed.message);
+    let cause = cause(failed);
     let content = build.content.unwrap_or_default();
     let place = failed.sources.first().map(|place| Excerpt::of_place(place, content));
     let exit_code = failed.exit_code.and_then(|code| i32::try_from(code).ok());
@@ -83,6 +77,8 @@ pub fn refused_image(failed: &Failed) -> Option<String> {
     source.split_once("://").map(|(_, reference)| reference.to_owned())
 }
 
+/// The reason by what the failure's data say of where it happened, and there by how BuildKit's sentence begins or ends: what
+/// stands between may be the user's.
 fn classify(
     failed: &Failed,
     cause: &str,
@@ -90,14 +86,13 @@ fn classify(
     guilty: u32,
     build: Circumstances<'_>,
 ) -> (Reason, String) {
-    let skeleton = skeleton::skeleton(cause);
-    let has = |signs: &[&str]| signs.iter().any(|sign| skeleton.contains(sign));
     if let Some(code) = failed.exit_code {
         return step::failure(code, step, build);
     }
+    let of_no_step = failed.vertex.is_empty();
     // What a step failed on has the step's digest: this is the connection to buildkitd.
-    if failed.vertex.is_empty() && ["Unavailable", "Canceled"].contains(&failed.code.as_str()) {
-        let message = "buildkitd ended during the build; if it repeats, builds may need more memory than the pool's \
+    if of_no_step && ["Unavailable", "Canceled", "DeadlineExceeded"].contains(&failed.code.as_str()) {
+        let message = "buildkitd does not answer, or ended during the build; if it repeats, builds may need more memory than the pool's \
                        template.resources.limits.memory";
         return (Reason::BuildkitUnavailable, message.to_owned());
     }
@@ -105,97 +100,47 @@ fn classify(
         let message = format!("the registry of {image} is not asked");
         return (Reason::AddressForbidden, message);
     }
-    if let Some(too_large) = id_too_large(&skeleton, cause) {
+    let of_nothing = of_no_step && failed.sources.is_empty();
+    // A credential for the registry of the image: one for a base image has the place that names it.
+    if of_nothing && registry::is_of_a_token(cause) {
+        return registry::push(build.repository, cause);
+    }
+    if let Some((repository, said)) = cause.strip_prefix("failed to push ").and_then(|rest| rest.split_once(": ")) {
+        return registry::push(repository, said);
+    }
+    let inner = uncovered(cause);
+    if let Some(too_large) = id_too_large(inner) {
         return too_large;
     }
-    if has(&["no space left on device", "disk quota exceeded"]) {
+    // BuildKit has a code for the one; for the other a step alone, where nothing of the user's has a colon before it.
+    let is_full = failed.code == "ResourceExhausted" && cause.ends_with("no space left on device");
+    if is_full || !of_no_step && cause.ends_with(": disk quota exceeded") {
         return (
             Reason::NoSpaceLeft,
             format!("the builder's cache volume is full; raise the pool's cache.size: {cause}"),
         );
     }
-    if has(&["failed to push "]) {
-        return registry::push(cause, build);
+    if let Some(told) = download::failure(failed, inner) {
+        return told;
     }
-    if has(&[
-        "failed to resolve source metadata",
-        "failed to do request",
-        "failed to copy",
-        "pull access denied",
-        "failed to authorize",
-        "failed to fetch oauth token",
-        "failed to fetch anonymous token",
-    ]) {
-        return registry::pull(cause, line_at(guilty, build), build);
+    if let Some(told) = registry::pull(inner, line_at(guilty, build), build) {
+        return told;
     }
-    // The one with GnuTLS, the other with OpenSSL.
-    if has(&["git stderr:"]) && has(&["server certificate verification failed", "SSL certificate problem"]) {
-        return registry::untrusted_download(cause.split(" failed. CAfile: ").next().unwrap_or(cause));
+    if let Some(told) = step::not_run(cause, step) {
+        return told;
     }
-    // With a checksum, ADD downloads only when it runs.
-    if has(&["failed to load cache key: Get ", "invalid response status"]) || cause.starts_with("Get \"") {
-        return registry::download(cause);
+    if let Some(told) = dockerfile::failure(cause, inner, failed, guilty, build) {
+        return told;
     }
-    if let Some(name) = between(cause, "target stage \"", "\" could not be found") {
-        return (
-            Reason::TargetNotFound,
-            format!("{} has no stage {name:?}; set spec.target to one of its stages", build.dockerfile),
-        );
-    }
-    if let Some(id) = cause.strip_prefix("secret ").and_then(|rest| rest.strip_suffix(": not found")) {
-        return (
-            Reason::SecretNotFound,
-            format!("a step needs the secret {id:?}; add it to spec.secrets with this id"),
-        );
-    }
-    if let Some(id) = between(cause, "no SSH key \"", "\" forwarded") {
-        let id = if id.is_empty() { "default" } else { id };
-        return (Reason::SshKeyNotFound, format!("a step needs the ssh key {id:?}; add it to spec.ssh with this id"));
-    }
-    if has(&["failed to convert agent config"]) {
-        let id = between(cause, "agent config for ID: \"", "\"").unwrap_or_default();
-        let (_, why) = cause.rsplit_once("ssh: ").unwrap_or(("", "it cannot be read"));
-        return (
-            Reason::SshKeyInvalid,
-            format!(
-                "the key {id:?} of spec.ssh is none ({why}); its Secret must hold a private key in OpenSSH's or PEM format without a passphrase"
-            ),
-        );
-    }
-    if let Some((_, rules)) = cause.split_once("lint violation found for rules: ") {
-        return (Reason::LintFailed, format!("the lint of {} warns of {rules}", build.dockerfile));
-    }
-    if has(&["invalid reference format", "should not be blank"]) {
-        return invalid_reference(cause, guilty, build);
-    }
-    if has(&["is not allowed"]) {
-        return (Reason::NotAllowed, format!("builders do not allow this: {cause}"));
-    }
-    if let Some(path) = between(cause, "failed to calculate checksum of ref ", "\": not found")
-        .and_then(|rest| rest.split_once(": \""))
-        .map(|(_, path)| path)
-    {
-        return (
-            Reason::FileNotFound,
-            format!(
-                "there is no {path:?} in what COPY or ADD takes it from; check the path, and that .dockerignore does not exclude it"
-            ),
-        );
-    }
-    if let Some(path) = between(cause, "lstat ", ": no such file or directory") {
-        return (Reason::FileNotFound, format!("there is no {path:?} in the stage or image that COPY takes it from"));
-    }
-    // Where no step had begun, it is the Dockerfile itself that BuildKit did not understand.
-    if has(&["dockerfile parse error", "the Dockerfile cannot be empty"]) || (guilty > 0 && step.is_none()) {
-        return (Reason::DockerfileInvalid, format!("{} is not valid: {}", build.dockerfile, without_line(cause)));
-    }
-    (Reason::BuildFailed, cause.to_owned())
+    let code = if ["", "Unknown"].contains(&failed.code.as_str()) { "" } else { &format!("{}: ", failed.code) };
+    (Reason::BuildFailed, format!("{code}{cause}"))
 }
 
 /// A file of an image that belongs to nobody whom a builder has.
-fn id_too_large(skeleton: &str, cause: &str) -> Option<(Reason, String)> {
-    let ids = between(skeleton, "failed to Lchown \"\" for UID ", ": lchown ")?;
-    let file = between(cause, "failed to Lchown \"", "\" for UID ").unwrap_or_default();
+fn id_too_large(inner: &str) -> Option<(Reason, String)> {
+    let rest = inner.strip_prefix("mount callback failed on ")?;
+    let (file, rest) = quoted(rest.split_once(": failed to Lchown ")?.1)?;
+    let (ids, _) = rest.strip_prefix(" for UID ")?.split_once(": lchown ")?;
     // It is mounted below a directory of the builder's.
     let file = file.split_once("/containerd-mount").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..]));
     let message = format!(
@@ -211,54 +156,17 @@ fn line_at(number: u32, build: Circumstances<'_>) -> &str {
     index.and_then(|index| build.content?.lines().nth(index)).unwrap_or_default()
 }
 
-/// An image's name that is none, most often because a variable in it has no value.
-fn invalid_reference(cause: &str, guilty: u32, build: Circumstances<'_>) -> (Reason, String) {
-    let dockerfile = Dockerfile::read(build.content.unwrap_or_default());
-    let line = line_at(guilty, build);
-    let has_value = |name: &str| {
-        let given = build.arguments.and_then(|arguments| arguments.get(name));
-        let default =
-            dockerfile.arguments.iter().find(|(known, _)| known == name).and_then(|(_, value)| value.as_ref());
-        given.or(default).is_some_and(|value| !value.is_empty())
-    };
-    let empty = references(line).into_iter().take(MOST_REFERENCES).find(|name| !has_value(name));
-    if let Some(name) = empty.or_else(|| between(cause, "base name ($", ")").map(|name| name.trim_matches(['{', '}'])))
-    {
-        return (
-            Reason::DockerfileInvalid,
-            format!(
-                "{name} has no value, so {} names no image; write ARG {name}=… before the first FROM, or set {name} in spec.args",
-                if line.is_empty() { "FROM" } else { line.trim() }
-            ),
-        );
-    }
-    let name = between(cause, "failed to parse stage name \"", "\": ").unwrap_or("what FROM or COPY --from says");
-    let (_, why) = cause.rsplit_once("invalid reference format").unwrap_or_default();
-    let why = why.trim_start_matches(": ");
-    let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
-    (
-        Reason::ReferenceInvalid,
-        format!(
-            "{name:?} is neither a stage above nor the name of an image{why}; such a name is registry/path:tag, in lower case"
-        ),
-    )
-}
-
 /// The error itself, without BuildKit's opening words.
-fn cause(text: &str) -> &str {
-    let mut error = text.trim();
+fn cause(failed: &Failed) -> &str {
+    let mut error = failed.message.trim();
     for opening in ["failed to solve: ", "failed to run Build function: ", "listing workers for Build: "] {
         error = error.strip_prefix(opening).unwrap_or(error);
     }
+    // It has its own field.
+    if let Some(rest) = error.strip_prefix(failed.code.as_str()).and_then(|rest| rest.strip_prefix(": ")) {
+        error = rest;
+    }
     if error.is_empty() { "BuildKit gave no cause" } else { error }
-}
-
-/// A parse error without its line, which is told apart.
-fn without_line(cause: &str) -> &str {
-    cause
-        .strip_prefix("dockerfile parse error on line ")
-        .and_then(|rest| rest.split_once(": "))
-        .map_or(cause, |(_, error)| error)
 }
 
 /// The line that a parse error names.
@@ -266,9 +174,27 @@ fn line_in(cause: &str) -> Option<u32> {
     between(cause, "parse error on line ", ":")?.parse().ok()
 }
 
-/// What stands after the first `opening`; all of it where there is none.
-fn after<'a>(text: &'a str, opening: &str) -> &'a str {
-    text.split_once(opening).map_or(text, |(_, rest)| rest)
+/// Without what BuildKit says before what went wrong while it looked for a step in its cache.
+fn uncovered(cause: &str) -> &str {
+    let mut inner = cause;
+    while let Some(rest) =
+        ["failed to load cache key: ", "failed to compute cache key: "].iter().find_map(|it| inner.strip_prefix(it))
+    {
+        inner = rest;
+    }
+    inner
+}
+
+/// What Go has quoted at the beginning, as it is written there, and what follows.
+fn quoted(text: &str) -> Option<(&str, &str)> {
+    let inside = text.strip_prefix('"')?;
+    let mut escaped = false;
+    let end = inside.find(|char: char| {
+        let ends = char == '"' && !escaped;
+        escaped = char == '\\' && !escaped;
+        ends
+    })?;
+    Some((&inside[..end], &inside[end + 1..]))
 }
 
 /// What stands between the first `before` and the next `after`.

@@ -3,9 +3,7 @@
 //! (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes>), and what went wrong on the way.
 
 /// What they say before what a request came to.
-const WRAPPINGS: [&str; 13] = [
-    "failed to load cache key: ",
-    "failed to compute cache key: ",
+const WRAPPINGS: [&str; 11] = [
     "failed to copy: ",
     "httpReadSeeker: ",
     "failed open: ",
@@ -22,8 +20,10 @@ const WRAPPINGS: [&str; 13] = [
 /// What was meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Nobody that counts has signed for the server, or it speaks no TLS.
+    /// Nobody that counts has signed for the server.
     Untrusted,
+    /// It speaks no TLS.
+    NoTls,
     /// No credential, or a wrong one.
     Unauthorized,
     /// A credential without the right.
@@ -44,12 +44,17 @@ pub(super) enum Answer {
 
 /// Reads it from what stands behind the name of what was asked for.
 pub(super) fn read(said: &str) -> Answer {
+    read_of(said, "")
+}
+
+/// The same of a repository, whose name the registry may repeat in its words.
+pub(super) fn read_of(said: &str, repository: &str) -> Answer {
     let mut rest = said.trim();
     while let Some(inner) = unwrapped(rest) {
         rest = inner;
     }
     if let Some(status) = rest.strip_prefix("invalid response status ") {
-        return of_status(number(status), "");
+        return of_status(number(status), "", repository);
     }
     if let Some(request) = rest.strip_prefix("unexpected status from ") {
         // The address may hold anything but white space.
@@ -58,16 +63,17 @@ pub(super) fn read(said: &str) -> Answer {
         let status = status.unwrap_or_default();
         // `403 Forbidden: denied: …`.
         let body = status.split_once(": ").map_or("", |(_, body)| body);
-        return of_status(number(status), body);
+        return of_status(number(status), body, repository);
     }
     // Go's own words for what happened on the way; the address is quoted.
     for opening in ["failed to do request: ", "Get \"", "Head \"", "Post \"", "Put \"", "Patch \""] {
         if let Some(way) = rest.strip_prefix(opening) {
             let way = way.rsplit_once("\": ").map_or(way, |(_, way)| way);
             // A host may be called x509, but holds no white space.
-            let signs = ["tls: failed to verify certificate", "server gave HTTP response to HTTPS client"];
-            return if way.starts_with("x509: ") || signs.iter().any(|sign| way.contains(sign)) {
+            return if way.starts_with("x509: ") || way.contains("tls: failed to verify certificate") {
                 Answer::Untrusted
+            } else if way.ends_with("server gave HTTP response to HTTPS client") {
+                Answer::NoTls
             } else {
                 Answer::Unavailable
             };
@@ -76,12 +82,28 @@ pub(super) fn read(said: &str) -> Answer {
     if rest == "not found" || rest.ends_with(": not found") {
         return Answer::NotFound;
     }
-    match of_code(rest) {
+    match of_code(rest, repository) {
         Answer::Other if rest.starts_with("tls: failed to verify certificate") || rest.starts_with("x509: ") => {
             Answer::Untrusted
         }
         answer => answer,
     }
+}
+
+/// What Go says of a certificate, and what helps where that is not to trust somebody more.
+pub(super) fn certificate(said: &str) -> Option<(&str, Option<&'static str>)> {
+    let (_, why) = said.split_once("tls: failed to verify certificate: x509: ")?;
+    let why =
+        [" (possibly because of", ": current time "].iter().fold(why, |why, end| why.split(end).next().unwrap_or(why));
+    let of_name = ["certificate is valid for ", "certificate is not valid for ", "cannot validate certificate for "];
+    let cure = if why.starts_with("certificate has expired") {
+        Some("have the server show one that is valid today")
+    } else if of_name.iter().any(|opening| why.starts_with(opening)) {
+        Some("have the server show one for this name, as a subject alternative name")
+    } else {
+        None
+    };
+    Some((why, cure))
 }
 
 /// What stands behind the next wrapping.
@@ -92,18 +114,19 @@ fn unwrapped(text: &str) -> Option<&str> {
     if let Some(status) = text.strip_prefix("rpc error: code = ") {
         return status.split_once(" desc = ").map(|(_, inner)| inner);
     }
-    // A repository holds no colon with white space behind it.
-    text.strip_prefix("pushing with mount from ")?.split_once(": ").map(|(_, inner)| inner)
+    // Neither a repository nor a blob's name holds a colon with white space behind it.
+    let named = ["pushing with mount from ", "failed commit on ref "].iter().find_map(|it| text.strip_prefix(it))?;
+    named.split_once(": ").map(|(_, inner)| inner)
 }
 
 fn number(status: &str) -> u16 {
     status.split(' ').next().and_then(|number| number.trim_end_matches(':').parse().ok()).unwrap_or(0)
 }
 
-fn of_status(status: u16, body: &str) -> Answer {
+fn of_status(status: u16, body: &str, repository: &str) -> Answer {
     match status {
         401 => Answer::Unauthorized,
-        403 if is_about_room(body) => Answer::Quota,
+        403 if is_about_room(&without(repository, body)) => Answer::Quota,
         403 => Answer::Denied,
         404 | 410 => Answer::NotFound,
         413 => Answer::TooLarge,
@@ -111,14 +134,15 @@ fn of_status(status: u16, body: &str) -> Answer {
         501 | 505 => Answer::Other,
         507 => Answer::Quota,
         408 | 425 | 429 | 500..600 => Answer::Unavailable,
-        _ => of_code(body),
+        _ => of_code(body, repository),
     }
 }
 
 /// By a registry's error code, as containerd writes it before the registry's own words.
-fn of_code(text: &str) -> Answer {
+fn of_code(text: &str, repository: &str) -> Answer {
     if let Some(several) = text.strip_prefix("errors:\n") {
-        let answers: Vec<Answer> = several.lines().map(of_code).filter(|answer| *answer != Answer::Other).collect();
+        let answers: Vec<Answer> =
+            several.lines().map(|line| of_code(line, repository)).filter(|answer| *answer != Answer::Other).collect();
         // What a credential may not do does not go away by itself.
         let lasting = answers.iter().find(|answer| **answer != Answer::Unavailable);
         return lasting.or(answers.first()).copied().unwrap_or(Answer::Other);
@@ -128,15 +152,29 @@ fn of_code(text: &str) -> Answer {
         "unauthorized" | "authentication required" | "insufficient_scope" | "no basic auth credentials" => {
             Answer::Unauthorized
         }
-        "denied" if is_about_room(words) => Answer::Quota,
+        "denied" if is_about_room(&without(repository, words)) => Answer::Quota,
         "denied" => Answer::Denied,
         // The last two: the connection broke off on the way.
         "toomanyrequests" | "unavailable" | "EOF" | "unexpected EOF" => Answer::Unavailable,
         // Every code that containerd does not know: the registry's words alone tell.
-        "unknown" => of_words(words),
+        "unknown" => of_words(&without(repository, words)),
         _ if is_of_the_way(text) => Answer::Unavailable,
         _ => Answer::Other,
     }
+}
+
+/// Signs of one word, which may be a part of a repository's name.
+const WORDS: [&str; 5] = ["quota", "internal", "unavailable", "timeout", "mediatype"];
+
+/// The words without such parts of the repository's name.
+fn without(repository: &str, words: &str) -> String {
+    let names = || repository.split('/').filter(|name| WORDS.iter().any(|word| name.contains(word)));
+    let is_part = |char: char| char.is_ascii_alphanumeric() || "-_.".contains(char);
+    let kept = words.split_inclusive(|char| !is_part(char)).map(|word| {
+        let name = word.trim_end_matches(|char| !is_part(char));
+        names().find(|known| *known == name).map_or(word, |_| &word[name.len()..])
+    });
+    kept.collect()
 }
 
 /// What registries say of the codes that containerd does not pass on.
@@ -145,7 +183,17 @@ fn of_words(words: &str) -> Answer {
     let has = |signs: &[&str]| signs.iter().any(|sign| words.contains(sign));
     // A manifest is sent after all that it names. Registries that keep files read what a blob is called while another
     // platform's push writes it again; those with several replicas may not have heard of it.
-    if has(&["blob unknown", "unknown error", "internal", "unavailable", "timeout", "try again"]) || words.is_empty() {
+    if has(&[
+        "blob unknown",
+        "blob upload unknown",
+        "digest did not match",
+        "unknown error",
+        "internal",
+        "unavailable",
+        "timeout",
+        "try again",
+    ]) || words.is_empty()
+    {
         Answer::Unavailable
     } else if is_about_room(&words) {
         Answer::Quota
@@ -161,7 +209,9 @@ fn of_words(words: &str) -> Answer {
 /// What Harbor, GitLab, Artifactory and others say of a quota: their own words, for there is no code.
 fn is_about_room(words: &str) -> bool {
     let words = words.to_ascii_lowercase();
-    ["quota", "configured upper limit", "storage limit", "insufficient storage"].iter().any(|sign| words.contains(sign))
+    ["quota", "configured upper limit", "storage limit", "insufficient storage", "repositories, limit is"]
+        .iter()
+        .any(|sign| words.contains(sign))
 }
 
 /// What Go says of a connection.
@@ -178,6 +228,9 @@ fn is_of_the_way(text: &str) -> bool {
         "network is unreachable",
         "no route to host",
         "server misbehaving",
+        "use of closed network connection",
+        "read/write on closed pipe",
+        "cannot reuse body, request must be retried",
         ": EOF",
     ];
     text.starts_with("dial tcp") || ends.iter().any(|end| text.ends_with(end))
@@ -199,7 +252,7 @@ mod tests {
             ),
             (
                 "failed to do request: Head \"https://r/\": http: server gave HTTP response to HTTPS client",
-                Answer::Untrusted,
+                Answer::NoTls,
             ),
             ("denied: requested access to the resource is denied", Answer::Denied),
             (
@@ -227,7 +280,7 @@ mod tests {
                 Answer::Unauthorized,
             ),
             (
-                "failed to compute cache key: failed to copy: httpReadSeeker: failed open: unexpected status from GET request to https://r/x: 503 Service Unavailable",
+                "failed to copy: httpReadSeeker: failed open: unexpected status from GET request to https://r/x: 503 Service Unavailable",
                 Answer::Unavailable,
             ),
             (

@@ -1,13 +1,13 @@
-//! A RUN step that ended with a status other than 0: what its status and its last lines say.
+//! A RUN step that ended with a status other than 0, or did not begin: what its status and its last lines say.
 
-use super::{super::mask::shorten, Circumstances, FailedStep};
+use super::{super::mask::shorten, Circumstances, FailedStep, quoted};
 use crate::reasons::Reason;
 
 /// The longest name of a step within a message, in bytes.
 const LONGEST_NAME: usize = 160;
 
 /// What programs say of a name that nobody knows: curl, wget, busybox, apt, apk, npm, pip, go, cargo, Maven and others.
-const NO_HOST: [&str; 15] = [
+const NO_HOST: [&str; 17] = [
     // Gradle, npm, Rollup and others do not resolve what is no host.
     "ould not resolve host",
     "Couldn't resolve host",
@@ -24,10 +24,23 @@ const NO_HOST: [&str; 15] = [
     "failed to lookup address information",
     "NameResolutionError",
     "UnknownHostException",
+    "DNS lookup error",
+    "DNS: transient error",
 ];
 /// What they say of an address that no route leads to.
 const NO_ROUTE: [&str; 5] =
     ["Network is unreachable", "network is unreachable", "No route to host", "no route to host", "ENETUNREACH"];
+
+/// What runc says where it did not start the program.
+const NO_START: &str = "runc run failed: unable to start container process: ";
+
+/// What to say of one that has no status, for it did not run. None: something else failed.
+pub(super) fn not_run(cause: &str, step: Option<&FailedStep>) -> Option<(Reason, String)> {
+    let (_, rest) = quoted(cause.strip_prefix("process ")?)?;
+    let why = rest.strip_prefix(" did not complete successfully: ")?;
+    let name = shorten(step.map_or("a step", |step| step.name.as_str()).to_owned(), LONGEST_NAME);
+    Some((Reason::StepFailed, format!("{name} could not start: {why}; check what USER and WORKDIR name")))
+}
 
 /// What to say of it.
 pub(super) fn failure(code: u32, step: Option<&FailedStep>, build: Circumstances<'_>) -> (Reason, String) {
@@ -61,6 +74,16 @@ pub(super) fn failure(code: u32, step: Option<&FailedStep>, build: Circumstances
             let line = shorten(line.trim().to_owned(), LONGEST_NAME);
             return (Reason::StepNoNetwork, format!("{name} failed with exit code {code}: {what} ({line}); {cure}"));
         }
+    }
+    // The container's runtime writes it, where the program did not run.
+    if let Some(line) = step.and_then(|step| step.tail.last()).and_then(|line| line.strip_prefix(NO_START)) {
+        let why = shorten(line.rsplit_once(": exec: ").map_or(line, |(_, why)| why).to_owned(), LONGEST_NAME);
+        return (
+            Reason::StepFailed,
+            format!(
+                "{name} could not start ({why}); check that the image has the program, and the shell that SHELL names"
+            ),
+        );
     }
     match code {
         137 => (

@@ -138,8 +138,8 @@ fn each_warning_is_told_once() {
     }
     let told: Vec<(&str, u32)> =
         progress.warnings().iter().map(|warning| (warning.rule.as_str(), warning.line)).collect();
-    assert_eq!(told, [("StageNameCasing", 1), ("MaintainerDeprecated", 2), ("JSONArgsRecommended", 3)]);
-    assert_eq!(progress.warnings()[0].message, "Stage name 'Build' should be lowercase");
+    assert_eq!(told, [("StageNameCasing", 2), ("MaintainerDeprecated", 3), ("JSONArgsRecommended", 4)]);
+    assert_eq!(progress.warnings()[0].message, "Stage name 'ZZBuild' should be lowercase");
     assert_eq!(progress.warnings()[0].dockerfile, "Dockerfile");
 }
 
