@@ -10,8 +10,8 @@ use kube_core::Duration;
 use kube_derive::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-use crate::bounds;
 use crate::reference::{CaRef, SecretRef};
+use crate::{bounds, rules};
 
 /// Where and how builders run, and which namespaces they serve.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -96,8 +96,7 @@ pub struct BuilderPoolSpec {
     /// Build arguments of every build, such as `HTTPS_PROXY`; those of an ImageBuild go before them. A change makes no new
     /// runs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "bounds::string_map")]
-    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[A-Za-z_][A-Za-z0-9_]*$'))").message("the name of a build argument is made of letters, digits and _, and does not begin with a digit"))]
+    #[schemars(schema_with = "bounds::string_map", transform = rules::arguments)]
     pub default_args: BTreeMap<String, String>,
 
     /// The volume that `spec.archive` of ImageBuilds writes to and `platforms[].archive` reads from.

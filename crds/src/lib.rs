@@ -17,6 +17,7 @@ pub mod image_build_run;
 pub mod manifest;
 pub mod platform;
 pub mod reference;
+pub mod rules;
 pub mod values_schema;
 
 pub use builder_pool::{BuilderPool, BuilderPoolSpec, BuilderPoolStatus, SecurityProfile};

@@ -34,7 +34,7 @@ fn signed_formats(value: &mut serde_yaml_ng::Value) {
         serde_yaml_ng::Value::Mapping(mapping) => {
             for (key, value) in mapping {
                 match (key.as_str(), value.as_str()) {
-                    (Some("format"), Some("uint32" | "uint64")) => *value = "int64".into(),
+                    (Some("format"), Some("uint16" | "uint32" | "uint64")) => *value = "int64".into(),
                     _ => signed_formats(value),
                 }
             }

@@ -4,29 +4,21 @@ use kube_core::Duration;
 use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::bounds;
 use crate::reference::{CaRef, SecretRef};
+use crate::{bounds, rules};
 
 /// Where the image goes.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageTarget {
     /// Registry and path, such as `ghcr.io/acme/app`, without tag or digest.
-    #[schemars(length(min = 1, max = 512))]
-    #[x_kube(
-        validation = Rule::new("!self.contains('://')").message("image.repository is written without a scheme, such as ghcr.io/acme/app"),
-        validation = Rule::new("!self.contains('@') && !self.matches(':[^/]*$') || self.matches('^[^/]*:[0-9]+$')").message("image.repository is written without tag and digest: tags go into image.tags"),
-        validation = Rule::new("self.contains('://') || self.matches('^([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*([:@].*)?$')").message("image.repository is registry/path, the path in lower case letters, digits and . _ - /, such as ghcr.io/acme/app"),
-    )]
+    #[schemars(length(min = 1, max = 512), transform = rules::repository)]
     pub repository: String,
     /// Tags that are moved to each new image. They may hold `{{branch}}`, `{{commit}}`, `{{shortCommit}}`,
     /// `{{timestamp}}` and `{{run}}`. Omitted: `latest`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
-    #[x_kube(
-        merge_strategy = ListMerge::Set,
-        validation = Rule::new("self.all(t, t.matches('^([A-Za-z0-9_.-]|\\\\{\\\\{ *(branch|commit|shortCommit|timestamp|run) *\\\\}\\\\})+$') && !t.startsWith('.') && !t.startsWith('-'))").message("a tag is made of letters, digits and _ . -, begins with neither . nor -, and may hold {{branch}}, {{commit}}, {{shortCommit}}, {{timestamp}} and {{run}}"),
-    )]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 128)), transform = rules::tags)]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub tags: Vec<String>,
     /// A Secret of type `kubernetes.io/dockerconfigjson`, or one with the keys `username` and `password`. Omitted: the
     /// `imagePullSecrets` of the namespace's default service account, where one is for this registry.
@@ -56,11 +48,8 @@ pub struct ImageTarget {
     /// Programs that the image starts though they are for another platform, such as `/usr/bin/qemu-x86_64-static`: their
     /// absolute paths, as ENTRYPOINT, CMD or a script name them. Every other one fails the build (`WrongArchitecture`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
-    #[x_kube(
-        merge_strategy = ListMerge::Set,
-        validation = Rule::new("self.all(p, p.startsWith('/'))").message("allowForeignPrograms lists absolute paths, such as /usr/bin/qemu-x86_64-static"),
-    )]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256)), transform = rules::programs)]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub allow_foreign_programs: Vec<String>,
 }
 
@@ -80,20 +69,12 @@ impl ImageTarget {
 #[serde(rename_all = "camelCase")]
 pub struct ImageCopy {
     /// Registry and path, such as `ghcr.io/acme/app`, without tag or digest.
-    #[schemars(length(min = 1, max = 512))]
-    #[x_kube(
-        validation = Rule::new("!self.contains('://')").message("image.copies: repository is written without a scheme, such as ghcr.io/acme/app"),
-        validation = Rule::new("!self.contains('@') && !self.matches(':[^/]*$') || self.matches('^[^/]*:[0-9]+$')").message("image.copies: repository is written without tag and digest: tags go into tags"),
-        validation = Rule::new("self.contains('://') || self.matches('^([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*([:@].*)?$')").message("image.copies: repository is registry/path, the path in lower case letters, digits and . _ - /, such as ghcr.io/acme/app"),
-    )]
+    #[schemars(length(min = 1, max = 512), transform = rules::repository)]
     pub repository: String,
     /// Tags, as `image.tags`. Omitted: those.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
-    #[x_kube(
-        merge_strategy = ListMerge::Set,
-        validation = Rule::new("self.all(t, t.matches('^([A-Za-z0-9_.-]|\\\\{\\\\{ *(branch|commit|shortCommit|timestamp|run) *\\\\}\\\\})+$') && !t.startsWith('.') && !t.startsWith('-'))").message("a tag is made of letters, digits and _ . -, begins with neither . nor -, and may hold {{branch}}, {{commit}}, {{shortCommit}}, {{timestamp}} and {{run}}"),
-    )]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 128)), transform = rules::tags)]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub tags: Vec<String>,
     /// A Secret of type `kubernetes.io/dockerconfigjson`, or one with the keys `username` and `password`. Omitted: that of
     /// another repository of this ImageBuild or of the default service account, where one is for this registry.
@@ -116,7 +97,10 @@ pub enum MediaTypes {
 /// How layers are compressed.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.level) || self.type == 'zstd' && self.level <= 22 || self.type != 'zstd' && self.level <= 9 && self.type != 'uncompressed'").message("compression.level is 0 to 9 for gzip and estargz, 0 to 22 for zstd, and none for uncompressed"))]
+#[x_kube(validation = rules::telling(
+    "!has(self.level) || self.type == 'zstd' && self.level <= 22 || self.type != 'zstd' && self.level <= 9 && self.type != 'uncompressed'",
+    "self.type == 'uncompressed' ? 'compression.level: uncompressed has no level: leave it out' : 'compression.level is 0 to 9 for ' + self.type + '; zstd has levels to 22'",
+))]
 pub struct Compression {
     /// `gzip`, `zstd`, `estargz` or `uncompressed`.
     #[serde(rename = "type")]
@@ -169,11 +153,8 @@ pub struct ArchiveTarget {
     /// Programs that the image starts though they are for another platform, such as `/usr/bin/qemu-x86_64-static`: their
     /// absolute paths, as ENTRYPOINT, CMD or a script name them. Every other one fails the build (`WrongArchitecture`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
-    #[x_kube(
-        merge_strategy = ListMerge::Set,
-        validation = Rule::new("self.all(p, p.startsWith('/'))").message("allowForeignPrograms lists absolute paths, such as /usr/bin/qemu-x86_64-static"),
-    )]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256)), transform = rules::programs)]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub allow_foreign_programs: Vec<String>,
 }
 

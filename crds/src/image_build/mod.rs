@@ -24,8 +24,8 @@ pub use self::status::{
     Resolved, SourceStatus, Summary, TagStatus,
 };
 pub use self::step::{BuildSecret, BuildSsh, HostAlias, Network, PullPolicy, Ulimit};
-use crate::bounds;
 use crate::reference::SecretRef;
+use crate::{bounds, rules};
 
 /// An image to build from a source, for one or more platforms, and where to push it.
 ///
@@ -54,7 +54,10 @@ use crate::reference::SecretRef;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.source) || (has(self.platforms) && self.platforms.all(p, has(p.image) || has(p.archive)))").message("source is missing: name a Git repository, files, a tarball or an image to build from, or give every platform an image of its own"),
-    validation = Rule::new("!has(self.source) || !has(self.source.inline) || has(self.dockerfileInline) || (has(self.platforms) && self.platforms.exists(p, has(p.dockerfile))) || (has(self.dockerfile) ? (self.dockerfile.startsWith('./') ? self.dockerfile.substring(2) : self.dockerfile) : 'Dockerfile') in self.source.inline.files").message("source.inline.files does not hold the Dockerfile: add a file named Dockerfile, or name it in dockerfile"),
+    validation = rules::telling(
+        "!has(self.source) || !has(self.source.inline) || has(self.dockerfileInline) || (has(self.platforms) && self.platforms.exists(p, has(p.dockerfile))) || (has(self.dockerfile) ? (self.dockerfile.startsWith('./') ? self.dockerfile.substring(2) : self.dockerfile) : 'Dockerfile') in self.source.inline.files",
+        "'source.inline.files does not hold the Dockerfile, ' + (has(self.dockerfile) ? self.dockerfile : 'Dockerfile') + ': add it, or name another in dockerfile'",
+    ),
     validation = Rule::new("!(has(self.dockerfile) && has(self.dockerfileInline))").message("dockerfile names a file of the source, dockerfileInline is one: write only one of them"),
     validation = Rule::new("!(has(self.image) && has(self.archive))").message("an image goes to a registry (image) or to a volume (archive), not to both: make another ImageBuild for the other, whose build is in the cache"),
     validation = Rule::new("has(self.image) || !has(self.platforms) || !self.platforms.exists(p, has(p.image) || has(p.archive))").message("platforms with an image or archive are taken into an index: name its repository in image"),
@@ -91,8 +94,7 @@ pub struct ImageBuildSpec {
 
     /// Build arguments, as `docker build --build-arg`. They can be read from the image; use `secrets` for secrets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "bounds::string_map")]
-    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[A-Za-z_][A-Za-z0-9_]*$'))").message("the name of a build argument is made of letters, digits and _, and does not begin with a digit"))]
+    #[schemars(schema_with = "bounds::string_map", transform = rules::arguments)]
     pub args: BTreeMap<String, String>,
 
     /// Labels of the image's configuration, as `docker build --label`. For a Git source `org.opencontainers.image.source`,

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::bounds;
+use crate::{bounds, rules};
 
 /// A platform to build, and what differs for it.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!(has(self.image) && has(self.archive))").message("a platform is taken from image or from archive, not from both"),
-    validation = Rule::new("!(has(self.image) || has(self.archive)) || !(has(self.dockerfile) || has(self.target) || has(self.args) || has(self.buildOn))").message("a platform with image or archive is not built: leave out its dockerfile, target, args and buildOn"),
+    validation = rules::telling(
+        "!(has(self.image) || has(self.archive)) || !(has(self.dockerfile) || has(self.target) || has(self.args) || has(self.buildOn))",
+        format!("'a platform with image or archive is not built: leave out its dockerfile, target, args and buildOn; it has' + {}", rules::which(&["dockerfile", "target", "args", "buildOn"])),
+    ),
 )]
 pub struct PlatformSpec {
     /// An OCI platform, such as `linux/amd64` or `linux/arm/v7`. Aliases such as `linux/aarch64` are understood.
@@ -30,8 +33,7 @@ pub struct PlatformSpec {
     pub target: Option<String>,
     /// Build arguments for this platform, beside those of `spec.args` and before them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "bounds::string_map")]
-    #[x_kube(validation = Rule::new("self.all(k, k.matches('^[A-Za-z_][A-Za-z0-9_]*$'))").message("the name of a build argument is made of letters, digits and _, and does not begin with a digit"))]
+    #[schemars(schema_with = "bounds::string_map", transform = rules::arguments)]
     pub args: BTreeMap<String, String>,
     /// The platform whose builders build this one, such as `linux/amd64`, for a Dockerfile that compiles for another
     /// architecture (`FROM --platform=$BUILDPLATFORM`). Omitted: one that runs it, natively if there is such a node.

@@ -7,13 +7,16 @@ use kube_core::Duration;
 use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::bounds;
 use crate::reference::{CaRef, SecretRef};
+use crate::{bounds, rules};
 
 /// What to build: exactly one of the fields.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.git), has(self.inline), has(self.http), has(self.image)].filter(x, x).size() == 1").message("source needs exactly one of git, inline, http and image"))]
+#[x_kube(validation = rules::telling(
+    "[has(self.git), has(self.inline), has(self.http), has(self.image)].filter(x, x).size() == 1",
+    format!("'source needs exactly one of git, inline, http and image: it has' + {}", rules::which(&["git", "inline", "http", "image"])),
+))]
 pub struct Source {
     /// A Git repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,23 +35,23 @@ pub struct Source {
 /// A Git repository. Its `.dockerignore` holds as it does for `docker build`.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!(has(self.fullHistory) && self.fullHistory) || (has(self.keepGitDir) && self.keepGitDir)").message("git.fullHistory needs git.keepGitDir: true, for the history is in .git"))]
+#[x_kube(
+    validation = rules::of_url("self.url.startsWith('https://') || self.url.startsWith('ssh://') || self.url.matches('^[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9.-]+:[^/].*$')", "git.url must begin with https:// or ssh://, or be of the form git@host:path"),
+    validation = rules::of_url("!self.url.startsWith('https://') || !self.url.substring(8).split('/')[0].contains('@')", "git.url must not hold a user or password: put them into a Secret with the keys username and password, and name it in git.secretRef"),
+    validation = rules::of_url("!self.url.startsWith('ssh://') || self.url.matches('^ssh://([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9.-]+(:[0-9]+)?/.+$')", "an ssh URL is ssh://user@host[:port]/path, without a password: its key goes into the Secret that git.secretRef names"),
+    validation = rules::of_url("!self.url.matches('[\\\\s\\\\x00-\\\\x1f#?]')", "git.url must not hold spaces, control characters, ? or #: the branch or tag goes into git.ref, a directory into git.path"),
+    validation = Rule::new("!(has(self.fullHistory) && self.fullHistory) || (has(self.keepGitDir) && self.keepGitDir)").message("git.fullHistory needs git.keepGitDir: true, for the history is in .git"),
+)]
 pub struct GitSource {
     /// An https URL without user and password, or an ssh one such as `ssh://git@host/path.git` or `git@host:path.git`.
     /// Credentials go into a Secret that `secretRef` names.
     #[schemars(length(min = 9, max = 2048))]
-    #[x_kube(
-        validation = Rule::new("self.startsWith('https://') || self.startsWith('ssh://') || self.matches('^[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9.-]+:[^/].*$')").message("git.url must begin with https:// or ssh://, or be of the form git@host:path"),
-        validation = Rule::new("!self.startsWith('https://') || !self.substring(8).split('/')[0].contains('@')").message("git.url must not hold a user or password: put them into a Secret with the keys username and password, and name it in git.secretRef"),
-        validation = Rule::new("!self.startsWith('ssh://') || self.matches('^ssh://([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9.-]+(:[0-9]+)?/.+$')").message("an ssh URL is ssh://user@host[:port]/path, without a password: its key goes into the Secret that git.secretRef names"),
-        validation = Rule::new("!self.matches('[\\\\s\\\\x00-\\\\x1f#?]')").message("git.url must not hold spaces, control characters, ? or #: the branch or tag goes into git.ref, a directory into git.path"),
-    )]
     pub url: String,
 
     /// A branch, a tag, a full ref such as `refs/heads/main`, or a full commit id. Omitted: the default branch.
     #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
-    #[x_kube(validation = Rule::new("!self.startsWith('-') && !self.matches('[\\\\s\\\\x00-\\\\x1f~^:?*\\\\[\\\\\\\\]') && !self.contains('..')").message("git.ref is a branch, a tag, a full ref or a full commit id: it has no spaces, does not begin with -, and holds none of ~ ^ : ? * [ \\\\ and .."))]
+    #[x_kube(validation = Rule::new("!self.startsWith('-') && !self.matches('[\\\\s\\\\x00-\\\\x1f~^:?*\\\\[\\\\\\\\]') && !self.contains('..')").message("git.ref is a branch, a tag, a full ref or a full commit id: it has no spaces, does not begin with -, and holds none of ~ ^ : ? * [ \\ and .."))]
     pub reference: Option<String>,
 
     /// The build context's directory in the repository. Omitted: its root.
@@ -97,25 +100,21 @@ pub struct GitSource {
 #[serde(rename_all = "camelCase")]
 pub struct InlineSource {
     /// Content by path, such as `Dockerfile` or `src/app.sh`; together at most 1000000 characters.
-    #[schemars(schema_with = "bounds::files")]
-    #[x_kube(
-        validation = Rule::new("self.all(k, k.size() <= 256 && k.matches('^[^/\\\\x00-\\\\x1f][^\\\\x00-\\\\x1f]*$') && !k.endsWith('/') && !k.split('/').exists(s, s == '..' || s == '.' || s == ''))").message("a path in inline.files is relative, such as Dockerfile or src/app.sh: write it without a leading /, without .. and with at most 256 characters"),
-        validation = Rule::new("self.map(k, self[k].size()).sum() <= 1000000").message("inline.files hold more than 1000000 characters together: put them into a Git repository"),
-    )]
+    #[schemars(schema_with = "bounds::files", transform = rules::files)]
     pub files: BTreeMap<String, String>,
 }
 
 /// A tarball, plain or compressed with gzip, zstd, xz or bzip2.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = rules::of_url("self.url.startsWith('https://')", "http.url must begin with https://"),
+    validation = rules::of_url("!self.url.startsWith('https://') || !self.url.substring(8).split('/')[0].contains('@')", "http.url must not hold a user or password: put them into a Secret with the keys username and password, and name it in http.secretRef"),
+    validation = rules::of_url("!self.url.matches('[\\\\s\\\\x00-\\\\x1f#]')", "http.url must not hold spaces, control characters or #"),
+)]
 pub struct HttpSource {
     /// An https URL, without user and password.
     #[schemars(length(min = 9, max = 2048))]
-    #[x_kube(
-        validation = Rule::new("self.startsWith('https://')").message("http.url must begin with https://"),
-        validation = Rule::new("!self.startsWith('https://') || !self.substring(8).split('/')[0].contains('@')").message("http.url must not hold a user or password: put them into a Secret with the keys username and password, and name it in http.secretRef"),
-        validation = Rule::new("!self.matches('[\\\\s\\\\x00-\\\\x1f#]')").message("http.url must not hold spaces, control characters or #"),
-    )]
     pub url: String,
 
     /// The SHA-256 of what the URL gives, as `sha256:` and 64 hexadecimal digits: `sha256sum FILE` prints it.
@@ -159,7 +158,10 @@ pub struct ImageSource {
 /// mean it. Exactly one of `image`, `git` and `imageBuild`.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("[has(self.image), has(self.git), has(self.imageBuild)].filter(x, x).size() == 1").message("a context needs exactly one of image, git and imageBuild"))]
+#[x_kube(validation = rules::telling(
+    "[has(self.image), has(self.git), has(self.imageBuild)].filter(x, x).size() == 1",
+    format!("'a context needs exactly one of image, git and imageBuild: ' + self.name + ' has' + {}", rules::which(&["image", "git", "imageBuild"])),
+))]
 pub struct BuildContext {
     /// The name that the Dockerfile uses. That of an image, such as `docker.io/library/alpine:3.20`, is replaced too.
     #[schemars(length(min = 1, max = 256))]

@@ -4,6 +4,7 @@ use kube_derive::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::reference::{SecretKeyRef, SecretRef};
+use crate::rules;
 
 /// A value for `RUN --mount=type=secret,id=…`.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -30,7 +31,10 @@ pub struct BuildSsh {
 /// A limit of every RUN step, as `docker build --ulimit`.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.hard) || self.hard == -1 || (self.soft != -1 && self.soft <= self.hard)").message("ulimits: soft is at most hard"))]
+#[x_kube(validation = rules::telling(
+    "!has(self.hard) || self.hard == -1 || (self.soft != -1 && self.soft <= self.hard)",
+    "'ulimits: soft is at most hard: lower soft of ' + self.name + ', or leave out its hard'",
+))]
 pub struct Ulimit {
     /// Such as `nofile`, `nproc` or `stack`.
     #[schemars(

@@ -10,13 +10,12 @@ kiln_e2e::tests![content, platforms, target, ways, form_of_the_image, neither_im
 const PLATFORM: Option<&str> = Some("a platform is os/architecture or os/architecture/variant");
 const PLATFORM_ARCHIVE: Option<&str> = Some("a platform's archive is a relative path, such as app.tar, without ..");
 const NOT_BUILT: Option<&str> =
-    Some("a platform with image or archive is not built: leave out its dockerfile, target, args and buildOn");
-const REPOSITORY: Option<&str> = Some("image.repository is registry/path, the path in lower case letters");
-const NO_TAG: Option<&str> = Some("image.repository is written without tag and digest");
-const COPY: Option<&str> = Some("image.copies: repository is registry/path, the path in lower case letters");
-const COPY_TAG: Option<&str> = Some("image.copies: repository is written without tag and digest");
+    Some("a platform with image or archive is not built: leave out its dockerfile, target, args and buildOn; it has ");
+const REPOSITORY: Option<&str> = Some("a repository is registry/path, the path of words of lower case letters");
+const NO_TAG: Option<&str> = Some("a repository is written without tag and digest");
+const CAPITALS: Option<&str> = Some("a repository has capital letters: write its path in lower case");
+const HOST: Option<&str> = Some("this is a registry's host alone: add the repository's path");
 const TAG: Option<&str> = Some("a tag is made of letters, digits and _ . -");
-const LEVEL: Option<&str> = Some("compression.level is 0 to 9 for gzip and estargz, 0 to 22 for zstd");
 const ARCHIVE: Option<&str> = Some("archive.path is a relative path that ends in .tar, such as app.tar, without ..");
 
 async fn content() {
@@ -24,7 +23,7 @@ async fn content() {
         ("/spec/target", json!(""), SHORT),
         ("/spec/args", json!({"A_1": "", "_b": "x"}), None),
         ("/spec/args", json!({"1A": ""}), ARGUMENT),
-        ("/spec/args", json!({"a-b": ""}), ARGUMENT),
+        ("/spec/args", json!({"A": "", "a-b": ""}), Some("\"a-b\": the name of a build argument is made of")),
         ("/spec/args", json!({"": ""}), ARGUMENT),
         ("/spec/args", json!({"A": "a".repeat(8193)}), LONG),
         ("/spec/args", many(129), Some("must have at most 128")),
@@ -73,7 +72,11 @@ async fn platforms() {
         ("/spec/platforms/2", json!({"name": "linux/386", "image": "a:1", "dockerfile": "D"}), NOT_BUILT),
         ("/spec/platforms/2", json!({"name": "linux/386", "image": "a:1", "target": "t"}), NOT_BUILT),
         ("/spec/platforms/2", json!({"name": "linux/386", "image": "a:1", "args": {"A": "b"}}), NOT_BUILT),
-        ("/spec/platforms/2", json!({"name": "linux/386", "archive": "a.tar", "buildOn": "linux/amd64"}), NOT_BUILT),
+        (
+            "/spec/platforms/2",
+            json!({"name": "linux/386", "archive": "a.tar", "buildOn": "linux/amd64"}),
+            Some("args and buildOn; it has buildOn"),
+        ),
         ("/spec/platforms/2/archive", json!("images/app.tar"), None),
         ("/spec/platforms/2/archive", json!("/app.tar"), PLATFORM_ARCHIVE),
         ("/spec/platforms/2/archive", json!("a/../app.tar"), PLATFORM_ARCHIVE),
@@ -88,14 +91,24 @@ async fn target() {
         // A check.
         ("/spec/image", Value::Null, None),
         ("/spec/image/repository", Value::Null, Some("spec.image.repository")),
-        (
-            "/spec/image/repository",
-            json!("https://ghcr.io/acme/app"),
-            Some("image.repository is written without a scheme"),
-        ),
+        ("/spec/image/repository", json!("https://ghcr.io/acme/app"), Some("a repository is written without a scheme")),
         ("/spec/image/repository", json!("ghcr.io/acme/app:v1"), NO_TAG),
         ("/spec/image/repository", json!(format!("ghcr.io/acme/app@sha256:{}", "a".repeat(64))), NO_TAG),
-        ("/spec/image/repository", json!("ghcr.io/Acme/app"), REPOSITORY),
+        ("/spec/image/repository", json!("ghcr.io/Acme/app"), CAPITALS),
+        ("/spec/image/repository", json!("Acme/app"), CAPITALS),
+        ("/spec/image/repository", json!("ghcr.io/acme/App"), CAPITALS),
+        ("/spec/image/repository", json!("GHCR.io/acme/app"), None),
+        ("/spec/image/repository", json!("ghcr.io"), HOST),
+        ("/spec/image/repository", json!("ghcr.io/"), HOST),
+        ("/spec/image/repository", json!("registry.example:5000"), HOST),
+        ("/spec/image/repository", json!("registry:5000"), HOST),
+        ("/spec/image/repository", json!("localhost"), HOST),
+        ("/spec/image/repository", json!("app:v1"), NO_TAG),
+        ("/spec/image/repository", json!("ghcr.io/acme/a..b"), REPOSITORY),
+        ("/spec/image/repository", json!("ghcr.io/acme/a___b"), REPOSITORY),
+        ("/spec/image/repository", json!("GHCR.io/acme/a..b"), REPOSITORY),
+        ("/spec/image/repository", json!("acme/a__b.c---d_e"), None),
+        ("/spec/image/repository", json!("app"), None),
         ("/spec/image/repository", json!("ghcr.io/acme/app/"), REPOSITORY),
         ("/spec/image/repository", json!("ghcr.io/acme//app"), REPOSITORY),
         ("/spec/image/repository", json!("ghcr.io/acme/a pp"), REPOSITORY),
@@ -110,7 +123,21 @@ async fn target() {
         ("/spec/image/tags", json!(["-v1"]), TAG),
         ("/spec/image/tags", json!(["v 1"]), TAG),
         ("/spec/image/tags", json!(["v1/2"]), TAG),
-        ("/spec/image/tags", json!(["{{date}}"]), TAG),
+        (
+            "/spec/image/tags",
+            json!(["ok", "v 1"]),
+            Some("spec.image.tags[1]: Invalid value: \"v 1\": a tag is made of"),
+        ),
+        (
+            "/spec/image/tags",
+            json!(["ok", "{{branc}}"]),
+            Some(
+                "spec.image.tags[1]: Invalid value: \"{{branc}}\": no such variable: there are {{branch}}, {{commit}}",
+            ),
+        ),
+        ("/spec/image/tags", json!(["{{run}}-{{ date }}"]), Some("no such variable")),
+        ("/spec/image/tags", json!(["{{run}"]), TAG),
+        ("/spec/image/tags", json!(["run}}"]), TAG),
         ("/spec/image/tags", json!([""]), SHORT),
         ("/spec/image/tags", json!(["a".repeat(129)]), LONG),
         ("/spec/image/tags", json!(["a", "a"]), TWICE),
@@ -166,10 +193,10 @@ async fn form_of_the_image() {
         (
             "/spec/image/copies",
             json!([{"repository": "https://quay.io/acme/app"}]),
-            Some("image.copies: repository is written without a scheme"),
+            Some("spec.image.copies[0].repository: Invalid value: \"https://quay.io/acme/app\": a repository is"),
         ),
-        ("/spec/image/copies", json!([{"repository": "quay.io/acme/app:v1"}]), COPY_TAG),
-        ("/spec/image/copies", json!([{"repository": "quay.io/Acme/app"}]), COPY),
+        ("/spec/image/copies", json!([{"repository": "quay.io/acme/app:v1"}]), NO_TAG),
+        ("/spec/image/copies", json!([{"repository": "quay.io/Acme/app"}]), CAPITALS),
         ("/spec/image/copies", json!([{"repository": "quay.io/acme/app", "tags": ["v 1"]}]), TAG),
         ("/spec/image/copies", json!([{"tags": ["v1"]}]), Some("spec.image.copies[0].repository")),
         ("/spec/image/copies", list(2, |_| json!({"repository": "quay.io/acme/app"})), TWICE),
@@ -177,12 +204,12 @@ async fn form_of_the_image() {
         ("/spec/image/mediaTypes", json!("Docker"), None),
         ("/spec/image/mediaTypes", json!("docker"), Some("supported values: \"OCI\", \"Docker\"")),
         ("/spec/image/compression", json!({"type": "gzip", "level": 9, "force": true}), None),
-        ("/spec/image/compression", json!({"type": "gzip", "level": 10}), LEVEL),
-        ("/spec/image/compression", json!({"type": "estargz", "level": 10}), LEVEL),
+        ("/spec/image/compression", json!({"type": "gzip", "level": 10}), Some("level is 0 to 9 for gzip")),
+        ("/spec/image/compression", json!({"type": "estargz", "level": 10}), Some("level is 0 to 9 for estargz")),
         ("/spec/image/compression", json!({"type": "zstd", "level": 22}), None),
         ("/spec/image/compression", json!({"type": "zstd", "level": 23}), Some("less than or equal to 22")),
         ("/spec/image/compression", json!({"type": "uncompressed"}), None),
-        ("/spec/image/compression", json!({"type": "uncompressed", "level": 0}), LEVEL),
+        ("/spec/image/compression", json!({"type": "uncompressed", "level": 0}), Some("uncompressed has no level")),
         (
             "/spec/image/compression",
             json!({"type": "xz"}),
@@ -190,7 +217,13 @@ async fn form_of_the_image() {
         ),
         ("/spec/image/compression", json!({"level": 3}), Some("spec.image.compression.type")),
         ("/spec/image/allowForeignPrograms", json!(["/app"]), None),
-        ("/spec/image/allowForeignPrograms", json!(["app"]), Some("absolute paths")),
+        (
+            "/spec/image/allowForeignPrograms",
+            json!(["app"]),
+            Some(
+                "spec.image.allowForeignPrograms[0]: Invalid value: \"app\": allowForeignPrograms lists absolute paths",
+            ),
+        ),
         ("/spec/image/growthWarningPercent", json!(1), None),
         ("/spec/image/growthWarningPercent", json!(0), Some("greater than or equal to 1")),
         ("/spec/image/growthWarningPercent", json!(10001), Some("less than or equal to 10000")),

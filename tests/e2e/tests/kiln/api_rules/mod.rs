@@ -122,7 +122,7 @@ async fn runs() {
             ("/spec/imageBuild", Value::Null, Some("spec.imageBuild")),
             ("/spec/imageBuild/uid", json!(""), Some("should be at least")),
             ("/spec/inputHash", Value::Null, Some("spec.inputHash")),
-            ("/spec/build/image/repository", json!("https://x"), Some("image.repository is written without a scheme")),
+            ("/spec/build/image/repository", json!("https://x"), Some("spec.build.image.repository: Invalid value: \"https://x\": a repository is written without a scheme")),
         ],
     )
     .await;

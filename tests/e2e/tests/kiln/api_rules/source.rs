@@ -12,11 +12,11 @@ const NO_SOURCE: Option<&str> =
     Some("source is missing: name a Git repository, files, a tarball or an image to build from");
 const FILE: Option<&str> = Some("a path in inline.files is relative");
 const URL: Option<&str> = Some("git.url must begin with https:// or ssh://, or be of the form git@host:path");
-const SSH_URL: Option<&str> = Some("an ssh URL is ssh://user@host[:port]/path, without a password");
+const SSH_URL: Option<&str> =
+    Some("spec.source.git.url: Invalid value: an ssh URL is ssh://user@host[:port]/path, without a password");
 const SPACES: Option<&str> = Some("git.url must not hold spaces, control characters, ? or #");
 const REF: Option<&str> = Some("git.ref is a branch, a tag, a full ref or a full commit id");
 const PATH: Option<&str> = Some("git.path is a directory in the repository");
-const ONE_CONTEXT: Option<&str> = Some("a context needs exactly one of image, git and imageBuild");
 const CONTEXT_NAME: Option<&str> = Some("a context's name is made of letters, digits and . _ / : @ -");
 
 async fn inline_files() {
@@ -24,14 +24,22 @@ async fn inline_files() {
         ("/spec/suspend", json!(true), None),
         ("/metadata/name", text(52), None),
         ("/metadata/name", text(53), Some("metadata.name is too long: use at most 52 characters")),
-        ("/spec/source", json!({}), ONE_SOURCE),
-        ("/spec/source/git", json!({"url": "https://git.example/app"}), ONE_SOURCE),
+        ("/spec/source", json!({}), Some("source needs exactly one of git, inline, http and image: it has none")),
+        ("/spec/source/git", json!({"url": "https://git.example/app"}), Some("http and image: it has git inline")),
         ("/spec/source", Value::Null, NO_SOURCE),
-        ("/spec/source/inline/files", json!({"app.sh": ""}), Some("source.inline.files does not hold the Dockerfile")),
-        ("/spec/dockerfile", json!("Dockerfile.other"), Some("source.inline.files does not hold the Dockerfile")),
+        (
+            "/spec/source/inline/files",
+            json!({"app.sh": ""}),
+            Some("source.inline.files does not hold the Dockerfile, Dockerfile:"),
+        ),
+        ("/spec/dockerfile", json!("Dockerfile.other"), Some("does not hold the Dockerfile, Dockerfile.other:")),
         ("/spec/dockerfile", json!("src/app.sh"), None),
         ("/spec/source/inline/files", json!({}), Some("should have at least 1 properties")),
-        ("/spec/source/inline/files/~1etc~1passwd", json!(""), FILE),
+        (
+            "/spec/source/inline/files/~1etc~1passwd",
+            json!(""),
+            Some("\"/etc/passwd\": a path in inline.files is relative"),
+        ),
         ("/spec/source/inline/files/a~1..~1b", json!(""), FILE),
         ("/spec/source/inline/files/a~1.~1b", json!(""), FILE),
         ("/spec/source/inline/files/a~1~1b", json!(""), FILE),
@@ -80,7 +88,8 @@ async fn git() {
         (
             "/spec/source/git/url",
             json!("https://user:pw@git.example/app"),
-            Some("git.url must not hold a user or password"),
+            // The value is not repeated: it holds a password.
+            Some("spec.source.git.url: Invalid value: git.url must not hold a user or password"),
         ),
         ("/spec/source/git/url", json!("https://git.example/@team/app"), None),
         ("/spec/source/git/url", json!("https://git.example/a pp"), SPACES),
@@ -139,7 +148,7 @@ async fn http() {
         (
             "/spec/source/http/url",
             json!("https://user:pw@web.example/app.tar"),
-            Some("http.url must not hold a user or password"),
+            Some("spec.source.http.url: Invalid value: http.url must not hold a user or password"),
         ),
         ("/spec/source/http/url", json!("https://web.example/@team/app.tar"), None),
         (
@@ -193,8 +202,12 @@ async fn contexts() {
             ]),
             None,
         ),
-        ("/spec/contexts", json!([{"name": "a"}]), ONE_CONTEXT),
-        ("/spec/contexts", json!([{"name": "a", "image": "b", "imageBuild": {"name": "c"}}]), ONE_CONTEXT),
+        ("/spec/contexts", json!([{"name": "a"}]), Some("one of image, git and imageBuild: a has none")),
+        (
+            "/spec/contexts",
+            json!([{"name": "a", "image": "b", "imageBuild": {"name": "c"}}]),
+            Some("one of image, git and imageBuild: a has image imageBuild"),
+        ),
         ("/spec/contexts", json!([{"name": "a", "image": "docker-image://alpine"}]), REFERENCE),
         ("/spec/contexts", json!([{"name": "a", "image": "alpine "}]), REFERENCE),
         ("/spec/contexts", json!([{"name": "a", "imageBuild": {"name": ""}}]), SHORT),

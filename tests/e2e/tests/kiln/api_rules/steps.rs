@@ -53,9 +53,7 @@ async fn dockerfile() {
         (
             "/spec/target",
             json!("x"),
-            Some(
-                "source.inline.files does not hold the Dockerfile: add a file named Dockerfile, or name it in dockerfile",
-            ),
+            Some("source.inline.files does not hold the Dockerfile, Dockerfile: add it, or name another in dockerfile"),
         ),
     ];
     try_all::<ImageBuild>(true, &other, &cases).await;
@@ -84,8 +82,16 @@ async fn steps() {
             json!([{"name": "core", "soft": -1, "hard": -1}, {"name": "nproc", "soft": 7, "hard": -1}]),
             None,
         ),
-        ("/spec/ulimits", json!([{"name": "nofile", "soft": 2, "hard": 1}]), Some("ulimits: soft is at most hard")),
-        ("/spec/ulimits", json!([{"name": "nofile", "soft": -1, "hard": 1}]), Some("ulimits: soft is at most hard")),
+        (
+            "/spec/ulimits",
+            json!([{"name": "nofile", "soft": 2, "hard": 1}]),
+            Some("ulimits: soft is at most hard: lower soft of nofile"),
+        ),
+        (
+            "/spec/ulimits",
+            json!([{"name": "nofile", "soft": -1, "hard": 1}]),
+            Some("ulimits: soft is at most hard: lower soft of nofile"),
+        ),
         ("/spec/ulimits", json!([{"name": "nofile", "soft": -2}]), Some("greater than or equal to -1")),
         ("/spec/ulimits", json!([{"name": "files", "soft": 1}]), Some("should match")),
         ("/spec/ulimits", json!([{"name": "nofile"}]), Some("spec.ulimits[0].soft")),
