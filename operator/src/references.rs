@@ -1,5 +1,6 @@
 //! Reads what specs name: Secrets, CA bundles and pools. Each by a GET of its own, for Kiln lists and watches no Secrets.
 
+mod named;
 mod registry;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use crate::reason::Reason;
 use kiln_registry::http_client::{AddressPolicy, FailureClass, HttpClient};
 use kiln_registry::room::Room;
 
+pub use self::named::told;
 pub use self::registry::{RegistryAccess, Target, registry_access};
 
 /// How many Secrets and `ConfigMap`s are read at once, a megabyte or more each, and how many of them for one namespace.
@@ -48,19 +50,21 @@ pub struct Fault {
     pub message: String,
     /// Who can mend it.
     pub class: FailureClass,
+    /// The registry, or the field of the Git repository (`source`, `contexts/NAME`), that it is about.
+    pub about: Option<String>,
 }
 
 impl Fault {
     /// A fault that the user can mend.
     #[must_use]
     pub fn user(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), class: FailureClass::User }
+        Self { reason, message: message.into(), class: FailureClass::User, about: None }
     }
 
     /// A fault that another credential can mend.
     #[must_use]
     pub fn credential(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), class: FailureClass::Credential }
+        Self { class: FailureClass::Credential, ..Self::user(reason, message) }
     }
 }
 
@@ -94,7 +98,8 @@ impl From<kiln_registry::Error> for Fault {
             Kind::AddressForbidden => Reason::AddressForbidden,
             Kind::Protocol => Reason::RegistryProtocol,
         };
-        Self { reason, message: error.to_string(), class: error.class() }
+        let about = Some(error.registry().to_owned());
+        Self { reason, message: error.to_string(), class: error.class(), about }
     }
 }
 
@@ -110,7 +115,8 @@ impl From<git::Error> for Fault {
             Kind::HostKeyUnknown => Reason::GitHostKeyUnknown,
             Kind::AddressForbidden => Reason::AddressForbidden,
         };
-        Self { reason, message: error.to_string(), class: error.class() }
+        // That of a context is told by whoever knows it.
+        Self { reason, message: error.to_string(), class: error.class(), about: Some("source".to_owned()) }
     }
 }
 
@@ -282,51 +288,58 @@ pub struct GitAccess {
     pub uid: String,
 }
 
-/// Reads what `source.git` names.
+/// Reads what a Git repository names. `place` is where it stands: `source`, `contexts/NAME`.
 pub async fn git_access(
     context: &Context,
     namespace: &str,
     git: &GitSource,
+    place: &str,
     pool: &BuilderPool,
     pool_bundles: &[String],
 ) -> Result<GitAccess, Error> {
-    let url = GitUrl::parse(&git.url)
-        .map_err(|error| Fault::user(Reason::GitUrlInvalid, format!("source.git.url: {error}")))?;
+    let field = named::git(place);
+    let url =
+        GitUrl::parse(&git.url).map_err(|error| Fault::user(Reason::GitUrlInvalid, format!("{field}.url: {error}")))?;
     let mut auth = None;
     let mut version = None;
     let mut uid = String::new();
     if let Some(reference) = &git.secret_ref {
-        let field = "source.git.secretRef";
-        let read = secret(&context.client, namespace, &reference.name, field).await?;
+        let read = secret(&context.client, namespace, &reference.name, &format!("{field}.secretRef")).await?;
         auth = Some(GitCredential::from_secret(&url, &read.data).map_err(|error| {
-            let message = format!("the Secret {namespace}/{}, which {field} names: {error}", reference.name);
+            let message = format!("the Secret {namespace}/{}, which {field}.secretRef names: {error}", reference.name);
             Fault::credential(Reason::SecretInvalid, message)
         })?);
         version = Some(read.version);
         uid = read.uid;
     }
-    let own = match &git.ca_ref {
-        Some(reference) => Some(ca_bundle(&context.client, namespace, reference, "source.git.caRef").await?),
-        None => None,
-    };
-    let http = http_client(context, pool, pool_bundles, own.as_deref(), "source.git.caRef")?;
+    let (mut own, mut whose) = (None, String::new());
+    if let Some(reference) = &git.ca_ref {
+        let field = format!("{field}.caRef");
+        own = Some(ca_bundle(&context.client, namespace, reference, &field).await?);
+        whose = named::ca(reference, namespace, &field);
+    }
+    let http = http_client(context, pool, pool_bundles, own.as_deref(), &whose)?;
     Ok(GitAccess { url, http, auth, ca: own, version, uid })
 }
 
+/// A client that trusts these CAs. `whose` says where `own` is from.
 fn http_client(
     context: &Context,
     pool: &BuilderPool,
     pool_bundles: &[String],
     own: Option<&str>,
-    field: &str,
+    whose: &str,
 ) -> Result<HttpClient, Fault> {
     let allow_private = pool.spec.allow.as_ref().and_then(|allow| allow.private_addresses).unwrap_or(true);
     let bundle = join(pool_bundles, own);
     let bundle = (!bundle.is_empty()).then_some(bundle.as_bytes());
-    context
-        .http
-        .get(bundle, AddressPolicy::new(allow_private).with_cluster(context.cluster.network(pool)))
-        .map_err(|error| Fault::credential(Reason::CaInvalid, format!("{field}, or a CA of the BuilderPool: {error}")))
+    context.http.get(bundle, AddressPolicy::new(allow_private).with_cluster(context.cluster.network(pool))).map_err(
+        |error| {
+            let whose = if own.is_some() { format!("{whose}, or ") } else { String::new() };
+            let message = format!("{whose}a CA that the BuilderPool {} names: {error}", pool.name_any());
+            Fault::credential(Reason::CaInvalid, message)
+        },
+    )
 }
 
 /// Several CA bundles as one.

@@ -32,7 +32,7 @@ pub fn words(error: &kube::Error) -> String {
 pub fn fault(error: &kube::Error) -> Fault {
     let (reason, message) = of_write(error);
     // Who raises a quota, changes a policy or grants a right changes nothing of the object: it is tried again.
-    Fault { reason, message, class: FailureClass::Infrastructure }
+    Fault { class: FailureClass::Infrastructure, ..Fault::user(reason, message) }
 }
 
 fn of_write(error: &kube::Error) -> (Reason, String) {

@@ -218,10 +218,7 @@ async fn read_token(asking: &Asking<'_>, response: Response) -> Result<(HeaderVa
             {
                 Error {
                     kind: ErrorKind::Unauthorized,
-                    cause: format!(
-                        "the registry's token service refused the credential (HTTP {}): check the Secret that secretRef names",
-                        status.as_u16()
-                    ),
+                    cause: format!("the registry's token service refused the credential (HTTP {})", status.as_u16()),
                     ..error
                 }
             }

@@ -154,14 +154,12 @@ impl Attempt {
         let kind = classify(status, &answer, self.writes_tag);
         let said = answer.said();
         let advice = match kind {
-            ErrorKind::Unauthorized if self.has_login => {
-                "the registry refused the credential: check the Secret that secretRef names"
-            }
-            ErrorKind::Unauthorized => "the registry wants a credential: name a Secret in secretRef",
+            ErrorKind::Unauthorized if self.has_login => "the registry refused the credential",
+            ErrorKind::Unauthorized => "the registry wants a credential",
             ErrorKind::Denied if self.has_login => {
                 "the credential does not have the right to: give its account access to the repository"
             }
-            ErrorKind::Denied => "this is not allowed without a credential: name a Secret in secretRef",
+            ErrorKind::Denied => "this is not allowed without a credential",
             ErrorKind::NotFound => "it does not exist there",
             ErrorKind::NameUnknown => {
                 "the repository does not exist there, or the host is no registry: check its name, or create it first"
@@ -310,7 +308,7 @@ mod tests {
             let status = StatusCode::from_u16(status).unwrap();
             attempt(true).refused(status, &HeaderMap::new(), body.as_bytes(), jiff::Timestamp::UNIX_EPOCH).to_string()
         };
-        insta::assert_snapshot!(text(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication\u001b[31m required"}]}"#), @r#"could not push the tag v1 of team/app at reg.example: the registry refused the credential: check the Secret that secretRef names (HTTP 401, UNAUTHORIZED: "authentication [31m required")"#);
+        insta::assert_snapshot!(text(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication\u001b[31m required"}]}"#), @r#"could not push the tag v1 of team/app at reg.example: the registry refused the credential (HTTP 401, UNAUTHORIZED: "authentication [31m required")"#);
         insta::assert_snapshot!(text(502, "<html>Bad gateway</html>"), @"could not push the tag v1 of team/app at reg.example: the registry failed (HTTP 502)");
         insta::assert_snapshot!(text(500, "oops"), @r#"could not push the tag v1 of team/app at reg.example: the registry failed (HTTP 500, "oops")"#);
         insta::assert_snapshot!(attempt(false).transport(&TransportFailure::CertificateUntrusted), @"could not push the tag v1 of team/app at reg.example: the server's certificate was issued by no CA that counts for it: name its CA in the caRef of this very server, or in the pool's caRefs");

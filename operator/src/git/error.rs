@@ -9,9 +9,9 @@ use kiln_registry::http_client::{FailureClass, TransportFailure};
 pub enum Error {
     /// The server wants a credential, or refuses the one given.
     #[error("the Git server refuses access to {url} (HTTP {status}): {}", if *.with_credential {
-        "check the Secret that source.git.secretRef names, and its account's right to read the repository"
+        "check the credential, and its account's right to read the repository"
     } else {
-        "name a Secret with username and password in source.git.secretRef"
+        "it wants a Secret with username and password"
     })]
     Unauthorized {
         /// The repository.
@@ -25,7 +25,7 @@ pub enum Error {
     #[error("the Git server refuses access to {url}: {}", if *.with_key {
         "register the key's public part there, with the right to read the repository"
     } else {
-        "name a Secret with the keys ssh-privatekey and known_hosts in source.git.secretRef"
+        "it wants a Secret with the keys ssh-privatekey and known_hosts"
     })]
     KeyRefused {
         /// The repository.
@@ -34,7 +34,7 @@ pub enum Error {
         with_key: bool,
     },
     /// The ssh server's key is not the one in `known_hosts`, or there is none.
-    #[error("{}; put what ssh-keyscan prints into the key known_hosts of the Secret that source.git.secretRef names", if *.changed {
+    #[error("{}; put what ssh-keyscan prints into the key known_hosts of the Secret", if *.changed {
         format!("{host} shows another key than known_hosts has for it: somebody may be in between, or the server has a new key. Once you know that it is the server's")
     } else {
         format!("the key of {host} is not known")
@@ -49,7 +49,7 @@ pub enum Error {
     #[error("{url} was not found: {}", if *.with_credential {
         "check the URL, and that the credential's account may read the repository"
     } else {
-        "check the URL; if the repository is private, name a Secret in source.git.secretRef"
+        "check the URL; if the repository is private, it wants a Secret"
     })]
     NotFound {
         /// The repository.
@@ -248,9 +248,9 @@ mod tests {
             Error::Transport { url: url(), failure: TransportFailure::CertificateUntrusted },
         ];
         insta::assert_snapshot!(all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"), @r#"
-        the Git server refuses access to https://git.example/app.git (HTTP 401): name a Secret with username and password in source.git.secretRef
-        the Git server refuses access to https://git.example/app.git (HTTP 403): check the Secret that source.git.secretRef names, and its account's right to read the repository
-        https://git.example/app.git was not found: check the URL; if the repository is private, name a Secret in source.git.secretRef
+        the Git server refuses access to https://git.example/app.git (HTTP 401): it wants a Secret with username and password
+        the Git server refuses access to https://git.example/app.git (HTTP 403): check the credential, and its account's right to read the repository
+        https://git.example/app.git was not found: check the URL; if the repository is private, it wants a Secret
         "a..b" is not a valid ref: it holds ".."
         https://git.example/app.git has no branch or tag "mian": did you mean main?
         https://git.example/app.git has no branch or tag "abcdef01": a commit must be named by its whole id of 40 or 64 digits

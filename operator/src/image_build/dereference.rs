@@ -62,10 +62,10 @@ async fn look_up(
     let bundles = references::pool_bundles(context, pool).await?;
     let registry = OnceCell::new();
     let access = || registry.get_or_try_init(|| registry_access(context, &namespace, spec, pool, &bundles));
-    let commit = |git: GitSource| {
+    let commit = |git: GitSource, place: String| {
         let (namespace, bundles) = (&namespace, &bundles);
         async move {
-            let access = git_access(context, namespace, &git, pool, bundles).await?;
+            let access = git_access(context, namespace, &git, &place, pool, bundles).await?;
             let reference = git.reference.as_deref();
             git::resolve(&access.http, &access.url, reference, access.auth.as_ref())
                 .await
@@ -76,7 +76,7 @@ async fn look_up(
         let Some(git) = spec.git() else { return Ok(None) };
         match former.and_then(|former| former.source.clone()).filter(|_| interval(git).is_none()) {
             Some(kept) => Ok(Some(kept)),
-            None => commit(git.clone()).await.map(Some),
+            None => commit(git.clone(), "source".to_owned()).await.map(Some),
         }
     };
     let others = join_all(names.into_iter().map(|Name { field, kind }| async {
@@ -87,7 +87,8 @@ async fn look_up(
                 if let Some(kept) = kept.filter(|_| interval(git).is_none()) {
                     resolved = kept.clone();
                 } else {
-                    let found = commit(git.clone()).await.map_err(|error| at(error, &resolved.field))?;
+                    let found = commit(git.clone(), resolved.field.clone()).await;
+                    let found = found.map_err(|error| at(error, &resolved.field))?;
                     (resolved.commit, resolved.reference) = (Some(found.commit), found.ref_name);
                 }
             }
@@ -117,7 +118,10 @@ async fn look_up(
 /// A fault that says which Git repository it is about.
 fn at(error: Error, field: &str) -> Error {
     match error {
-        Error::Fault(fault) => Fault { message: format!("{field}: {}", fault.message), ..fault }.into(),
+        Error::Fault(fault) => {
+            let message = format!("{field}: {}", fault.message);
+            Fault { message, about: Some(field.to_owned()), ..fault }.into()
+        }
         other @ Error::Api { .. } => other,
     }
 }
@@ -180,12 +184,13 @@ async fn try_all(context: &Context, build: &ImageBuild, pool: &BuilderPool, read
         }
     };
     let contexts = spec.contexts.iter().filter_map(|of| Some((format!("contexts/{}", of.name), of.git.as_ref()?)));
-    let repositories = spec.git().map(|git| (String::new(), git)).into_iter().chain(contexts).filter(|_| !read.git);
-    let git = join_all(repositories.map(|(field, git)| {
+    let source = spec.git().map(|git| ("source".to_owned(), git));
+    let repositories = source.into_iter().chain(contexts).filter(|_| !read.git);
+    let git = join_all(repositories.map(|(place, git)| {
         let (namespace, bundles) = (&namespace, &bundles);
         async move {
-            let read = git_access(context, namespace, git, pool, bundles).await;
-            read.map(drop).map_err(|error| if field.is_empty() { error } else { at(error, &field) })
+            let read = git_access(context, namespace, git, &place, pool, bundles).await;
+            read.map(drop).map_err(|error| if place == "source" { error } else { at(error, &place) })
         }
     }));
     // Read as a run reads it, and not kept.

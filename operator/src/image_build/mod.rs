@@ -150,7 +150,7 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
                     let versions = references::secret_versions(context, &namespace, &build.spec).await;
                     memory.secrets = versions.ok().zip(now.checked_add(SECRETS).ok());
                 }
-                memory.fault = Some(fault);
+                memory.fault = Some(fault.told(&build.spec, &build.namespace().unwrap_or_default()));
             }
             // Told too: an operator that may not read or write something would otherwise be silent.
             Err(error) if !matches!(&error, Error::Write(error) if is_conflict(error)) => {
@@ -161,9 +161,8 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
                 memory.fault = Some(match &error {
                     Error::Write(error) => refusal::fault(error),
                     Error::Reference(_) => Fault {
-                        reason: Reason::ApiUnavailable,
-                        message: error.to_string(),
                         class: FailureClass::Infrastructure,
+                        ..Fault::user(Reason::ApiUnavailable, error.to_string())
                     },
                 });
             }

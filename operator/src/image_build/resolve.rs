@@ -210,9 +210,8 @@ pub fn image_build(
     find: impl Fn(&str) -> Option<std::sync::Arc<ImageBuild>>,
 ) -> Result<String, Fault> {
     let waits = |message: String| Fault {
-        reason: Reason::ContextNotReady,
-        message: format!("{field}: {message}"),
         class: FailureClass::Infrastructure,
+        ..Fault::user(Reason::ContextNotReady, format!("{field}: {message}"))
     };
     let Some(build) = find(name) else {
         return Err(waits(format!("the ImageBuild {name} is not in this namespace: create it")));

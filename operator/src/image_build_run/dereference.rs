@@ -92,15 +92,19 @@ async fn read(context: &Context, run: &ImageBuildRun, pool: &Arc<BuilderPool>) -
         registry_access(context, &namespace, build, pool, &pool_bundles),
         async {
             match build.git() {
-                Some(git) => git_access(context, &namespace, git, pool, &pool_bundles).await.map(Some),
+                Some(git) => git_access(context, &namespace, git, "source", pool, &pool_bundles).await.map(Some),
                 None => Ok(None),
             }
         },
         http_access(context, &namespace, build),
         futures::future::try_join_all(build.contexts.iter().filter_map(|of| {
             let git = of.git.as_ref()?;
-            let access = git_access(context, &namespace, git, pool, &pool_bundles);
-            Some(async { Ok::<_, Error>((of.name.clone(), access.await?)) })
+            let place = format!("contexts/{}", of.name);
+            let (namespace, pool_bundles) = (&namespace, &pool_bundles);
+            Some(async move {
+                let access = git_access(context, namespace, git, &place, pool, pool_bundles).await?;
+                Ok::<_, Error>((of.name.clone(), access))
+            })
         })),
         for_steps(context, &namespace, build),
     )?;

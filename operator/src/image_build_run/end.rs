@@ -51,7 +51,7 @@ pub(super) async fn finish(
     }
     let claimed = match ownership::wanted(&run.spec.build, Values::of(run)) {
         Ok(claimed) => claimed,
-        Err(fault) => return end(run, status, RunPhase::Failed, failure_of(&fault), context, now).await,
+        Err(fault) => return end(run, status, RunPhase::Failed, failure_of(fault, run), context, now).await,
     };
     let waited_for = waits_for(run);
     let run = claim(run, &mut status, claimed, context, now).await?;
@@ -126,7 +126,7 @@ pub(super) async fn finish(
             context.publishing.set(&uid, tried);
             let since = finished_building(&status).unwrap_or(now);
             if now.duration_since(since).as_secs() > 3600 {
-                return end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await;
+                return end(&run, status, RunPhase::Failed, failure_of(fault, &run), context, now).await;
             }
             let waiting = Waiting { reason: fault.reason, message: fault.message };
             status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
@@ -139,7 +139,7 @@ pub(super) async fn finish(
             if fault.class == FailureClass::Credential {
                 status.secrets = secret_versions(context, &run).await?;
             }
-            end(&run, status, RunPhase::Failed, failure_of(&fault), context, now).await
+            end(&run, status, RunPhase::Failed, failure_of(fault, &run), context, now).await
         }
         Err(error) => Err(error.into()),
     }
@@ -389,8 +389,9 @@ pub(super) async fn conclude(
     Ok(Action::await_change())
 }
 
-pub(super) fn failure_of(fault: &Fault) -> BuildFailure {
-    BuildFailure { reason: fault.reason.to_string(), message: fault.message.clone(), ..BuildFailure::default() }
+pub(super) fn failure_of(fault: Fault, run: &ImageBuildRun) -> BuildFailure {
+    let Fault { reason, message, .. } = fault.told(&run.spec.build, &run.namespace().unwrap_or_default());
+    BuildFailure { reason: reason.to_string(), message, ..BuildFailure::default() }
 }
 
 /// When the last platform was built.

@@ -140,7 +140,7 @@ fn observe(
     context: &Context,
     now: Timestamp,
 ) -> ImageBuildRunStatus {
-    let uid = run.uid().unwrap_or_default();
+    let (uid, namespace) = (run.uid().unwrap_or_default(), run.namespace().unwrap_or_default());
     let mut status = former.clone();
     status.queued_at.get_or_insert(MicroTime(now));
     let (moved, warning) = context.moved.get(&uid);
@@ -154,7 +154,10 @@ fn observe(
         status.platforms = taken::platforms(run, &status, now);
     }
     for platform in &mut status.platforms {
-        let (observed, progress) = context.jobs.seen(&job_id(&uid, &platform.name, platform.attempt)).unzip();
+        let (mut observed, progress) = context.jobs.seen(&job_id(&uid, &platform.name, platform.attempt)).unzip();
+        if let Some(Observation::Failed(failure)) = &mut observed {
+            failure.message = references::told(&failure.message, &failure.reason, None, &run.spec.build, &namespace);
+        }
         let alive = agent_of(run, platform, context).is_some();
         if let Some(progress) = progress.filter(|_| platform.phase.is_assigned()) {
             *platform = progress.in_status(std::mem::take(platform));
@@ -250,7 +253,8 @@ async fn build(
                         return wait_for_mending(run, former, status, &fault, context, now).await;
                     }
                     cancel_jobs(run, &mut status, context, now).await?;
-                    return end(run, status, RunPhase::Failed, taken::failure(platform, &fault), context, now).await;
+                    return end(run, status, RunPhase::Failed, taken::failure(platform, fault, run), context, now)
+                        .await;
                 }
                 if status.platforms.iter().all(|platform| platform.phase == PlatformPhase::Succeeded) {
                     return finish(run, status, context, now).await;
@@ -264,7 +268,7 @@ async fn build(
             Err(references::Error::Fault(fault)) => {
                 status.secrets = secret_versions(context, run).await?;
                 cancel_jobs(run, &mut status, context, now).await?;
-                return end(run, status, RunPhase::Failed, failure_of(&fault), context, now).await;
+                return end(run, status, RunPhase::Failed, failure_of(fault, run), context, now).await;
             }
             Err(error) => return Err(error.into()),
         }

@@ -7,12 +7,12 @@ use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformSta
 use kiln_crds::{ImageBuildRun, Platform};
 
 use super::dereference::Inputs;
+use super::end::failure_of;
 use super::job::resolved;
 use super::outcome::sized;
 use crate::reason::Reason;
 use crate::references::Fault;
 use crate::tags::template;
-use kiln_registry::http_client::FailureClass;
 use kiln_registry::{ErrorKind, Image, Reference, inspect};
 
 /// The last good image that a run copies instead of building. `None`: it builds, or the copy has failed.
@@ -103,10 +103,8 @@ async fn read(
         let reason = if gone { Reason::ImageNotFound } else { fault.reason };
         Fault { reason, message: format!("platforms[{name}].image: {}", fault.message), ..fault }
     })?;
-    check(&found, &wanted).map_err(|message| Fault {
-        reason: Reason::PlatformNotInIndex,
-        message: format!("platforms[{name}].image: {image} {message}"),
-        class: FailureClass::User,
+    check(&found, &wanted).map_err(|message| {
+        Fault::user(Reason::PlatformNotInIndex, format!("platforms[{name}].image: {image} {message}"))
     })?;
     Ok(PlatformStatus { finished_at: Some(MicroTime(now)), ..taken(&found, &reference, platform) })
 }
@@ -139,13 +137,8 @@ fn taken(image: &Image, reference: &Reference, platform: &PlatformStatus) -> Pla
 
 /// Why a run cannot take a platform's image.
 #[must_use]
-pub fn failure(platform: String, fault: &Fault) -> BuildFailure {
-    BuildFailure {
-        platform: Some(platform),
-        reason: fault.reason.to_string(),
-        message: fault.message.clone(),
-        ..BuildFailure::default()
-    }
+pub fn failure(platform: String, fault: Fault, run: &ImageBuildRun) -> BuildFailure {
+    BuildFailure { platform: Some(platform), ..failure_of(fault, run) }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use kiln_crds::image_build_run::SecretVersion;
 use kiln_crds::{BuilderPool, CaRef, ImageBuildSpec, SecretRef};
 use kube::{Api, ResourceExt};
 
-use super::{Error, Fault, OF_POOLS, SecretData, ca_bundle, find_secret, find_secret_in, http_client, secret};
+use super::{Error, Fault, OF_POOLS, SecretData, ca_bundle, find_secret, find_secret_in, http_client, named, secret};
 use crate::builder::config::{self, Bundle, Bundles};
 use crate::builder_pool::select;
 use crate::context::Context;
@@ -76,15 +76,15 @@ fn scheme(plain_http: &[String], repository: &Repository) -> Scheme {
 }
 
 /// A repository that an ImageBuild names, and what it says of it.
-struct Named<'a> {
-    field: String,
-    repository: &'a str,
+pub(super) struct Named<'a> {
+    pub(super) field: String,
+    pub(super) repository: &'a str,
     tags: &'a [String],
-    secret_ref: Option<&'a SecretRef>,
-    ca_ref: Option<&'a CaRef>,
+    pub(super) secret_ref: Option<&'a SecretRef>,
+    pub(super) ca_ref: Option<&'a CaRef>,
 }
 
-fn named(image: &ImageTarget) -> Vec<Named<'_>> {
+pub(super) fn repositories(image: &ImageTarget) -> Vec<Named<'_>> {
     let main = ("image".to_owned(), image.secret_ref.as_ref(), image.ca_ref.as_ref());
     let copies = image
         .copies
@@ -109,7 +109,7 @@ pub async fn registry_access(
     pool: &BuilderPool,
     pool_bundles: &[String],
 ) -> Result<RegistryAccess, Error> {
-    let named = build.image.as_ref().map(named).unwrap_or_default();
+    let named = build.image.as_ref().map(repositories).unwrap_or_default();
     let (own, pull, account, of_pool) = futures::join!(
         futures::future::join_all(named.iter().map(|named| read_target(context, namespace, named))),
         futures::future::join_all(build.pull_secret_refs.iter().map(|of| credentials(
@@ -148,9 +148,10 @@ pub async fn registry_access(
     let mut trusted = Bundles::new();
     let mut main_ca = None;
     for (position, (read, login)) in own.into_iter().zip(target_logins).enumerate() {
-        let Named { field, tags, .. } = &named[position];
+        let Named { field, tags, ca_ref, .. } = &named[position];
         let ReadTarget { repository, ca, .. } = read;
-        let http = http_client(context, pool, pool_bundles, ca.as_deref(), &format!("{field}.caRef"))?;
+        let whose = ca_ref.map(|ca| named::ca(ca, namespace, &format!("{field}.caRef"))).unwrap_or_default();
+        let http = http_client(context, pool, pool_bundles, ca.as_deref(), &whose)?;
         let client = context.registries.get(&http, scheme(&plain_http, &repository), login.as_ref());
         let ca = ca.map(|pem| Bundle { registry: Some(repository.registry.clone()), pem });
         targets.push(Target { repository, tags: tags.to_vec(), client });
@@ -159,9 +160,9 @@ pub async fn registry_access(
             main_ca = ca;
         }
     }
-    let http = http_client(context, pool, pool_bundles, None, "image.caRef")?;
+    let http = http_client(context, pool, pool_bundles, None, "")?;
     let of_registries = config::of_registries(&trusted).into_iter().map(|(registry, pem)| {
-        Ok((registry.to_owned(), http_client(context, pool, pool_bundles, Some(&pem), "image.caRef")?))
+        Ok((registry.to_owned(), http_client(context, pool, pool_bundles, Some(&pem), "a CA of this registry")?))
     });
     let of_registries = of_registries.collect::<Result<_, Fault>>()?;
     let mirrors = registries.iter().filter(|registry| !registry.mirrors.is_empty());

@@ -68,9 +68,7 @@ async fn push_check_with_each_kind_of_authentication() {
 async fn refused_credentials() {
     for auth in [Auth::Basic, Auth::Bearer] {
         let server = Server::start(auth).await;
-        for (password, words) in
-            [(None, "name a Secret in secretRef"), (Some("hunter2hunter3"), "refused the credential")]
-        {
+        for (password, words) in [(None, "wants a credential"), (Some("hunter2hunter3"), "refused the credential")] {
             let error = server.client(password).check_push(&server.repository("app")).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
             assert_eq!((error.class(), error.status()), (FailureClass::Credential, Some(401)));

@@ -188,18 +188,18 @@ pub fn failure(problem: Problem, remote: &Remote, id: &str, name: &str, stderr: 
             Reason::GitHostKeyUnknown,
             if stderr.contains("HAS CHANGED") {
                 format!(
-                    "{host} shows another key than known_hosts has for it: somebody may be in between, or the server has a new key; once you know that it is the server's, put what ssh-keyscan prints into the key known_hosts of the Secret that source.git.secretRef names"
+                    "{host} shows another key than known_hosts has for it: somebody may be in between, or the server has a new key; once you know that it is the server's, put what ssh-keyscan prints into the key known_hosts of its Secret"
                 )
             } else {
                 format!(
-                    "the key of {host} is not known; put what ssh-keyscan prints for it into the key known_hosts of the Secret that source.git.secretRef names"
+                    "the key of {host} is not known; put what ssh-keyscan prints for it into the key known_hosts of its Secret"
                 )
             },
         ),
         Problem::Unauthorized if ssh && stderr.contains("Load key ") => (
             Reason::GitUnauthorized,
             format!(
-                "the ssh key for {url} cannot be read; put an unencrypted private key into the key ssh-privatekey of the Secret that source.git.secretRef names"
+                "the ssh key for {url} cannot be read; put an unencrypted private key into the key ssh-privatekey of its Secret"
             ),
         ),
         Problem::Unauthorized if ssh && remote.has_credential() => (
@@ -211,18 +211,18 @@ pub fn failure(problem: Problem, remote: &Remote, id: &str, name: &str, stderr: 
         Problem::Unauthorized if ssh => (
             Reason::GitUnauthorized,
             format!(
-                "{url} needs an ssh key and none was given; name a Secret with the keys ssh-privatekey and known_hosts in source.git.secretRef (it is used for that URL's host only)"
+                "{url} needs an ssh key and none was given; name a Secret with the keys ssh-privatekey and known_hosts (it is used for the URL's own host only)"
             ),
         ),
         Problem::Unauthorized if remote.has_credential() => (
             Reason::GitUnauthorized,
             format!(
-                "{host} refuses the credential for {url}; check user and password or token in the Secret that source.git.secretRef names, and its right to read this repository"
+                "{host} refuses the credential for {url}; check user and password or token, and its right to read this repository"
             ),
         ),
         Problem::Unauthorized => (
             Reason::GitUnauthorized,
-            format!("{url} wants a credential and none was given; set source.git.secretRef, or check the URL"),
+            format!("{url} wants a credential and none was given; name a Secret, or check the URL"),
         ),
         Problem::NoRepository => (
             Reason::GitRepositoryNotFound,
@@ -237,9 +237,7 @@ pub fn failure(problem: Problem, remote: &Remote, id: &str, name: &str, stderr: 
         ),
         Problem::Untrusted => (
             Reason::GitCertificateUntrusted,
-            format!(
-                "the certificate of {host} is not trusted; put its CA into a ConfigMap or Secret and name it in source.git.caRef"
-            ),
+            format!("the certificate of {host} is not trusted; its CA belongs into a ConfigMap or Secret"),
         ),
         Problem::Redirected => (
             Reason::GitFailed,

@@ -281,9 +281,7 @@ impl Lfs<'_> {
             DownloadError::Write(error) => JobFailure::agent("write a file of Git LFS", &error),
             DownloadError::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => JobFailure::new(
                 Reason::GitUnauthorized,
-                format!(
-                    "{host} refuses {what} of Git LFS for {url}; check the credential in the Secret that source.git.secretRef names, and its right to read LFS"
-                ),
+                format!("{host} refuses {what} of Git LFS for {url}; check the credential, and its right to read LFS"),
             ),
             DownloadError::Status(
                 StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED | StatusCode::METHOD_NOT_ALLOWED,

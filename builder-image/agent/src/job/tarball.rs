@@ -127,15 +127,11 @@ fn failed(url: &Url, with_credential: bool, error: DownloadError) -> JobFailure 
         DownloadError::Write(error) => return JobFailure::agent(format_args!("write what {url} gives"), &error),
         DownloadError::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) if with_credential => (
             Reason::SourceUnauthorized,
-            format!(
-                "{host} refuses the credential for {url}; check the Secret that source.http.secretRef names, and its right to read this file"
-            ),
+            format!("{host} refuses the credential for {url}; check it, and its right to read this file"),
         ),
         DownloadError::Status(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => (
             Reason::SourceUnauthorized,
-            format!(
-                "{url} wants a credential and none was given; name a Secret with username and password in source.http.secretRef"
-            ),
+            format!("{url} wants a credential and none was given; name a Secret with username and password"),
         ),
         DownloadError::Status(StatusCode::NOT_FOUND | StatusCode::GONE) => {
             (Reason::SourceNotFound, format!("{host} has no {url}; check source.http.url"))

@@ -48,7 +48,13 @@ async fn a_wrong_git_password() {
             .secret(GIT_SECRET, "Opaque", &[("username", &tenant.cluster.git_user), ("password", "wrong-password")])
             .await;
         tenant.annotate("app", "again").await;
-        fails(tenant, &former, "GitUnauthorized", &[GIT_SECRET, "/private/"]).await;
+        fails(
+            tenant,
+            &former,
+            "GitUnauthorized",
+            &[&format!("{GIT_SECRET}, which source.git.secretRef names"), "/private/"],
+        )
+        .await;
         let status = serde_json::to_string(&tenant.builds().get("app").await.unwrap().status).unwrap();
         assert!(!status.contains("wrong-password"), "no password in a status: {status}");
 
@@ -70,7 +76,13 @@ async fn a_wrong_registry_password() {
         let former = built_app(tenant, &repository).await;
         tenant.registry_secret(&tenant.cluster.registry_user, "wrong-password").await;
         tenant.annotate("app", "again").await;
-        fails(tenant, &former, "RegistryUnauthorized", &[REGISTRY_SECRET, &tenant.cluster.registry]).await;
+        fails(
+            tenant,
+            &former,
+            "RegistryUnauthorized",
+            &[&format!("{REGISTRY_SECRET}, which image.secretRef names"), &tenant.cluster.registry],
+        )
+        .await;
 
         tenant.registry_secret(&tenant.cluster.registry_user, &tenant.cluster.registry_password).await;
         tenant.built_after("app", &run_of(&former)).await;
@@ -170,7 +182,7 @@ async fn a_missing_or_useless_secret_or_ca() {
         fails(tenant, &built, "CaNotFound", &["none", "git.caRef"]).await;
         // What every namespace has, and no CA of this server.
         tenant.edit("app", |build| git(&mut build.spec).ca_ref = Some(ca("kube-root-ca.crt"))).await;
-        fails(tenant, &built, "GitCertificateUntrusted", &["caRef"]).await;
+        fails(tenant, &built, "GitCertificateUntrusted", &["kube-root-ca.crt, which source.git.caRef names"]).await;
         let right = former.spec.image.as_ref().unwrap().ca_ref.clone();
         tenant
             .edit("app", |build| {
@@ -178,7 +190,7 @@ async fn a_missing_or_useless_secret_or_ca() {
                 build.spec.image.as_mut().unwrap().ca_ref = None;
             })
             .await;
-        fails(tenant, &built, "RegistryCertificateUntrusted", &["caRef"]).await;
+        fails(tenant, &built, "RegistryCertificateUntrusted", &["no CA is named: set image.caRef"]).await;
         tenant.edit("app", |build| build.spec.image.as_mut().unwrap().ca_ref.clone_from(&right)).await;
         tenant.built_after("app", &run_of(&built)).await;
     })

@@ -6,7 +6,7 @@ use kiln_e2e::build::git;
 use kiln_e2e::git::Commit;
 use kiln_e2e::git_ssh::{GIT_SSH_SECRET, client_key};
 use kiln_e2e::registry::{Image, Registry};
-use kiln_e2e::tenant::image_of;
+use kiln_e2e::tenant::{condition, image_of};
 use kiln_e2e::web::{WebFile, tar_gz};
 use kiln_e2e::{Build, Repository, Tenant};
 use kube::ResourceExt as _;
@@ -245,7 +245,11 @@ async fn a_tarball_is_compared_with_its_checksum() {
             ("round", &public.round(), &public.checksum, false, "SourceNotFound"),
         ] {
             tenant.create_build(&build(name, url, checksum, secret)).await;
-            tenant.not_ready(name, reason).await;
+            let failed = tenant.not_ready(name, reason).await;
+            if name == "no-secret" {
+                let message = &condition(&failed, "Ready").unwrap().message;
+                assert!(message.ends_with("; no Secret is named: set source.http.secretRef"), "{message}");
+            }
         }
     })
     .await;

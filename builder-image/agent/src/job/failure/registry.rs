@@ -48,7 +48,7 @@ pub(super) fn push(repository: &str, detail: &str) -> (Reason, String) {
         Answer::Unauthorized | Answer::Denied => (
             Reason::PushDenied,
             format!(
-                "the registry refuses to take the image for {repository}; check user, password and push right in the Secret that spec.image.secretRef names: {detail}"
+                "the registry refuses to take the image for {repository}; check user, password and push right: {detail}"
             ),
         ),
         Answer::NotFound => (
@@ -133,7 +133,7 @@ fn not_pulled(image: &str, said: &str, line: &str, build: Circumstances<'_>) -> 
             (
                 Reason::RegistryUnauthorized,
                 format!(
-                    "the registry does not hand out {image}: it does not exist, or needs a credential; check its name (a stage of that name may be meant) and the Secrets in spec.pullSecretRefs: {said}"
+                    "the registry does not hand out {image}: it does not exist, or needs a credential; check its name (a stage of that name may be meant) and the credential: {said}"
                 ),
             )
         }
