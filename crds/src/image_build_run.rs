@@ -237,7 +237,8 @@ pub struct PlatformStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub first_cache_miss: Option<String>,
-    /// What it waits for, or why the last attempt failed.
+    /// What it waits for, or why the last attempt failed. Of the failure that ended the run, `logTail` and `excerpt` stand in
+    /// the run's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Box<BuildFailure>>,
 }

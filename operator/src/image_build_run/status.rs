@@ -52,6 +52,7 @@ pub fn complete(
     if status.phase.is_final() && status.finished_at.is_none() {
         status.finished_at = Some(MicroTime(now));
     }
+    shown_once(status);
     status.conditions = date(vec![condition(status, waiting)], &status.conditions, generation, now);
     status.summary = Some(RunSummary {
         image: status.image.as_ref().map(|image| short_digest(&image.digest)),
@@ -59,6 +60,16 @@ pub fn complete(
         builders: builders(status),
         duration: duration(status),
     });
+}
+
+/// The output and the Dockerfile's lines of the failure that ended the run stand in the run's own alone.
+fn shown_once(status: &mut ImageBuildRunStatus) {
+    let Some(ended) = &status.failure else { return };
+    let of_platforms = status.platforms.iter_mut().filter_map(|platform| platform.failure.as_deref_mut());
+    for failure in of_platforms.filter(|failure| **failure == **ended) {
+        failure.log_tail.clear();
+        failure.excerpt.clear();
+    }
 }
 
 fn condition(status: &ImageBuildRunStatus, waiting: Option<&Waiting>) -> Wanted {
@@ -241,6 +252,28 @@ mod tests {
         ] {
             assert_eq!(told(&failure), expected);
         }
+    }
+
+    #[test]
+    fn a_runs_status_has_the_output_of_its_failure_once() {
+        let mut failed = status(PlatformPhase::Failed, 1, Some("StepFailed"));
+        let failure = failed.platforms[0].failure.as_mut().unwrap();
+        failure.log_tail = vec!["it broke".into()];
+        failure.excerpt = vec!["> 1 | RUN make".into()];
+        let mut other = failed.platforms[0].clone();
+        other.failure.as_mut().unwrap().log_tail = vec!["so did this".into()];
+        failed.platforms.push(other);
+        failed.failure.clone_from(&failed.platforms[0].failure);
+        failed.phase = RunPhase::Failed;
+        let spec =
+            serde_json::json!({"imageBuild": {"name": "app", "uid": "u"}, "number": 1, "inputHash": "", "build": {}});
+        complete(&mut failed, &serde_json::from_value(spec).unwrap(), None, None, Timestamp::UNIX_EPOCH);
+        let tail = |failure: &Option<Box<BuildFailure>>| failure.as_ref().unwrap().log_tail.clone();
+        assert_eq!(tail(&failed.failure), ["it broke"]);
+        assert_eq!(tail(&failed.platforms[0].failure), [""; 0]);
+        assert_eq!(failed.platforms[0].failure.as_ref().unwrap().message, "the builder b went away");
+        // Another platform's is another one.
+        assert_eq!(tail(&failed.platforms[1].failure), ["so did this"]);
     }
 
     #[test]
