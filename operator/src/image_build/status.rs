@@ -10,6 +10,7 @@ use kiln_crds::image_build_run::{ImageBuildRunStatus, RunPhase};
 use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, REBUILD_ANNOTATION};
 use kube::ResourceExt;
 
+use super::plan::Cure;
 use super::{age, plan};
 use crate::condition::{Wanted, date, find};
 use crate::image_build_run::status::{duration, short_commit, short_digest};
@@ -21,6 +22,17 @@ use kiln_registry::http_client::FailureClass;
 
 /// The condition of an ImageBuild whose tag something else had moved.
 pub const TAG_MOVED: &str = "TagMoved";
+
+// What a stalled ImageBuild waits for. That Kiln looks whether it is there is no progress: somebody has to bring it about.
+const AFTER_SECRET: &str = "it goes on within 15 seconds once a Secret that is the cause has changed, with another spec, and is \
+                            tried again at least every 5 minutes";
+const AFTER_MENDING: &str = "it goes on with another spec, and is tried again at least every 5 minutes";
+const ANOTHER_RUN: &str =
+    "another run is made of another commit or spec, or where the annotation kiln.build/rebuild asks for it";
+const ANOTHER_RUN_AFTER_SECRET: &str = "another run is made within 15 seconds once a Secret that is the cause has changed, of \
+                                        another commit or spec, or where the annotation kiln.build/rebuild asks for it";
+const ANOTHER_RUN_AFTER_TAG: &str = "another run is made within 5 minutes once the tag is given up, of another commit or spec, \
+                                     or where the annotation kiln.build/rebuild asks for it";
 
 /// What a status is made from.
 pub struct Observed<'a> {
@@ -154,18 +166,19 @@ fn conditions(
 ) -> Vec<Wanted> {
     let ready =
         |status, reason: &str, message: String| Wanted { kind: "Ready", status, reason: reason.to_owned(), message };
-    let beside = |kind, of: &Wanted| Wanted { kind, status: Some(true), ..of.clone() };
-    let stalled = |of: Wanted| {
-        let stalled = beside("Stalled", &of);
-        vec![of, stalled]
+    // Why is told once, by Ready.
+    let stalled = |of: Wanted, next: &str| {
+        let message = format!("see the message of Ready; {next}");
+        vec![of.clone(), Wanted { kind: "Stalled", status: Some(true), message, ..of }]
     };
-    let reconciling = |of: Wanted| {
-        let reconciling = beside("Reconciling", &of);
-        vec![of, reconciling]
-    };
+    let reconciling = |of: Wanted| vec![of.clone(), Wanted { kind: "Reconciling", status: Some(true), ..of }];
     if let Some(fault) = fault {
         let wanted = ready(Some(false), fault.reason.as_str(), fault.message.clone());
-        return if fault.class == FailureClass::Infrastructure { reconciling(wanted) } else { stalled(wanted) };
+        return match fault.class {
+            FailureClass::Infrastructure => reconciling(wanted),
+            FailureClass::Credential => stalled(wanted, AFTER_SECRET),
+            FailureClass::User => stalled(wanted, AFTER_MENDING),
+        };
     }
     let Some(run) = newest else {
         return if build.spec.suspend {
@@ -197,17 +210,21 @@ fn conditions(
         RunPhase::Failed => {
             let commit = run.spec.commit.as_deref().map(|commit| format!(" of commit {}", short_commit(commit)));
             let of = commit.unwrap_or_default();
-            stalled(ready(Some(false), reason, format!("{name}{of}: {message}")))
+            let next = match plan::cure(run) {
+                Some(Cure::Credential) => ANOTHER_RUN_AFTER_SECRET,
+                Some(Cure::Tag) => ANOTHER_RUN_AFTER_TAG,
+                None => ANOTHER_RUN,
+            };
+            stalled(ready(Some(false), reason, format!("{name}{of}: {message}")), next)
         }
         // A superseded run has a successor, which is on its way into the store.
         RunPhase::Cancelled if reason == Reason::Superseded.as_str() => {
             reconciling(ready(None, Reason::Pending.as_str(), "a newer run is on its way".to_owned()))
         }
-        RunPhase::Cancelled => stalled(ready(
-            Some(false),
-            reason,
-            format!("{name}: {message}; annotate with kiln.build/rebuild for another run"),
-        )),
+        RunPhase::Cancelled => {
+            let message = format!("{name}: {message}; annotate with kiln.build/rebuild for another run");
+            stalled(ready(Some(false), reason, message), ANOTHER_RUN)
+        }
         // The steps of each platform are told by the run: this status is not written at each.
         RunPhase::Building if reason == Reason::Building.as_str() => {
             reconciling(ready(None, reason, format!("{name} is building")))

@@ -108,10 +108,10 @@ pub fn is_built(build: &ImageBuild, former: &str) -> bool {
     if !is_current(build) || run_of(build) == former {
         return false;
     }
-    if let Some(stalled) = condition(build, "Stalled").filter(|stalled| stalled.status == "True") {
-        panic!("ImageBuild {}: {}: {}", build.name_any(), stalled.reason, stalled.message);
-    }
-    condition(build, "Ready").is_some_and(|ready| ready.status == "True")
+    let Some(ready) = condition(build, "Ready") else { return false };
+    let stalled = condition(build, "Stalled").is_some_and(|stalled| stalled.status == "True");
+    assert!(!stalled, "ImageBuild {}: {}: {}", build.name_any(), ready.reason, ready.message);
+    ready.status == "True"
 }
 
 /// Whether a measurement made a namespace, or something that is called after one.

@@ -306,10 +306,12 @@ impl Tenant {
             {
                 return Ok(false);
             }
-            match condition(build, "Stalled").filter(|stalled| stalled.status == "True") {
-                Some(stalled) => Err(format!("it stalls: {}: {}", stalled.reason, stalled.message)),
-                None => Ok(condition(build, "Ready").is_some_and(|ready| ready.status == "True")),
+            let ready = condition(build, "Ready");
+            if condition(build, "Stalled").is_some_and(|stalled| stalled.status == "True") {
+                let why = ready.map(|ready| format!("{}: {}", ready.reason, ready.message));
+                return Err(format!("it stalls: {}", why.unwrap_or_default()));
             }
+            Ok(ready.is_some_and(|ready| ready.status == "True"))
         })
         .await
     }

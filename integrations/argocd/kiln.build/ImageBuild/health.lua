@@ -23,9 +23,9 @@ for _, condition in ipairs(obj.status.conditions) do
   end
 end
 for _, condition in ipairs(obj.status.conditions) do
+  -- Why is told by Ready.
   if condition.type == "Stalled" and condition.status == "True" then
     hs.status = "Degraded"
-    hs.message = condition.message
   end
 end
 return hs

@@ -72,6 +72,48 @@ fn ready_is_said_of_what_is_written_now_alone() {
     }
 }
 
+/// What only somebody's change can mend is stalled, also where Kiln looks for that change: whoever waits is told at once. What
+/// Kiln tries again without anybody's change is in progress. Why is told once, what comes next beside it.
+#[test]
+fn stalled_is_what_waits_for_somebody() {
+    let build = build(false);
+    let fault = |class, reason| Fault { class, ..Fault::user(reason, "why") };
+    let of_fault = [
+        (FailureClass::Infrastructure, Reason::RegistryUnavailable, "InProgress", "why"),
+        (FailureClass::Infrastructure, Reason::ContextNotReady, "InProgress", "why"),
+        (FailureClass::Credential, Reason::SecretNotFound, "Failed", AFTER_SECRET),
+        (FailureClass::Credential, Reason::RegistryUnauthorized, "Failed", AFTER_SECRET),
+        (FailureClass::User, Reason::GitRefNotFound, "Failed", AFTER_MENDING),
+        (FailureClass::User, Reason::PoolNotAllowed, "Failed", AFTER_MENDING),
+    ];
+    let of_fault = of_fault.map(|(class, reason, is, next)| (vec![], Some(fault(class, reason)), is, next));
+    let of_run = [
+        ("Pending", "WaitingForNode", "InProgress", "why"),
+        ("Building", "RegistryUnavailable", "InProgress", "why"),
+        ("Failed", "StepFailed", "Failed", ANOTHER_RUN),
+        // Its retries are used up.
+        ("Failed", "BuilderLost", "Failed", ANOTHER_RUN),
+        ("Failed", "PushDenied", "Failed", ANOTHER_RUN_AFTER_SECRET),
+        ("Failed", "SourceUnauthorized", "Failed", ANOTHER_RUN_AFTER_SECRET),
+        ("Failed", "TagConflict", "Failed", ANOTHER_RUN_AFTER_TAG),
+        ("Cancelled", "Cancelled", "Failed", ANOTHER_RUN),
+    ];
+    let of_run = of_run.map(|(phase, reason, is, next)| (vec![run(phase, reason)], None, is, next));
+    for (runs, fault, expected, next) in of_fault.into_iter().chain(of_run) {
+        let observed = Observed { build: &build, runs: &runs, fault: fault.as_ref(), held_back: false };
+        let status = status(&observed, Timestamp::UNIX_EPOCH);
+        let case = format!("{:#?}", status.conditions);
+        assert_eq!(kstatus(&status), expected, "{case}");
+        let message = |kind: &str| find(&status.conditions, kind).unwrap().message.clone();
+        assert!(message("Ready").contains("why"), "{case}");
+        if expected == "Failed" {
+            assert_eq!(message("Stalled"), format!("see the message of Ready; {next}"), "{case}");
+        } else {
+            assert!(message("Reconciling").contains(next), "{case}");
+        }
+    }
+}
+
 #[test]
 fn a_first_failure_names_its_commit_platforms_and_duration() {
     let (build, runs) = (build(false), [run("Failed", "StepFailed")]);

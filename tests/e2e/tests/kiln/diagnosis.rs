@@ -146,6 +146,8 @@ async fn a_failure_says_what_where_and_why_in_condition_and_event() {
         let platform = &status.platforms[0];
         assert!(step(platform, "RUN echo 'no rule to make target' >&2; exit 3").failed, "{:#?}", platform.steps);
         assert_eq!(status.failure.as_ref().unwrap().excerpt, failure.excerpt);
+        let once = platform.failure.as_ref().unwrap();
+        assert!(once.log_tail.is_empty() && once.excerpt.is_empty(), "they stand in the run's own failure: {once:#?}");
 
         let of_run = status.conditions.iter().find(|condition| condition.type_ == "Succeeded").unwrap();
         let of_build = condition(&failed, "Ready").unwrap();
@@ -153,6 +155,8 @@ async fn a_failure_says_what_where_and_why_in_condition_and_event() {
             assert!(of_run.message.contains(part), "{part:?} is in {:?}", of_run.message);
         }
         assert_eq!(of_build.message, format!("{}: {}", run.name_any(), of_run.message));
+        let stalled = &condition(&failed, "Stalled").unwrap().message;
+        assert!(stalled.starts_with("see the message of Ready; another run is made"), "{stalled}");
         for (kind, name, message) in
             [("ImageBuild", "app".to_owned(), &of_build.message), ("ImageBuildRun", run.name_any(), &of_run.message)]
         {

@@ -86,14 +86,14 @@ impl<'a> App<'a> {
             })
             .await;
         let seconds = begin.elapsed().as_secs_f64();
-        if let Some(stalled) = condition(&build, "Stalled").filter(|stalled| stalled.status == "True") {
+        if let Some(ready) = condition(&build, "Ready").filter(|ready| ready.status == "False") {
             let failure = build.status.as_ref().and_then(|status| status.failure.clone()).unwrap_or_default();
             panic!(
                 "examples/apps/{} cannot be built: {}: {}\nIts steps download from {:?}: builder pods have to reach that. \
                  The last lines of {:?}:\n{}",
                 self.folder,
-                stalled.reason,
-                stalled.message,
+                ready.reason,
+                ready.message,
                 self.registries,
                 failure.step.unwrap_or_default(),
                 failure.log_tail.join("\n")
