@@ -5,7 +5,7 @@ demo:         ## one build of each kind on a two-node cluster, with its result r
 	@tests/demo
 test:         ## everything: make check, and the end-to-end tests
 	@tests/run all
-test-all: test ## make test, and what takes long: the applications of examples/apps, ten thousand ImageBuilds, a fuzzer, a demo that is broken off
+test-all: test ## make test, and what takes long: the applications of examples/apps, ten thousand ImageBuilds, as many specs, a fuzzer, a demo that is broken off
 	@tests/run long
 bench:        ## measures it: a table and a plot, next to the bare buildctl
 	@tests/bench/run

@@ -8,8 +8,9 @@ use serde::Serializer;
 /// The longest value of a build argument, label or annotation, in characters.
 pub const VALUE: u32 = 8192;
 
-/// What Go's `time.ParseDuration` reads, without a sign and without fractions below a second.
-pub const DURATION_PATTERN: &str = "^([0-9]+(\\.[0-9]+)?(s|m|h))+$";
+/// What Go's `time.ParseDuration` reads, without a sign and without units below a second. Longer numbers would be more than
+/// Rust's durations hold, whose reader panics then.
+pub const DURATION_PATTERN: &str = "^([0-9]{1,10}(\\.[0-9]{1,9})?(s|m|h))+$";
 
 /// A duration such as `30m`, `1h30m` or `0s`.
 #[must_use]
@@ -53,6 +54,15 @@ mod tests {
 
     use super::*;
     use crate::{ImageBuild, ImageBuildSpec};
+
+    /// A BuilderPool's durations have no other bound, and one that cannot be read would end the operator.
+    #[test]
+    fn the_largest_durations_can_be_read() {
+        let largest = "9999999999h9999999999h9999999h";
+        let spec = serde_json::json!({"idleTimeout": largest, "schedulingTimeout": "0.999999999s"});
+        let pool: crate::BuilderPoolSpec = serde_json::from_value(spec).unwrap();
+        assert!(pool.idle_timeout.is_some_and(|read| std::time::Duration::from(read).as_secs() > 1 << 46));
+    }
 
     #[test]
     fn every_duration_comes_through_into_a_run() {

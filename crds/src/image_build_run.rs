@@ -45,7 +45,7 @@ pub struct ImageBuildRunSpec {
     pub commit: Option<String>,
     /// The full ref that the commit was resolved from.
     #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 255))]
+    #[schemars(length(max = 1024))]
     pub reference: Option<String>,
     /// Digest of what matters to the build.
     #[schemars(length(max = 128))]

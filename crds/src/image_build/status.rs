@@ -288,6 +288,6 @@ pub struct Resolved {
     pub commit: Option<String>,
     /// The full ref that the commit was resolved from.
     #[serde(rename = "ref", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 255))]
+    #[schemars(length(max = 1024))]
     pub reference: Option<String>,
 }

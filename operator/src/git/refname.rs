@@ -36,7 +36,7 @@ pub(super) fn is_commit_id(text: &str) -> bool {
 }
 
 /// The rules of `git check-ref-format`.
-fn check(name: &str) -> Result<(), &'static str> {
+pub(super) fn check(name: &str) -> Result<(), &'static str> {
     if name.is_empty() || name.len() > 1024 {
         Err("it is empty or too long")
     } else if name.starts_with('-') {

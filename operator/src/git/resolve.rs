@@ -9,7 +9,7 @@ use reqwest::{Response, Url};
 use super::advertisement::{Greeting, GreetingReader, Malformed, Refs, RefsReader, ls_refs_request};
 use super::credential::GitCredential;
 use super::error::Error;
-use super::refname::{Wanted, branches, similar, wanted};
+use super::refname::{Wanted, branches, check, similar, wanted};
 use kiln_registry::http_client::{BodyError, HttpClient, TransportFailure, read_chunks, retry_after};
 
 /// Version 0 servers send all their refs, which are many where each change has its own.
@@ -98,7 +98,9 @@ pub(super) fn not_found(url: String, reference: &str, all: Option<&Refs>) -> Err
 pub(super) fn choose(refs: &Refs, candidates: &[String]) -> Option<Resolved> {
     candidates.iter().find_map(|name| {
         let commit = refs.commits.get(name)?.to_ascii_lowercase();
-        let ref_name = if name == "HEAD" { refs.head.clone().unwrap_or_else(|| name.clone()) } else { name.clone() };
+        // What a server says of its default branch may be anything, and a run has room for a name.
+        let head = refs.head.as_ref().filter(|head| name == "HEAD" && check(head).is_ok());
+        let ref_name = head.unwrap_or(name).clone();
         Some(Resolved { commit, ref_name: Some(ref_name) })
     })
 }
@@ -252,13 +254,18 @@ mod tests {
                 .into(),
             head: Some("refs/heads/main".into()),
         };
-        let choose = |names: &[&str]| {
+        let in_refs = |refs: &Refs, names: &[&str]| {
             let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-            choose(&refs, &names).map(|r| (r.commit, r.ref_name.unwrap()))
+            choose(refs, &names).map(|r| (r.commit, r.ref_name.unwrap()))
         };
+        let choose = |names: &[&str]| in_refs(&refs, names);
         assert_eq!(choose(&["refs/x", "refs/tags/x", "refs/heads/x"]), Some(("bb".into(), "refs/tags/x".into())));
         assert_eq!(choose(&["refs/heads/x"]), Some(("aa".into(), "refs/heads/x".into())));
         assert_eq!(choose(&["HEAD"]), Some(("cc".into(), "refs/heads/main".into())));
         assert_eq!(choose(&["refs/y"]), None);
+        for head in ["refs/heads/a b".to_owned(), format!("refs/heads/{}", "b".repeat(1024))] {
+            let refs = Refs { head: Some(head), ..refs.clone() };
+            assert_eq!(in_refs(&refs, &["HEAD"]), Some(("cc".into(), "HEAD".into())));
+        }
     }
 }

@@ -38,6 +38,8 @@ async fn pools() {
             ("/spec/limits", json!({"buildersPerNamespace": 0}), Some("greater than or equal to 1")),
             ("/spec/idleTimeout", json!("0s"), None),
             ("/spec/idleTimeout", json!("half an hour"), DURATION),
+            // What no program can hold.
+            ("/spec/idleTimeout", json!("99999999999h"), DURATION),
             ("/spec/schedulingTimeout", json!("10"), DURATION),
             ("/spec/cache", json!({"size": "10Gi", "storageClassName": "fast", "retention": "168h"}), None),
             ("/spec/cache", json!({"size": "0"}), None),
