@@ -23,8 +23,17 @@ pub fn files() -> Result<Vec<(&'static str, String)>, serde_yaml_ng::Error> {
 fn yaml(crd: CustomResourceDefinition) -> Result<String, serde_yaml_ng::Error> {
     let mut crd = serde_yaml_ng::to_value(crd)?;
     signed_formats(&mut crd);
+    never_observed(&mut crd);
     let body = serde_yaml_ng::to_string(&crd)?;
     Ok(format!("# Generated from crds/src by `cargo run -p kiln-crds`; do not edit.\n{body}"))
+}
+
+/// Gives an object that Kiln has not looked at yet a status that says so: kstatus takes one without for what it has to be.
+fn never_observed(crd: &mut serde_yaml_ng::Value) {
+    let status = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+    if status["properties"].get("observedGeneration").is_some() {
+        status["default"]["observedGeneration"] = (-1).into();
+    }
 }
 
 /// Writes `int64` for Rust's unsigned numbers: the API server knows no others and warns at each apply.

@@ -1,7 +1,7 @@
-//! What the API server says of a wrong value names the value.
+//! What the API server says of a wrong value names the value, and what it says of an object that is new.
 
 use kiln_crds::manifest;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Rules on which fields there are together: their messages name the fields, and there is no value to tell.
 const OF_PRESENCE: [&str; 10] = [
@@ -22,6 +22,18 @@ const OF_SIZE: [&str; 2] = ["metadata.name is too long", "inline.files hold more
 
 /// Rules on what may hold a password, which is not repeated.
 const UNTOLD: &str = ".url";
+
+/// kstatus, which Flux waits by, takes an object without a status for what it has to be.
+#[test]
+fn what_kiln_has_not_looked_at_says_so() {
+    for (name, content) in manifest::files().expect("the definitions can be written as YAML") {
+        let definition: Value = serde_yaml_ng::from_str(&content).expect("the YAML can be read");
+        let status = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+        // A run is made by Kiln alone, and observes no changes.
+        let expected = if name == "imagebuildruns.yaml" { Value::Null } else { json!({"observedGeneration": -1}) };
+        assert_eq!(status["default"], expected, "{name}");
+    }
+}
 
 #[test]
 fn a_rule_on_a_list_a_map_or_an_object_tells_the_value() {
