@@ -23,7 +23,7 @@ use super::{
     ending::{Ending, Failed},
     excerpt::{Excerpt, read_dockerfile},
     failure::{Circumstances, explain, refused_image},
-    one_login, pins, process_failure,
+    line_ends, one_login, pins, process_failure,
     programs::{Foreign, Verdict, origin, viewer::Viewer},
     progress::{Progress, Update},
     request::{Request, Wanted},
@@ -185,6 +185,8 @@ impl Build<'_> {
     /// Why a build failed.
     fn failure(&self, failed: &Failed, progress: &Progress<'_>, text: &str) -> JobFailure {
         let dockerfile = self.source.dockerfile.to_string_lossy();
+        let step = progress.failed_step(failed);
+        let windows = step.as_ref().and_then(|step| line_ends::guilty(failed, step, &self.source.context, text));
         let build = Circumstances {
             dockerfile: &dockerfile,
             platform: &self.spec.platform,
@@ -193,8 +195,9 @@ impl Build<'_> {
             no_network: self.spec.no_network,
             volume_full: is_full(&self.source.context),
             content: Some(text),
+            windows_lines: windows.as_deref(),
         };
-        let failure = explain(failed, progress.failed_step(failed).as_ref(), build);
+        let failure = explain(failed, step.as_ref(), build);
         let failure = JobFailure { warnings: progress.warnings().to_vec(), ..failure };
         if failure.reason == Reason::LintFailed { self.lint_failure(failure, text) } else { failure }
     }
@@ -356,7 +359,7 @@ impl Build<'_> {
         dockerfile: &Dockerfile<'_>,
         warnings: &[Warning],
     ) -> Result<Option<Warning>, JobFailure> {
-        let Some(Verdict { foreign, missing }) = verdict else { return Ok(None) };
+        let Some(Verdict { foreign, missing, windows_lines }) = verdict else { return Ok(None) };
         let (platform, text) = (&self.spec.platform, dockerfile.text);
         if let Some(Foreign { path, found }) = foreign {
             let base = origin::base(dockerfile, &self.spec.target);
@@ -380,9 +383,18 @@ impl Build<'_> {
             };
             return Err(JobFailure { warnings: warnings.to_vec(), ..failure });
         }
-        Ok(missing.map(|(interpreter, path)| Warning {
+        let missing = missing.map(|(interpreter, path)| {
+            format!("{path}, which the image starts, is loaded by {interpreter}, which the image has not")
+        });
+        let windows = windows_lines.map(|path| {
+            format!(
+                "{path}, which the image starts, has line ends as on Windows (CR LF), so its interpreter is not found; {}",
+                line_ends::CURE
+            )
+        });
+        Ok(windows.or(missing).map(|message| Warning {
             rule: Reason::MissingInterpreter.name().to_owned(),
-            message: format!("{path}, which the image starts, is loaded by {interpreter}, which the image has not"),
+            message,
             dockerfile: String::new(),
             line: 0,
         }))

@@ -33,6 +33,8 @@ pub struct Circumstances<'a> {
     pub volume_full: bool,
     /// The Dockerfile's content, where it can be read.
     pub content: Option<&'a str>,
+    /// What of all that the failed step runs has line ends as on Windows.
+    pub windows_lines: Option<&'a str>,
 }
 
 /// Explains a failure, in which `step` failed.

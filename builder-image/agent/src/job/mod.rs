@@ -41,6 +41,7 @@ pub mod git_dir;
 pub mod git_problem;
 pub mod inline;
 pub mod lfs;
+pub mod line_ends;
 pub mod mask;
 pub mod mtime;
 mod one_login;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::content::Config;
+use super::{content::Config, line_ends::is_in_first_line};
 
 mod elf;
 pub mod origin;
@@ -63,6 +63,8 @@ pub struct Verdict {
     pub foreign: Option<Foreign>,
     /// An interpreter that is not in the image, and the program that names it.
     pub missing: Option<(String, String)>,
+    /// A script whose first line ends as on Windows: its interpreter is none that there is.
+    pub windows_lines: Option<String>,
 }
 
 /// A program for another architecture.
@@ -218,6 +220,9 @@ impl<'a> Looking<'a> {
 
     fn file(&mut self, path: &str, bytes: &[u8], depth: usize) -> Found {
         if let Some(line) = bytes.strip_prefix(b"#!") {
+            if is_in_first_line(bytes) {
+                self.verdict.windows_lines.get_or_insert_with(|| path.to_owned());
+            }
             let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
             let words: Vec<String> = String::from_utf8_lossy(line).split_whitespace().map(str::to_owned).collect();
             self.starts(&words, depth + 1);

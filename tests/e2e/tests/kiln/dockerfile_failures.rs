@@ -142,6 +142,14 @@ const MISTAKES: &[Mistake] = &[
         change: |spec| spec.fail_on_warnings = true,
     },
     Mistake {
+        name: "windows-lines",
+        reason: "StepFailed",
+        dockerfile: "FROM busybox\r\nRUN <<END\r\ntrue\r\nEND\r\n",
+        line: Some(2),
+        words: &["the here-document of the Dockerfile has line ends as on Windows (CR LF)", ".gitattributes"],
+        change: nothing,
+    },
+    Mistake {
         name: "lint-by-directive",
         reason: "LintFailed",
         dockerfile: "# check=error=true\nFROM busybox\nCMD echo hello\n",

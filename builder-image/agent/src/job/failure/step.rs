@@ -1,6 +1,9 @@
 //! A RUN step that ended with a status other than 0, or did not begin: what its status and its last lines say.
 
-use super::{super::mask::shorten, Circumstances, FailedStep, quoted};
+use super::{
+    super::{line_ends, mask::shorten},
+    Circumstances, FailedStep, quoted,
+};
 use crate::reasons::Reason;
 
 /// The longest name of a step within a message, in bytes.
@@ -74,6 +77,15 @@ pub(super) fn failure(code: u32, step: Option<&FailedStep>, build: Circumstances
             let line = shorten(line.trim().to_owned(), LONGEST_NAME);
             return (Reason::StepNoNetwork, format!("{name} failed with exit code {code}: {what} ({line}); {cure}"));
         }
+    }
+    if let Some(what) = build.windows_lines {
+        return (
+            Reason::StepFailed,
+            format!(
+                "{name} failed with exit code {code}: {what} has line ends as on Windows (CR LF); {}",
+                line_ends::CURE
+            ),
+        );
     }
     // The container's runtime writes it, where the program did not run.
     if let Some(line) = step.and_then(|step| step.tail.last()).and_then(|line| line.strip_prefix(NO_START)) {

@@ -17,6 +17,7 @@ const BUILD: Circumstances<'_> = Circumstances {
     no_network: false,
     volume_full: false,
     content: None,
+    windows_lines: None,
 };
 
 fn failed(message: &str) -> Failed {
@@ -161,6 +162,16 @@ fn the_platform_that_a_base_image_lacks() {
         let failure = explain(&failed, None, Circumstances { content: Some(content), ..BUILD });
         assert!(failure.message.contains(words), "{failure:?}");
     }
+}
+
+#[test]
+fn line_ends_as_on_windows_are_named() {
+    let failed = Failed { exit_code: Some(127), ..failed("process \"./a.sh\" did not complete successfully") };
+    let step = FailedStep { name: "[2/2] RUN ./a.sh".to_owned(), error: String::new(), tail: Vec::new() };
+    let build = Circumstances { windows_lines: Some("the file \"a.sh\" of the source"), ..BUILD };
+    let failure = explain(&failed, Some(&step), build);
+    assert_eq!((failure.reason, failure.exit_code), (Reason::StepFailed, Some(127)));
+    insta::assert_snapshot!(failure.message, @r#"[2/2] RUN ./a.sh failed with exit code 127: the file "a.sh" of the source has line ends as on Windows (CR LF); save it with LF, and name it in .gitattributes, as in `*.sh text eol=lf`"#);
 }
 
 #[test]

@@ -158,7 +158,23 @@ fn an_interpreter_that_is_missing_is_told() {
         let image = [("/app", elf(ARM64, Some(("/lib/ld-musl.so.1", at))))];
         let (verdict, _) = looked(&config(r#"{"Cmd":["/app"]}"#), "linux/arm64", &[], &image);
         let missing = (at < MOST).then(|| ("/lib/ld-musl.so.1".to_owned(), "/app".to_owned()));
-        assert_eq!(verdict, Verdict { foreign: None, missing }, "at {at}");
+        assert_eq!(verdict, Verdict { missing, ..Verdict::default() }, "at {at}");
+    }
+}
+
+#[test]
+fn a_script_with_line_ends_as_on_windows_is_told() {
+    for (script, expected) in [
+        ("#!/bin/sh\r\nexec \"$@\"\r\n", Some("/entry.sh")),
+        ("#!/usr/bin/env -S python3 -u\r\n", Some("/entry.sh")),
+        ("#!/bin/sh\nprintf '\r\n'\n", None),
+        // It may go on where nothing was read.
+        ("#!/bin/sh\r", None),
+    ] {
+        let image = [("/entry.sh", script.as_bytes().to_vec()), ("/bin/sh", elf(ARM64, None))];
+        let (verdict, _) =
+            looked(&config(r#"{"Entrypoint":["/entry.sh"],"Cmd":["/app"]}"#), "linux/arm64", &[], &image);
+        assert_eq!(verdict.windows_lines.as_deref(), expected, "{script:?}");
     }
 }
 

@@ -82,6 +82,7 @@ impl Case {
     fn explain(&self) -> JobFailure {
         let job = &self.job;
         let build = Circumstances {
+            windows_lines: None,
             dockerfile: &job.filename,
             platform: &job.platform,
             repository: &job.image,

@@ -1,0 +1,134 @@
+//! Line ends as on Windows (CR LF) in what a step runs. Kernels and shells take the CR for a part of a line's last word: they
+//! seek a program `/bin/sh\r`, and say only that something was not found.
+
+use std::{fs, path::Path};
+
+use super::{ending::Failed, progress::FailedStep};
+use crate::files;
+
+/// What is to be done about them.
+pub const CURE: &str = "save it with LF, and name it in .gitattributes, as in `*.sh text eol=lf`";
+
+/// The most words of a step that are looked for, files and directories that are looked through, and bytes of one that are read.
+const MOST_WORDS: usize = 32;
+const MOST_ENTRIES: usize = 20_000;
+const MOST_BYTES: u64 = 512;
+
+/// What bash and env write for a CR, and bash of a program that has one behind its name.
+const SIGNS: [&str; 3] = ["$'\\r': command not found", "^M: bad interpreter", "\\r': No such file or directory"];
+
+/// What has such line ends, of all that a step runs that failed. None: nothing that is known.
+#[must_use]
+pub fn guilty(failed: &Failed, step: &FailedStep, context: &Path, dockerfile: &str) -> Option<String> {
+    let code = failed.exit_code?;
+    if has_document(failed, dockerfile) {
+        return Some("the here-document of the Dockerfile".to_owned());
+    }
+    let is_shown = step.tail.iter().any(|line| SIGNS.iter().any(|sign| line.contains(sign)));
+    let (_, command) = step.name.split_once("RUN ")?;
+    // A shell's, and that of no shell: runc has codes of its own.
+    let was_not_found = matches!(code, 126 | 127) || command.starts_with('[');
+    if !is_shown && !was_not_found {
+        return None;
+    }
+    let script = script(command, context).map(|path| format!("the file {path:?} of the source"));
+    script.or_else(|| is_shown.then(|| "a script that it runs".to_owned()))
+}
+
+/// Whether a script's first line, which names its interpreter, ends so.
+#[must_use]
+pub fn is_in_first_line(script: &[u8]) -> bool {
+    script.iter().position(|byte| *byte == b'\n').is_some_and(|end| script[..end].ends_with(b"\r"))
+}
+
+/// Whether the step has a here-document with such line ends.
+fn has_document(failed: &Failed, dockerfile: &str) -> bool {
+    let Some(lines) = failed.sources.first().and_then(|place| place.lines.first()) else { return false };
+    let number = |line: u32| usize::try_from(line).unwrap_or_default();
+    let all = dockerfile.split('\n').skip(number(lines.first).saturating_sub(1));
+    let mut own = all.take(number(lines.last.saturating_sub(lines.first)) + 1);
+    own.next().is_some_and(|first| first.contains("<<")) && own.any(|line| line.ends_with('\r'))
+}
+
+/// The first script of the source with such line ends that has the name of something in the command.
+fn script(command: &str, context: &Path) -> Option<String> {
+    let words = command.split(|char: char| char.is_whitespace() || "\"'`[](){},;&|<>=".contains(char));
+    let names = words.map(|word| word.rsplit('/').next().unwrap_or(word));
+    let names: Vec<&str> = names.filter(|name| !name.is_empty() && !name.starts_with('-')).take(MOST_WORDS).collect();
+    let mut directories = vec![context.to_owned()];
+    let mut seen = 0;
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            seen += 1;
+            if seen > MOST_ENTRIES {
+                return None;
+            }
+            let Ok(kind) = entry.file_type() else { continue };
+            let (name, path) = (entry.file_name(), entry.path());
+            if kind.is_dir() && name != ".git" {
+                directories.push(path);
+            } else if kind.is_file() && name.to_str().is_some_and(|name| names.contains(&name)) {
+                let begin = files::read(&path, MOST_BYTES).unwrap_or_default();
+                let is_script = begin.starts_with(b"#!") || path.extension().is_some_and(|of| of == "sh");
+                if is_script && is_in_first_line(&begin) {
+                    return Some(path.strip_prefix(context).ok()?.to_string_lossy().into_owned());
+                }
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ending::{Lines, Place};
+    use super::*;
+
+    #[test]
+    fn what_has_line_ends_as_on_windows() {
+        let context = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &str| {
+            let path = context.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        };
+        write("scripts/build.sh", "#!/bin/sh\r\nmake\r\n");
+        write("plain.sh", "#!/bin/sh\nprintf 'a\r\n'\n");
+        write("source.sh", "set -e\r\n");
+        write("run", "make\r\n");
+        write(".git/hook", "#!/bin/sh\r\n");
+        std::os::unix::fs::symlink("scripts/build.sh", context.path().join("link.sh")).unwrap();
+        let dockerfile = "FROM busybox\r\nRUN <<END\r\necho a\r\nEND\r\nRUN <<END\necho b\nEND\n";
+        let place = |first, last| vec![Place { file: "Dockerfile".into(), lines: vec![Lines { first, last }] }];
+        let build = Some("the file \"scripts/build.sh\" of the source");
+        for (name, code, line, lines, expected) in [
+            ("[2/2] RUN ./scripts/build.sh --all", 127, "/bin/sh: ./scripts/build.sh: not found", (9, 9), build),
+            ("[2/2] RUN cd /usr/bin && \"/usr/bin/build.sh\"", 127, "", (9, 9), build),
+            ("[2/2] RUN build.sh", 126, "bash: ./build.sh: /bin/sh^M: bad interpreter", (9, 9), build),
+            ("[2/2] RUN [\"./build.sh\"]", 255, "exec ./build.sh: no such file or directory", (9, 9), build),
+            ("[2/2] RUN sh source.sh", 127, "", (9, 9), Some("the file \"source.sh\" of the source")),
+            (
+                "[2/2] RUN bash other.sh",
+                2,
+                "other.sh: line 2: $'\\r': command not found",
+                (9, 9),
+                Some("a script that it runs"),
+            ),
+            ("[2/2] RUN x", 127, "/usr/bin/env: ‘bash\\r’: No such file or directory", (9, 9), None),
+            ("[2/2] RUN x", 127, "env: 'bash\\r': No such file or directory", (9, 9), Some("a script that it runs")),
+            // It failed otherwise.
+            ("[2/2] RUN ./build.sh", 1, "make: nothing to be done", (9, 9), None),
+            ("[2/2] RUN ./plain.sh", 127, "", (9, 9), None),
+            ("[2/2] RUN ./run; ./hook; ./link.sh; -build.sh", 127, "", (9, 9), None),
+            ("[2/3] RUN <<END", 2, "", (2, 4), Some("the here-document of the Dockerfile")),
+            ("[3/3] RUN <<END", 2, "", (5, 7), None),
+        ] {
+            let failed = Failed { exit_code: Some(code), sources: place(lines.0, lines.1), ..Failed::default() };
+            let step = FailedStep { name: name.into(), error: String::new(), tail: vec![line.into()] };
+            assert_eq!(guilty(&failed, &step, context.path(), dockerfile).as_deref(), expected, "{name}");
+        }
+        let none = Failed::default();
+        let step = FailedStep { name: "[2/2] COPY build.sh /".into(), error: String::new(), tail: Vec::new() };
+        assert_eq!(guilty(&none, &step, context.path(), dockerfile), None, "no program failed");
+    }
+}
