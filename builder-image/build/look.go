@@ -27,8 +27,8 @@ type conversation struct {
 type answer struct {
 	// Read are paths, and how much is read of each, from its beginning.
 	Read map[string]int `json:"read"`
-	// Export says whether the image is to be exported.
-	Export bool `json:"export"`
+	// Proceed says whether what was shown is wanted.
+	Proceed bool `json:"proceed"`
 }
 
 // largestConfig is in bytes: no registry's client reads a larger one.
@@ -40,8 +40,8 @@ var errSeveral = errors.New("the build gives several images, and one platform's 
 // errConfig says what the agent could not judge.
 var errConfig = errors.New("the image's configuration is larger than 4 MiB, or is no JSON object: build from another base image, or with less in ENV and LABEL")
 
-// errRefused ends a build whose image the agent does not want.
-var errRefused = errors.New("the image is not wanted")
+// errRefused ends a build that the agent does not want.
+var errRefused = errors.New("the build is not wanted")
 
 func (agent *conversation) write(line any) error {
 	agent.writing.Lock()
@@ -72,6 +72,33 @@ func oneImage(result *gateway.Result) error {
 	return nil
 }
 
+// ask tells something that is answered.
+func (agent *conversation) ask(told event) (said answer, err error) {
+	if err := agent.tell(told); err != nil {
+		return said, err
+	}
+	if err := agent.asked.Decode(&said); err != nil {
+		if errors.Is(err, io.EOF) {
+			return said, context.Canceled
+		}
+		return said, fmt.Errorf("reading what the agent says: %w", err)
+	}
+	return said, nil
+}
+
+// define shows the agent what is about to be done.
+func (agent *conversation) define(ctx context.Context, result *gateway.Result) error {
+	read, err := definitionOf(ctx, result.Ref)
+	if err != nil {
+		return err
+	}
+	said, err := agent.ask(event{Definition: read})
+	if err == nil && !said.Proceed {
+		err = errRefused
+	}
+	return err
+}
+
 // look shows the agent what the image is, and what is in it, until it says what becomes of it.
 func (agent *conversation) look(ctx context.Context, result *gateway.Result) error {
 	image, config := result.Ref, result.Metadata[exptypes.ExporterImageConfigKey]
@@ -89,18 +116,12 @@ func (agent *conversation) look(ctx context.Context, result *gateway.Result) err
 	}
 	told := event{Config: config}
 	for {
-		if err := agent.tell(told); err != nil {
+		said, err := agent.ask(told)
+		if err != nil {
 			return err
 		}
-		var said answer
-		if err := agent.asked.Decode(&said); err != nil {
-			if errors.Is(err, io.EOF) {
-				return context.Canceled
-			}
-			return fmt.Errorf("reading what the agent wants of the image: %w", err)
-		}
 		if len(said.Read) == 0 {
-			if said.Export {
+			if said.Proceed {
 				return nil
 			}
 			return errRefused

@@ -25,12 +25,12 @@ func (image) ReadFile(_ context.Context, asked gateway.ReadRequest) ([]byte, err
 
 func TestAnImageIsShownUntilTheAgentHasItsWord(t *testing.T) {
 	for said, want := range map[string]error{
-		`{"read":{},"export":true}`:  nil,
-		`{"read":{},"export":false}`: errRefused,
-		``:                           context.Canceled,
+		`{"read":{},"proceed":true}`:  nil,
+		`{"read":{},"proceed":false}`: errRefused,
+		``:                            context.Canceled,
 	} {
 		var out bytes.Buffer
-		asked := json.NewDecoder(strings.NewReader(`{"read":{"/app":4,"/none":9},"export":false}` + said))
+		asked := json.NewDecoder(strings.NewReader(`{"read":{"/app":4,"/none":9},"proceed":false}` + said))
 		agent := &conversation{asked: asked, lines: json.NewEncoder(&out)}
 		result := gateway.NewResult()
 		result.SetRef(image{})

@@ -2,8 +2,8 @@
 //
 // It reads a description of the build from standard input, and writes what happens to standard error, a line of JSON each:
 // BuildKit's own progress as it is, and events of its own, {"kiln": …}. It asks and tells; what follows from it is the
-// agent's to decide: before an image is exported, the agent is shown its configuration, may read files of it, and says
-// whether it is to be exported. A line that is no JSON is Go's runtime breaking down.
+// agent's to decide: before anything is done, the agent is shown what that is, and says whether it may be; before an image is
+// exported, it is shown the configuration, may read files of it, and says whether it is to be exported. A line that is no JSON is Go's runtime breaking down.
 package main
 
 import (
@@ -69,6 +69,8 @@ type output struct {
 
 // event is what kiln-build itself tells. Result or Failure ends the output; the others want an answer.
 type event struct {
+	// Definition is what is about to be done.
+	Definition *definition `json:"definition,omitempty"`
 	// Config is the configuration of an image that is not exported yet.
 	Config json.RawMessage `json:"config,omitempty"`
 	// Files are the beginnings of files that were asked for; of one that is not there, or is no regular file, null.
@@ -152,6 +154,9 @@ func build(ctx context.Context, wanted *job, agent *conversation) (map[string]st
 		result, err := asking.Solve(ctx, request)
 		if err == nil {
 			err = oneImage(result)
+		}
+		if err == nil {
+			err = agent.define(ctx, result)
 		}
 		if err == nil && wanted.Look {
 			err = agent.look(ctx, result)

@@ -292,7 +292,8 @@ impl Registry {
         let building = {
             let (registry, recorder, token) = (Arc::clone(&self), Arc::clone(&recorder), job.token.clone());
             let (work, credentials) = (work.clone(), credentials.clone());
-            let building = async move { job::run(&registry, &spec, &recorder, &token, &work, &credentials).await };
+            let building =
+                async move { Box::pin(job::run(&registry, &spec, &recorder, &token, &work, &credentials)).await };
             // A task of its own: a defect that makes it panic ends this job alone.
             tokio::spawn(building.in_current_span())
         };

@@ -142,8 +142,8 @@ func converse(request []byte, login string, seen func([]byte)) ([]byte, int, err
 			break
 		}
 		seen(line)
-		if bytes.HasPrefix(line, []byte(`{"kiln":{"config"`)) {
-			if _, err := asks.Write([]byte(`{"export":true}`)); err != nil {
+		if bytes.HasPrefix(line, []byte(`{"kiln":{"config"`)) || bytes.HasPrefix(line, []byte(`{"kiln":{"definition"`)) {
+			if _, err := asks.Write([]byte(`{"proceed":true}`)); err != nil {
 				return nil, 0, err
 			}
 		}

@@ -19,12 +19,15 @@ use super::{
     Recorder, Source,
     addresses::{Image, Learned, MOST_REGISTRIES, Permitted, Refused},
     archive, content,
-    dockerfile::{Dockerfile, Instruction},
-    ending::{Ending, Failed},
+    dockerfile::Dockerfile,
+    ending::{Ending, Failed, Running},
     excerpt::{Excerpt, read_dockerfile},
     failure::{Circumstances, explain, refused_image},
     line_ends, one_login, pins, process_failure,
-    programs::{Foreign, Verdict, origin, viewer::Viewer},
+    programs::{
+        Foreign, Verdict, origin,
+        viewer::{Seen, Viewer},
+    },
     progress::{Progress, Update},
     request::{Request, Wanted},
     source::ContextContent,
@@ -79,14 +82,14 @@ impl Build<'_> {
             arguments: &spec.build_args,
             contexts: &contexts,
         };
-        let copied_only = self.only_copies(&dockerfile, stages)?;
         let (permitted, repositories, hosts) = self.registries(&dockerfile, stages).await?;
         let archives = self.registry.config().archives_dir.as_deref();
         let archive = archive::Target::of(spec, archives)?;
         let built = self.build(&dockerfile, (permitted, hosts), archive.as_ref(), recorder, stop).await;
-        let (progress, built) = built.map_err(|failure| self.with_unused_logins(failure, repositories.clone()))?;
-        pins::record(&self.registry.config().state_dir, spec, progress.base_images(), self.registry.registries(), stop)
-            .await;
+        let (progress, seen, built) =
+            built.map_err(|failure| self.with_unused_logins(failure, repositories.clone()))?;
+        let images = seen.definition.as_ref().map_or(&[][..], |definition| &definition.images);
+        pins::record(&self.registry.config().state_dir, spec, images, self.registry.registries(), stop).await;
         let (mut result, config) =
             result(&built).map_err(|error| JobFailure::agent("read what BuildKit says of the image", &*error))?;
         if let Some(archive) = archive {
@@ -96,10 +99,10 @@ impl Build<'_> {
         if let Some(content) = content {
             content.put_into(&mut result);
         }
-        result.copied_only = copied_only;
+        result.copied_only = seen.runs_for(&spec.platform).is_none();
         result.warnings = progress.warnings().to_vec();
-        let bases = progress.base_images().keys().filter_map(|name| Some(name.parse::<Reference>().ok()?.repository));
-        result.warnings.extend(unused_logins::warnings(spec, &repositories.into_iter().chain(bases).collect()));
+        let fetched = images.iter().filter_map(|name| Some(name.parse::<Reference>().ok()?.repository));
+        result.warnings.extend(unused_logins::warnings(spec, &repositories.into_iter().chain(fetched).collect()));
         Ok(result)
     }
 
@@ -120,7 +123,7 @@ impl Build<'_> {
         archive: Option<&archive::Target>,
         recorder: &'r Recorder,
         stop: &CancellationToken,
-    ) -> Result<(Progress<'r>, BTreeMap<String, String>), JobFailure> {
+    ) -> Result<(Progress<'r>, Seen, BTreeMap<String, String>), JobFailure> {
         let state = &self.registry.config().state_dir;
         let pins = pins::of(self.spec, state);
         let archive = archive.map(archive::Target::temporary);
@@ -142,14 +145,16 @@ impl Build<'_> {
             request.hosts.clone_from(&hosts);
             let request = self.request(request)?;
             let command = self.command(writes.clone(), file_bytes);
-            let mut viewer = Viewer::new(&self.spec.platform, &self.spec.foreign_programs);
+            let mut viewer = Viewer::new(&self.spec.platform, self.may_run(), &self.spec.foreign_programs);
             let ended = self.kiln_build(command, &request, (&mut progress, &mut viewer), recorder, stop).await?;
-            let warning = self.judged(viewer.verdict(), dockerfile, progress.warnings())?;
+            let mut seen = viewer.seen();
+            self.only_copies(&seen, dockerfile)?;
+            let warning = self.judged(seen.verdict.take(), dockerfile, progress.warnings())?;
             let failed = match progress.ending() {
                 Some(Ending::Built(built)) if ended.success() => {
                     let built = built.clone();
                     progress.warn(warning);
-                    return Ok((progress, built));
+                    return Ok((progress, seen, built));
                 }
                 Some(Ending::Failed(failed)) => failed,
                 _ => return Err(broken_down(ended, &progress)),
@@ -202,27 +207,36 @@ impl Build<'_> {
         if failure.reason == Reason::LintFailed { self.lint_failure(failure, text) } else { failure }
     }
 
-    /// Whether nothing runs for the platform. Fails where something has to, and nothing can.
-    fn only_copies(&self, dockerfile: &Dockerfile<'_>, build: stages::Build<'_>) -> Result<bool, JobFailure> {
-        let spec = self.spec;
-        let Some(Instruction { rest, line, .. }) = stages::first_run(dockerfile, build) else { return Ok(true) };
-        let platform = &spec.platform;
-        let refuse = |reason, message: String| Err(self.failure_at(*line, dockerfile.text, reason, message));
-        if platform.starts_with("windows") {
-            return refuse(
-                Reason::WindowsStep,
-                format!(
-                    "the Dockerfile runs something for {platform} (RUN {rest}), which no builder can; only copy files into a Windows image, made in a stage FROM --platform=$BUILDPLATFORM, or build it elsewhere and name it in spec.platforms[].image"
-                ),
+    /// Whether anything may run for the platform.
+    fn may_run(&self) -> bool {
+        self.spec.execution() != Execution::CopyOnly && !self.is_windows()
+    }
+
+    fn is_windows(&self) -> bool {
+        self.spec.platform.starts_with("windows")
+    }
+
+    /// Fails where something has to run for the platform, and nothing may.
+    fn only_copies(&self, seen: &Seen, dockerfile: &Dockerfile<'_>) -> Result<(), JobFailure> {
+        let platform = &self.spec.platform;
+        let Some(Running { name, line }) = seen.runs_for(platform).filter(|_| !self.may_run()) else { return Ok(()) };
+        let name = name.split_once("] ").map_or(name.as_str(), |(_, name)| name);
+        let what = match line {
+            0 => format!("a base image has the Dockerfile run something for {platform} (ONBUILD {name})"),
+            _ => format!("the Dockerfile runs something for {platform} ({name})"),
+        };
+        let (reason, message) = if self.is_windows() {
+            let message = format!(
+                "{what}, which no builder can; only copy files into a Windows image, made in a stage FROM --platform=$BUILDPLATFORM, or build it elsewhere and name it in spec.platforms[].image"
             );
-        }
-        if spec.execution() == Execution::CopyOnly {
-            return refuse(
-                Reason::NodeNeeded,
-                format!("the Dockerfile runs something for {platform} (RUN {rest}), so a node that can is needed"),
-            );
-        }
-        Ok(false)
+            (Reason::WindowsStep, message)
+        } else {
+            (Reason::NodeNeeded, format!("{what}, so a node that can is needed"))
+        };
+        Err(match line {
+            0 => JobFailure::new(reason, message),
+            line => self.failure_at(*line, dockerfile.text, reason, message),
+        })
     }
 
     /// What BuildKit asks registries for, as far as the ImageBuild and the Dockerfile tell. Fails where one is none that the job

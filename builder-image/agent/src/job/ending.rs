@@ -1,5 +1,5 @@
-//! What `kiln-build` itself tells: what an image is that is not exported yet, and how a build ended: the image, or the failure
-//! as data.
+//! What `kiln-build` itself tells: what is about to be done, what an image is that is not exported yet, and how a build ended:
+//! the image, or the failure as data.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,7 @@ pub(super) struct Own {
 
 #[derive(Deserialize)]
 struct Event {
+    definition: Option<Definition>,
     config: Option<serde_json::Value>,
     files: Option<BTreeMap<String, Option<String>>>,
     #[serde(default)]
@@ -32,9 +33,32 @@ pub(super) enum Told {
     Ended(Ending),
 }
 
-/// Something of an image that is not exported yet.
+/// What is about to be done, as BuildKit understood the Dockerfile: with what base images hold back, and with what names stand
+/// for.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Definition {
+    /// A step that runs something, for each platform that one does for.
+    pub steps: BTreeMap<String, Running>,
+    /// What is fetched from registries: name, tag and digest.
+    pub images: Vec<String>,
+}
+
+/// A step that runs something.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default)]
+pub struct Running {
+    /// Its name, such as `[build 2/4] RUN make`.
+    pub name: String,
+    /// The line of the Dockerfile; 0: a base image holds it back.
+    pub line: u32,
+}
+
+/// Something that nothing was made of so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shown {
+    /// What is about to be done. None: it cannot be read.
+    Definition(Option<Definition>),
     /// Its configuration.
     Config(Box<Config>),
     /// The beginnings of files that were asked for, by path. None: there is no such file.
@@ -104,15 +128,20 @@ impl Own {
         if !line.starts_with(b"{\"kiln\":") {
             return None;
         }
-        let Ok(Self { kiln: Event { config, files, result, failure } }) = serde_json::from_slice(line) else {
+        let Ok(Self { kiln: Event { definition, config, files, result, failure } }) = serde_json::from_slice(line)
+        else {
             // What cannot be read is answered nevertheless: it is waited for.
             let unreadable = match line {
+                _ if line.starts_with(b"{\"kiln\":{\"definition\"") => Shown::Definition(None),
                 _ if line.starts_with(b"{\"kiln\":{\"config\"") => Shown::Config(Box::default()),
                 _ if line.starts_with(b"{\"kiln\":{\"files\"") => Shown::Files(BTreeMap::new()),
                 _ => return None,
             };
             return Some(Told::Shown(unreadable));
         };
+        if definition.is_some() {
+            return Some(Told::Shown(Shown::Definition(definition)));
+        }
         let bytes = |text: Option<String>| text.and_then(|text| STANDARD.decode(text).ok());
         Some(match (config, files, failure) {
             // It wants an answer, whatever it is.

@@ -36,20 +36,25 @@ pub fn of(spec: &Spec, state: &Path) -> Pins {
     if spec.pull() == PullPolicy::PullIfNotPresent { read(state) } else { Pins::new() }
 }
 
-/// Keeps what names stood for in a build, where the job wants it. What the build says of that is a hint, which its Dockerfile
-/// could have made up: the registry has to say the same.
-pub async fn record(
-    state: &Path,
-    spec: &Spec,
-    hints: &BTreeMap<String, String>,
-    registries: &Registries,
-    stop: &CancellationToken,
-) {
+/// Keeps what names stood for in a build, where the job wants it: of `images` those with name, tag and digest. That is a hint,
+/// which a Dockerfile could have made up: the registry has to say the same.
+pub async fn record(state: &Path, spec: &Spec, images: &[String], registries: &Registries, stop: &CancellationToken) {
     if spec.pull() == PullPolicy::PullIfNotPresent {
         let ask = |name| digest_of(name, spec, registries);
-        let confirmed = confirmed(hints, &read(state), ask, PATIENCE, stop).await;
+        let hints: Pins = images.iter().take(MOST).filter_map(|image| hint(image)).collect();
+        let confirmed = confirmed(&hints, &read(state), ask, PATIENCE, stop).await;
         keep(state, confirmed);
     }
+}
+
+/// Name with tag, and digest, of such as `docker.io/library/busybox:latest@sha256:…`.
+fn hint(image: &str) -> Option<(String, String)> {
+    let (name, digest) = image.split_once('@')?;
+    let is_digest = digest
+        .strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+    let has_tag = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    (is_digest && has_tag).then(|| (name.to_owned(), digest.to_owned()))
 }
 
 /// Those of the hints that are not known yet, and for whose name `ask` has the same digest.
@@ -173,6 +178,15 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_with_tag_and_digest() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        assert_eq!(hint(&format!("r.example:5000/x:1@{digest}")), Some(("r.example:5000/x:1".into(), digest.clone())));
+        for other in [format!("r.example:5000/x@{digest}"), "r.example/x:1".into(), "r.example/x:1@sha256:12".into()] {
+            assert_eq!(hint(&other), None, "{other}");
+        }
+    }
 
     #[test]
     fn names_are_kept_and_used_where_asked_for() {

@@ -3,7 +3,7 @@
 //! They are BuildKit's `client.SolveStatus`: vertexes (the steps) that changed, pieces of their output, and the linter's
 //! warnings; the last one is its own, and tells how the build ended.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kiln_agent_proto::{Step, Warning};
@@ -23,8 +23,6 @@ const LONGEST_PIECE: usize = 64 << 10;
 const MOST_STEPS: usize = 2000;
 /// How many more are known that failed.
 const MOST_FAILED: usize = 64;
-/// The most base images that are noted.
-const MOST_BASES: usize = 256;
 /// The most warnings that are told.
 const MOST_WARNINGS: usize = 256;
 /// What the steps are called that read and write a cache elsewhere. The build goes on without it.
@@ -84,19 +82,6 @@ struct Vertex {
     cached: bool,
     #[serde(default)]
     error: String,
-    /// The steps that it builds on.
-    #[serde(default)]
-    inputs: Vec<String>,
-}
-
-/// Name with tag, and digest, of a step such as `[build 1/4] FROM docker.io/library/busybox:latest@sha256:…`.
-fn base_image(step: &str) -> Option<(&str, &str)> {
-    let (_, rest) = step.strip_prefix('[')?.split_once("] ")?;
-    let (name, digest) = rest.strip_prefix("FROM ")?.split_once('@')?;
-    let is_digest = digest
-        .strip_prefix("sha256:")
-        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
-    (is_digest && name.contains(':')).then_some((name, digest))
 }
 
 #[derive(Deserialize)]
@@ -182,8 +167,6 @@ pub struct Progress<'a> {
     failed: Vec<String>,
     outputs: HashMap<String, StepOutput>,
     warnings: Vec<Warning>,
-    /// Digests by the names of images.
-    bases: BTreeMap<String, String>,
     pushing: bool,
     ending: Option<Ending>,
     text: String,
@@ -199,7 +182,6 @@ impl<'a> Progress<'a> {
             failed: Vec::new(),
             outputs: HashMap::new(),
             warnings: Vec::new(),
-            bases: BTreeMap::new(),
             pushing: false,
             ending: None,
             text: String::new(),
@@ -288,13 +270,6 @@ impl<'a> Progress<'a> {
         Some((step.name.clone(), self.tail(&step.id)))
     }
 
-    /// The images that steps seem to have begun with: name with tag, and digest. A step's name is what the Dockerfile makes
-    /// of it, so this is a hint and nothing more.
-    #[must_use]
-    pub fn base_images(&self) -> &BTreeMap<String, String> {
-        &self.bases
-    }
-
     fn warning(&self, warning: VertexWarning) -> Warning {
         let text = STANDARD.decode(&warning.short).unwrap_or_default();
         let text = self.masker.line(&String::from_utf8_lossy(&text));
@@ -318,13 +293,6 @@ impl<'a> Progress<'a> {
         let most = if vertex.error.is_empty() { MOST_STEPS } else { MOST_STEPS + MOST_FAILED };
         if self.steps.len() >= most && !self.steps.contains_key(&vertex.digest) {
             return;
-        }
-        // What begins with nothing is no RUN, COPY or ADD of a stage that has a base.
-        if vertex.inputs.is_empty()
-            && self.bases.len() < MOST_BASES
-            && let Some((name, digest)) = base_image(&vertex.name)
-        {
-            self.bases.insert(name.to_owned(), digest.to_owned());
         }
         let lost_cache = !vertex.error.is_empty() && CACHE_STEPS.iter().any(|opening| vertex.name.starts_with(opening));
         if lost_cache {

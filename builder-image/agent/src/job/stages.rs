@@ -1,5 +1,4 @@
-//! Whether building an image runs something for the platform that it is for, or only copies files: then a builder of
-//! any architecture makes it. And which other images it takes files from.
+//! Which images a build takes files from, as far as its Dockerfile tells.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -30,16 +29,6 @@ pub struct Build<'a> {
     pub arguments: &'a HashMap<String, String>,
     /// The names of build contexts: they come before stages of that name.
     pub contexts: &'a [&'a str],
-}
-
-/// The first `RUN` for the target platform that the target needs.
-#[must_use]
-pub fn first_run<'d>(dockerfile: &'d Dockerfile<'_>, build: Build<'_>) -> Option<&'d Instruction> {
-    let resolved = Resolved::of(dockerfile, build);
-    resolved.walk(&dockerfile.stages, |index, instruction, _| match instruction {
-        Some((written, done)) if done.keyword == "RUN" && resolved.for_target[index] => ControlFlow::Break(written),
-        _ => ControlFlow::Continue(()),
-    })
 }
 
 /// The images that the target needs beside its own stages and contexts, each with the line that names it.
@@ -85,8 +74,6 @@ struct Resolved<'b> {
     named: HashMap<String, Vec<usize>>,
     /// The stage that each stage begins with.
     bases: Vec<Option<usize>>,
-    /// Whether what each stage runs is of the target platform.
-    for_target: Vec<bool>,
 }
 
 impl<'b> Resolved<'b> {
@@ -98,7 +85,6 @@ impl<'b> Resolved<'b> {
             looked_at: Cell::new(0),
             named: HashMap::new(),
             bases: Vec::new(),
-            for_target: Vec::new(),
         };
         for (name, default) in &dockerfile.arguments {
             if let (Some(default), None) = (default, resolved.variables.get(name)) {
@@ -108,16 +94,7 @@ impl<'b> Resolved<'b> {
         }
         for (index, stage) in dockerfile.stages.iter().enumerate() {
             let base = resolved.stage_called(&resolved.expand(&stage.base, &resolved.variables), index);
-            // The stage that it all begins with says for which platform it is.
-            let for_target = base.map_or_else(
-                || {
-                    let platform = resolved.expand(&stage.platform, &resolved.variables);
-                    platform.is_empty() || normalised(&platform) == normalised(build.platform)
-                },
-                |base| resolved.for_target[base],
-            );
             resolved.bases.push(base);
-            resolved.for_target.push(for_target);
             if !stage.name.is_empty() {
                 resolved.named.entry(stage.name.to_ascii_lowercase()).or_default().push(index);
             }
@@ -314,60 +291,6 @@ mod tests {
 
     use super::*;
 
-    fn line(text: &str, target: &str) -> Option<u32> {
-        let arguments = [("BASE".to_owned(), "tools".to_owned())].into();
-        let build = Build {
-            target,
-            platform: "linux/arm64",
-            builder: "linux/amd64",
-            arguments: &arguments,
-            contexts: &["given"],
-        };
-        first_run(&Dockerfile::read(text), build).map(|instruction| instruction.line)
-    }
-
-    #[test]
-    fn what_runs_for_the_target() {
-        let cases = [
-            ("FROM x\nCOPY a b\n", None),
-            ("FROM x\nRUN a\n", Some(2)),
-            ("FROM --platform=$BUILDPLATFORM x AS b\nRUN a\nFROM x\nCOPY --from=b /a /a\n", None),
-            ("FROM --platform=${BUILDPLATFORM} x AS b\nRUN a\nFROM x\nCOPY --from=b /a /a\nRUN b\n", Some(5)),
-            ("FROM x AS b\nRUN a\nFROM x\nCOPY --from=b /a /a\n", Some(2)),
-            ("FROM x AS b\nRUN a\nFROM x\nCOPY --from=0 /a /a\n", Some(2)),
-            ("FROM x AS b\nRUN a\nFROM x\nCOPY --chown=1 --from=B /a /a\n", Some(2)),
-            // A stage that nobody needs.
-            ("FROM x AS b\nRUN a\nFROM x\nCOPY a a\n", None),
-            // An image of that name, not a stage.
-            ("FROM x\nCOPY --from=busybox /a /a\n", None),
-            ("FROM x AS given\nRUN a\nFROM given\n", None),
-            // A stage upon a stage is of its platform.
-            ("FROM --platform=$BUILDPLATFORM x AS b\nFROM b AS c\nRUN a\nFROM x\nCOPY --from=c a a\n", None),
-            ("FROM x AS b\nRUN a\nFROM b\n", Some(2)),
-            ("FROM --platform=linux/arm64/v8 x\nRUN a\n", Some(2)),
-            ("FROM --platform=$TARGETPLATFORM x\nRUN a\n", Some(2)),
-            ("FROM --platform=linux/amd64 x\nRUN a\n", None),
-            // Which stage it is follows from arguments.
-            ("ARG BASE=x\nFROM x AS tools\nRUN a\nFROM $BASE\n", Some(3)),
-            ("FROM x AS t-arm64\nRUN a\nFROM x AS t-amd64\nFROM t-$TARGETARCH\n", Some(2)),
-            ("FROM x AS t-arm64\nRUN a\nFROM x AS t-amd64\nFROM t-${BUILDARCH:-arm64}\n", None),
-            // Mounts.
-            (
-                "FROM x AS t\nRUN a\nFROM --platform=$BUILDPLATFORM x AS b\nRUN --mount=type=bind,from=t,target=/t b\nFROM x\nCOPY --from=b a a\n",
-                Some(2),
-            ),
-            // What a stage holds back is done by the next.
-            ("FROM x AS o\nONBUILD RUN a\nFROM o\nCOPY a a\n", Some(2)),
-            ("FROM x\nONBUILD RUN a\n", None),
-            ("FROM x\nRUN <<EOF\nFROM y\nEOF\n", Some(2)),
-            ("FROM x\nCOPY <<EOF /a\nRUN y\nEOF\n", None),
-            ("", None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(line(text, ""), expected, "{text}");
-        }
-    }
-
     #[test]
     fn images_that_are_taken_from() {
         let text = "ARG V=1
@@ -439,21 +362,12 @@ RUN --mount=type=bind,from=mount.example/x,target=/x true
         assert!(seen > text.len() && seen <= MOST_LOOKED_AT, "{seen} bytes were looked at");
     }
 
-    #[test]
-    fn of_the_target() {
-        let text = "FROM x AS one\nCOPY a a\nFROM x AS two\nRUN b\n";
-        for (target, expected) in [("one", None), ("TWO", Some(4)), ("0", None), ("1", Some(4)), ("none", None)] {
-            assert_eq!(line(text, target), expected, "{target}");
-        }
-    }
-
     proptest! {
         #[test]
         fn any_stages_are_followed(words in proptest::collection::vec(prop::sample::select(vec![
             "\nFROM", "a", "b", " AS a", " AS b", "\nRUN x", "\nCOPY --from=a x y", "\nONBUILD RUN", "--platform=$X", "${", "}", "$", ":-", " ",
         ]), 0..60), target in "[ab012]{0,2}") {
             let text = words.concat();
-            line(&text, &target);
             let build = Build { target: &target, platform: "linux/arm64", builder: "linux/amd64", arguments: &HashMap::new(), contexts: &[] };
             let lines = text.lines().count();
             for image in images(&Dockerfile::read(&text), build) {

@@ -94,6 +94,14 @@ async fn what_runs_programs_is_refused_where_no_node_can_ever_run_them() {
         for word in ["linux/s390x", "amd64", "buildOn", "allow.emulation"] {
             assert!(message.contains(word), "{word}: {message}");
         }
+        // What a base image holds back counts too, for its Dockerfile only copies.
+        let files = [("Dockerfile", "FROM scratch\nCOPY page /page\nONBUILD RUN uname -m > /machine\n"), ("page", "x")];
+        let base = Build::inline(tenant, "base", &files).platforms(&["linux/s390x"]).pool(&pool);
+        let base = image_of(&tenant.build(&base).await);
+        let dockerfile = format!("FROM {}\nCOPY page /copied\n", base.reference);
+        let build = Build::inline(tenant, "held-back", &[("Dockerfile", &dockerfile), ("page", "x")]);
+        tenant.create_build(&build.platforms(&["linux/s390x"]).pool(&pool)).await;
+        tenant.not_ready("held-back", "PlatformNotRunnable").await;
     })
     .await;
 }

@@ -95,38 +95,6 @@ fn a_cache_that_is_not_there_is_no_failed_step() {
     {
         assert!(told.iter().any(|line| line.starts_with(step) && line.contains(why)), "{told:?}");
     }
-    let (name, digest) = progress.base_images().first_key_value().unwrap();
-    assert_eq!((name.as_str(), digest.len()), ("docker.io/library/busybox:latest", 71));
-}
-
-#[test]
-fn a_step_that_only_names_an_image_is_none() {
-    let digest = format!("sha256:{}", "0".repeat(64));
-    let (name, masker) = (format!("docker.io/library/busybox:1.36@{digest}"), Masker::default());
-    let bases = |step: &str, inputs: &[&str]| {
-        let mut progress = Progress::new(&masker);
-        let vertex = serde_json::json!({
-            "digest": "sha256:1", "name": step, "inputs": inputs, "started": "2026-01-01T00:00:00Z",
-        });
-        progress.line(serde_json::json!({"vertexes": [vertex]}).to_string().as_bytes());
-        progress.base_images().len()
-    };
-    assert_eq!(bases(&format!("[1/2] FROM {name}"), &[]), 1);
-    assert_eq!(bases(&format!("[build 1/2] FROM {name}"), &[]), 1);
-    for (step, inputs) in [
-        (format!("[2/2] RUN echo FROM {name}"), &["sha256:2"][..]),
-        (format!("[1/1] RUN echo FROM {name}"), &[]),
-        (format!("[FROM {name} 1/1] RUN true"), &[]),
-        (format!("[FROM {name} 1/2] FROM busybox"), &[]),
-        (format!("[1/1] ADD https://host/FROM {name} /"), &[]),
-        (format!("[2/2] RUN <<EOF (FROM {name}...)"), &[]),
-        (format!("FROM {name}"), &[]),
-        (format!("[1/2] FROM {name}"), &["sha256:2"]),
-        (format!("[1/2] FROM busybox@{digest}"), &[]),
-        ("[1/2] FROM docker.io/library/busybox:1.36@sha256:12".to_owned(), &[]),
-    ] {
-        assert_eq!(bases(&step, inputs), 0, "{step}");
-    }
 }
 
 #[test]
