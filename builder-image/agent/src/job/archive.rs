@@ -73,6 +73,14 @@ impl Target {
         &self.temporary
     }
 
+    /// What the image holds that was written. None: it cannot be told.
+    pub async fn content(&self, platform: &str) -> Option<Content> {
+        let (path, platform) = (self.temporary.clone(), platform.to_owned());
+        let read = tokio::task::spawn_blocking(move || Image::read(&path, &platform)).await.ok()?;
+        let read = read.inspect_err(|problem| tracing::warn!(%problem, "the image's size cannot be told"));
+        read.ok().map(|image| image.content)
+    }
+
     /// Gives the whole file its name, at once.
     pub fn finish(self) -> Result<(), JobFailure> {
         File::open(&self.temporary)

@@ -92,10 +92,14 @@ impl Build<'_> {
         pins::record(&self.registry.config().state_dir, spec, images, self.registry.registries(), stop).await;
         let (mut result, config) =
             result(&built).map_err(|error| JobFailure::agent("read what BuildKit says of the image", &*error))?;
-        if let Some(archive) = archive {
-            archive.finish()?;
-        }
-        let content = content::read(self.registry.registries(), spec, &result.digest, config.as_deref()).await;
+        let content = match archive {
+            Some(archive) => {
+                let content = archive.content(&spec.platform).await;
+                archive.finish()?;
+                content
+            }
+            None => content::read(self.registry.registries(), spec, &result.digest, config.as_deref()).await,
+        };
         if let Some(content) = content {
             content.put_into(&mut result);
         }

@@ -224,7 +224,7 @@ pub struct Contents {
 
 /// What the image `digest` in the job's repository holds; `config` is its configuration's digest, where it is known.
 pub async fn read(registries: &Registries, spec: &Spec, digest: &str, config: Option<&str>) -> Option<Content> {
-    if spec.repository.is_empty() || !spec.archive_path.is_empty() {
+    if spec.repository.is_empty() {
         return None;
     }
     if let Some(content) = lock(&registries.contents.images).get(digest) {

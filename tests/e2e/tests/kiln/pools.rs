@@ -169,7 +169,9 @@ async fn an_archive_is_loaded_back_by_its_own_namespace_alone() {
         assert!(condition(&fault, "Ready").unwrap().message.contains("spec.archives"));
 
         let exported = tenant.build(&export(tenant, "app").pool(&pool)).await;
-        let digest = tenant.run_of(&exported).await.status.unwrap().platforms.remove(0).digest.unwrap();
+        let written = tenant.run_of(&exported).await.status.unwrap().platforms.remove(0);
+        let (digest, content) = (written.digest.unwrap(), written.content.unwrap());
+        assert!(content.compressed_bytes > 0 && !content.layers.is_empty(), "{content:?}");
         let loaded = tenant.build(&load(tenant, "loaded").pool(&pool)).await;
         let images = Registry::new(&tenant.cluster).images(&image_of(&loaded).repository, "latest").await;
         assert_eq!(images.iter().map(|image| image.digest.as_str()).collect::<Vec<_>>(), [digest.as_str()]);

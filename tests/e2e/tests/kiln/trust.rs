@@ -184,7 +184,10 @@ async fn a_self_signed_certificate_is_trusted_where_it_is_named() {
             })
             .await;
             let built = tenant.build(&build(tenant, name, &front, &ca).await).await;
-            assert!(image_of(&built).repository.starts_with(&front.host), "{name}");
+            let image = image_of(&built);
+            assert!(image.repository.starts_with(&front.host), "{name}");
+            let content = image.platforms[0].content.clone().unwrap();
+            assert!(content.compressed_bytes > 0 && !content.layers.is_empty(), "{name}: {content:?}");
 
             let front = TlsFront::before_git(&tenant.cluster, |host| {
                 let (certificate, key) = self_signed(&[host], is_ca);

@@ -95,6 +95,18 @@ fn an_archive_stays_in_its_directory() {
     assert_eq!(located("ns/a.tar", Some(root.path())).unwrap(), root.path().join("ns/a.tar"));
 }
 
+#[tokio::test]
+async fn what_was_written_is_told_before_it_has_its_name() {
+    let root = tempfile::tempdir().unwrap();
+    let spec = Spec { id: "job".to_owned(), archive_path: "a.tar".to_owned(), ..Spec::default() };
+    let target = Target::of(&spec, Some(root.path())).unwrap().unwrap();
+    assert_eq!(target.content("linux/amd64").await, None);
+    fs::copy(tarball(&layout(&[("linux", "amd64")])).path(), target.temporary()).unwrap();
+    let content = target.content("linux/amd64").await.unwrap();
+    assert_eq!((content.layers.len(), content.unpacked), (1, Some(LAYER.len() as u64)));
+    assert!(content.compressed > LAYER.len() as u64);
+}
+
 #[test]
 fn an_archive_appears_as_a_whole() {
     let root = tempfile::tempdir().unwrap();
