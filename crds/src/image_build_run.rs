@@ -276,6 +276,11 @@ pub struct StepStatus {
     /// Whether it failed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub failed: bool,
+    /// The last lines that it has written, while it runs, so that a step that hangs can be told from one that is slow: brought up
+    /// to date every ten seconds at most, and for steps that take longer than that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3), inner(length(max = 200)))]
+    pub output: Vec<String>,
 }
 
 /// Where one platform stands.

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::connection::Agent;
 use super::jobs::{Jobs, Observation, Whole, timely, unusable};
-use crate::image_build_run::steps::Progress;
+use crate::image_build_run::steps::{Change, Progress};
 
 /// How long an agent whose pod seems alive may be out of reach: a new certificate takes a while to arrive.
 const UNREACHABLE: Duration = Duration::from_mins(2);
@@ -29,6 +29,8 @@ const STANDS: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(250);
 /// How much time there is at least between two changes that are told.
 const BETWEEN: Duration = Duration::from_secs(1);
+/// How long a step runs before its output is told, and how often it is then.
+const OUTPUT: Duration = Duration::from_secs(10);
 /// The longest time for which the events of a job that had begun before are read without telling: what happened long ago
 /// comes first, and a status must not go back.
 const CATCH_UP: Duration = Duration::from_secs(5);
@@ -39,13 +41,15 @@ pub(super) struct News {
     untold: Option<Instant>,
     /// When something was told last.
     told: Option<Instant>,
+    /// When a step's output is to be told, if it still runs then.
+    output: Option<Instant>,
     /// Until when events may be those of long ago.
     catching_up: Option<Instant>,
 }
 
 impl News {
     pub(super) fn new(began_before: bool, now: Instant) -> Self {
-        Self { untold: None, told: None, catching_up: began_before.then(|| now + CATCH_UP) }
+        Self { untold: None, told: None, output: None, catching_up: began_before.then(|| now + CATCH_UP) }
     }
 
     /// Something changed.
@@ -55,15 +59,27 @@ impl News {
         }
     }
 
+    /// A step wrote something, which has run for so long.
+    fn output(&mut self, ran: Duration, now: Instant) {
+        let next = self.told.map_or(now, |told| told + OUTPUT);
+        self.output.get_or_insert(next.max(now + OUTPUT.saturating_sub(ran)).max(now + GATHER));
+    }
+
     /// When it is to be told. `None`: there is nothing to tell.
     fn due(&self) -> Option<Instant> {
-        let due = self.untold? + GATHER;
+        let Some(untold) = self.untold else { return self.output };
+        let due = untold + GATHER;
         let due = self.catching_up.map_or(due, |end| due.min(end));
         Some(self.told.map_or(due, |told| due.max(told + BETWEEN)))
     }
 
+    /// Whether more is to be told than a step's output.
+    fn is_urgent(&self) -> bool {
+        self.untold.is_some()
+    }
+
     fn told(&mut self, now: Instant) {
-        *self = Self { untold: None, told: Some(now), catching_up: None };
+        *self = Self { untold: None, told: Some(now), output: None, catching_up: None };
     }
 }
 
@@ -180,8 +196,10 @@ impl Follower {
                 return Err(tonic::Status::unavailable("the stream ended before the job did").into());
             };
             *seen = event.sequence;
-            if self.progress.take(&event) {
-                self.news.changed(Instant::now());
+            match self.progress.take(&event) {
+                Change::Nothing => {}
+                Change::Status => self.news.changed(Instant::now()),
+                Change::Output(ran) => self.news.output(ran, Instant::now()),
             }
             if let Some(outcome) = event.kind.and_then(outcome) {
                 return Ok(outcome);
@@ -190,7 +208,12 @@ impl Follower {
     }
 
     fn tell(&mut self) {
+        // The step may have ended meanwhile.
+        let is_worth_it = self.news.is_urgent() || self.progress.has_output();
         self.news.told(Instant::now());
+        if !is_worth_it {
+            return;
+        }
         self.observe(self.progress.current().map_or(Observation::Connecting, Observation::Running));
     }
 }
@@ -259,6 +282,28 @@ mod tests {
         news.told(at(1260));
         news.changed(at(9000));
         assert_eq!(due(&news), Some(9250));
+    }
+
+    #[test]
+    fn output_is_told_of_steps_that_take_long_and_not_often() {
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let due = |news: &News| news.due().map(|due| due.duration_since(start).as_secs());
+        let mut news = News::new(false, start);
+        news.output(Duration::from_secs(3), at(3));
+        news.output(Duration::from_secs(4), at(4));
+        assert_eq!(
+            (due(&news), news.is_urgent()),
+            (Some(10), false),
+            "once the step has run for ten seconds, hung or not"
+        );
+        news.told(at(10));
+        news.output(Duration::from_secs(11), at(11));
+        assert_eq!(due(&news), Some(20), "ten seconds after the last");
+        news.changed(at(12));
+        assert_eq!((due(&news), news.is_urgent()), (Some(12), true), "with what is told before");
+        news.told(at(12));
+        assert_eq!(due(&news), None);
     }
 
     #[test]

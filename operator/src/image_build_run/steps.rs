@@ -1,12 +1,13 @@
 //! What an agent's events tell of a build's progress, and what of it a status shows; pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kiln_agent_proto::{self as proto, event::Kind};
 use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus, StepStatus};
-use kiln_registry::text::is_hidden;
+use kiln_registry::text::{is_hidden, plain_text};
 
 /// The most steps in a status, as the schema bounds them.
 const SHOWN: usize = 128;
@@ -16,6 +17,10 @@ const NAME: usize = 256;
 const KNOWN: usize = 4096;
 /// The longest id of a step, in bytes.
 const LONGEST_ID: usize = 128;
+/// The last lines of a running step that are shown, the longest of them in characters, and of how many steps.
+const LINES: usize = 3;
+const LINE: usize = 199;
+const WITH_LINES: usize = 8;
 /// Work that is not the Dockerfile's is shown from this many microseconds on.
 const NOTABLE: i64 = 1_000_000;
 
@@ -37,6 +42,18 @@ struct Step {
     completed: Option<Timestamp>,
     cached: bool,
     failed: bool,
+    lines: VecDeque<String>,
+}
+
+/// What an event changed of what a status shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    Nothing,
+    /// Something that is worth being told soon.
+    Status,
+    /// The last lines of a step that has run for so long.
+    Output(Duration),
 }
 
 impl Step {
@@ -50,13 +67,41 @@ impl Step {
 }
 
 impl Progress {
-    /// Takes an event; whether it changed what a status shows.
-    pub fn take(&mut self, event: &proto::Event) -> bool {
-        match &event.kind {
-            Some(Kind::Phase(phase)) => self.phase(*phase, event.time.as_ref().and_then(timestamp)),
+    /// Takes an event.
+    pub fn take(&mut self, event: &proto::Event) -> Change {
+        let time = event.time.as_ref().and_then(timestamp);
+        let changed = match &event.kind {
+            Some(Kind::Phase(phase)) => self.phase(*phase, time),
             Some(Kind::Step(step)) => self.step(step),
+            Some(Kind::Log(log)) => return self.line(log, time),
             _ => false,
+        };
+        if changed { Change::Status } else { Change::Nothing }
+    }
+
+    fn line(&mut self, log: &proto::Log, time: Option<Timestamp>) -> Change {
+        let step = self.index.get(&log.step_id).map(|index| &mut self.steps[*index]);
+        let Some(step) = step.filter(|step| step.completed.is_none()) else { return Change::Nothing };
+        // It is made fit for a status when it is shown, which is seldom.
+        let line: String = log.line.chars().take(2 * LINE).collect();
+        if line.trim().is_empty() {
+            return Change::Nothing;
         }
+        if step.lines.len() == LINES {
+            step.lines.pop_front();
+        }
+        step.lines.push_back(line);
+        if !step.is_shown() {
+            return Change::Nothing;
+        }
+        let age = time.map_or(0, |time| time.as_microsecond() - step.started.as_microsecond());
+        Change::Output(Duration::from_micros(u64::try_from(age).unwrap_or_default()))
+    }
+
+    /// Whether a step runs that has written something.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        self.steps.iter().any(|step| step.completed.is_none() && step.is_shown() && !step.lines.is_empty())
     }
 
     /// What the job does.
@@ -88,12 +133,20 @@ impl Progress {
             completed: step.completed.as_ref().and_then(timestamp),
             cached: step.cached,
             failed: !step.error.is_empty(),
+            lines: VecDeque::new(),
         };
         let shown = new.is_shown();
         match self.index.get(&step.id) {
             Some(known) => {
-                let former = std::mem::replace(&mut self.steps[*known], new);
-                (shown || former.is_shown()) && former != self.steps[*known]
+                let known = &mut self.steps[*known];
+                let mut former = std::mem::replace(known, new);
+                let lines = std::mem::take(&mut former.lines);
+                let changed = former != *known;
+                // What it wrote is the log's once it has ended.
+                if known.completed.is_none() {
+                    known.lines = lines;
+                }
+                (shown || former.is_shown()) && changed
             }
             None if self.steps.len() < KNOWN => {
                 self.index.insert(step.id.clone(), self.steps.len());
@@ -135,14 +188,24 @@ impl Progress {
             by_worth.sort_unstable();
             steps = by_worth.into_iter().map(|index| steps[index]).collect();
         }
+        let mut room = WITH_LINES;
         steps
             .into_iter()
-            .map(|step| StepStatus {
-                name: step.name.clone(),
-                started_at: Some(MicroTime(step.started)),
-                seconds: step.took().map(seconds),
-                cached: step.cached,
-                failed: step.failed,
+            .map(|step| {
+                let with_lines = step.completed.is_none() && !step.lines.is_empty() && room > 0;
+                room -= usize::from(with_lines);
+                StepStatus {
+                    name: step.name.clone(),
+                    started_at: Some(MicroTime(step.started)),
+                    seconds: step.took().map(seconds),
+                    cached: step.cached,
+                    failed: step.failed,
+                    output: if with_lines {
+                        step.lines.iter().map(|line| plain_text(line, LINE)).collect()
+                    } else {
+                        Vec::new()
+                    },
+                }
             })
             .collect()
     }
@@ -244,7 +307,7 @@ mod tests {
         progress.take(&step(&format!("-{long}"), 0, 5));
         assert_eq!((progress.steps.len(), progress.index.len()), (KNOWN, KNOWN));
         let mut progress = Progress::default();
-        assert!(!progress.take(&step(&format!("-{long}"), 0, NOTABLE)));
+        assert_eq!(progress.take(&step(&format!("-{long}"), 0, NOTABLE)), Change::Nothing);
         assert_eq!(progress.steps, []);
         assert_eq!(progress.in_status(PlatformStatus::default()).steps, []);
     }
@@ -288,6 +351,32 @@ mod tests {
         ] {
             assert_eq!((is_of_dockerfile(name), is_base(name)), (of_dockerfile, base), "{name}");
         }
+    }
+
+    #[test]
+    fn the_last_lines_of_what_runs_are_shown() {
+        let mut progress = Progress::default();
+        let line = |id: &str, line: &str, millis| {
+            event(Kind::Log(proto::Log { step_id: id.to_owned(), line: line.to_owned() }), millis)
+        };
+        let id = "[1/2] RUN make";
+        assert_eq!(progress.take(&line(id, "of a step that nobody knows", 5)), Change::Nothing);
+        progress.take(&step(&format!("+{id}"), 1_000, 1_000));
+        assert!(!progress.has_output());
+        for (number, text) in ["one", "two", "three", " ", "\u{1b}four"].into_iter().enumerate() {
+            let changed = progress.take(&line(id, text, 3_000));
+            let expected = if number == 3 { Change::Nothing } else { Change::Output(Duration::from_secs(2)) };
+            assert_eq!(changed, expected, "{text}");
+        }
+        progress.take(&line(id, &"x".repeat(1000), 4_000));
+        // Told again, as by another platform's share of it, it goes on.
+        assert_eq!(progress.take(&step(&format!("+{id}"), 1_000, 1_000)), Change::Nothing);
+        assert!(progress.has_output());
+        let shown = |progress: &Progress| progress.in_status(PlatformStatus::default()).steps[0].output.clone();
+        assert_eq!(shown(&progress), ["three", "four", &format!("{}…", "x".repeat(LINE))]);
+        progress.take(&step(&format!("-{id}"), 1_000, 9_000));
+        assert_eq!((shown(&progress), progress.has_output()), (Vec::new(), false));
+        assert_eq!(progress.take(&line(id, "late", 9_500)), Change::Nothing);
     }
 
     #[test]

@@ -185,7 +185,7 @@ mod tests {
             started_at: at(began),
             seconds: seconds.map(str::to_owned),
             cached,
-            failed: false,
+            ..StepStatus::default()
         };
         let amd64 = PlatformStatus {
             name: "linux/amd64".into(),

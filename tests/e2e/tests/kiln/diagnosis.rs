@@ -78,28 +78,39 @@ async fn steps_tell_what_was_cached_and_what_missed_first() {
 
 async fn steps_are_told_while_they_run() {
     Tenant::fresh("running", async |tenant| {
-        let dockerfile = "FROM busybox\nRUN echo before\nRUN echo it-begins; sleep 12\n";
+        let dockerfile = "FROM busybox\nRUN echo before\nRUN echo it-begins; sleep 16\n";
         tenant.create_build(&Build::inline(tenant, "app", &[("Dockerfile", dockerfile)]).amd64()).await;
         let run = tenant
             .wait_run("app-1", "the second step runs", wait::BUILD, |run| {
                 let platforms = run.status.iter().flat_map(|status| &status.platforms);
                 let mut steps = platforms.flat_map(|platform| &platform.steps);
-                match steps.find(|step| step.name.ends_with("; sleep 12")) {
+                match steps.find(|step| step.name.ends_with("; sleep 16")) {
                     Some(step) if step.seconds.is_some() => Err("it was told only when it had ended".to_owned()),
                     step => Ok(step.is_some()),
                 }
             })
             .await;
-        assert!(seconds(step(&only_platform(&run), "RUN echo before")) < 12.0);
+        assert!(seconds(step(&only_platform(&run), "RUN echo before")) < 16.0);
         // What it prints is in its log meanwhile.
         let pod = tenant.builders().await[0].name_any();
         while !tenant.in_agent(&pod, "cat /var/lib/kiln/agent/logs/*.log").await.contains(" it-begins\n") {
-            assert!(tenant.processes(&pod).await.contains("sleep 12"), "the log is written while the step runs");
+            assert!(tenant.processes(&pod).await.contains("sleep 16"), "the log is written while the step runs");
         }
+        // And in the status, for those who may not read the log.
+        tenant
+            .wait_run("app-1", "its output is told", wait::BUILD, |run| {
+                let step = step(&only_platform(run), "RUN echo it-begins; sleep 16").clone();
+                match step.seconds {
+                    Some(_) => Err("it was never told".to_owned()),
+                    None => Ok(step.output == ["it-begins"]),
+                }
+            })
+            .await;
         let built = tenant.built("app").await;
         let platform = only_platform(&tenant.run_of(&built).await);
-        let taken = seconds(step(&platform, "RUN echo it-begins; sleep 12"));
-        assert!(taken >= 12.0, "{taken}");
+        let taken = seconds(step(&platform, "RUN echo it-begins; sleep 16"));
+        assert!(taken >= 16.0, "{taken}");
+        assert!(platform.steps.iter().all(|step| step.output.is_empty()), "it is the log's: {:#?}", platform.steps);
     })
     .await;
 }
