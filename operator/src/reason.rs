@@ -151,7 +151,7 @@ impl fmt::Display for Reason {
 /// Whether a failure with this reason, the operator's or an agent's, can be mended by changing a credential.
 #[must_use]
 pub fn is_credential(reason: &str) -> bool {
-    const OF_AGENTS_ALONE: &[&str] = &["SourceUnauthorized", "RegistryLoginAmbiguous"];
+    const OF_AGENTS_ALONE: &[&str] = &["SourceUnauthorized", "RegistryLoginAmbiguous", "DownloadRefused"];
     const CREDENTIAL: &[Reason] = &[
         Reason::SecretNotFound,
         Reason::SecretInvalid,
