@@ -1,7 +1,7 @@
 //! The way to buildkitd: waits for its socket, asks what it is, starts `buildctl`.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    oom::Oom,
     process::{self, ProcessError},
     sandbox::{Confinement, Network, Sandbox},
     trust::Trust,
@@ -121,6 +122,7 @@ pub struct Buildkit {
     sandbox: Sandbox,
     usage: Mutex<Usage>,
     builds: Builds,
+    oom: Oom,
     garbage_left: AtomicBool,
     collected: Mutex<Instant>,
 }
@@ -169,6 +171,7 @@ impl Buildkit {
     #[must_use]
     pub fn new(address: &str, trust: Trust, sandbox: Sandbox) -> Self {
         Self {
+            oom: Oom::beside(address.strip_prefix("unix://").map(Path::new)),
             address: address.to_owned(),
             trust,
             sandbox,
@@ -188,6 +191,12 @@ impl Buildkit {
     #[must_use]
     pub fn builds(&self) -> &Builds {
         &self.builds
+    }
+
+    /// What tells of want of memory.
+    #[must_use]
+    pub fn oom(&self) -> &Oom {
+        &self.oom
     }
 
     /// `buildctl`, to be given a command.

@@ -17,6 +17,7 @@ pub mod events;
 pub mod files;
 pub mod job;
 pub mod jobs;
+pub mod oom;
 pub mod parsers;
 pub mod paths;
 pub mod process;

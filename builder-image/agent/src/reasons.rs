@@ -159,6 +159,8 @@ reasons! {
     NoSpaceLeft: Infrastructure,
     /// buildkitd does not answer.
     BuildkitUnavailable: Infrastructure,
+    /// buildkitd was killed for want of memory, and several builds ran.
+    BuilderOutOfMemory: Infrastructure,
     /// The build failed in a way that none of the others names.
     BuildFailed: User,
     /// The agent itself failed: a file it cannot write, a program it cannot start.
@@ -196,6 +198,9 @@ pub struct JobFailure {
     pub excerpt: Box<Excerpt>,
     /// What BuildKit's lint says of the Dockerfile.
     pub warnings: Vec<Warning>,
+    /// Where buildkitd ended, and only the kubelet can know whether want of memory was the cause: whether no other build ran,
+    /// so that it would be this one's.
+    pub alone: Option<bool>,
 }
 
 impl JobFailure {
@@ -212,6 +217,7 @@ impl JobFailure {
             log_tail: Vec::new(),
             excerpt: Box::default(),
             warnings: Vec::new(),
+            alone: None,
         }
     }
 

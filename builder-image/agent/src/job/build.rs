@@ -36,6 +36,7 @@ use super::{
 use crate::{
     buildkit::SAMPLER,
     jobs::Registry,
+    oom::{self, Shortage},
     process,
     reasons::{JobFailure, Reason},
     sandbox::LARGEST_FILE,
@@ -59,6 +60,8 @@ pub struct Build<'a> {
     pub work: &'a Path,
     /// The job's directory in memory.
     pub memory: &'a Path,
+    /// What tells of want of memory.
+    pub oom: oom::Watch<'a>,
 }
 
 /// The builder's own platform.
@@ -163,7 +166,12 @@ impl Build<'_> {
                 Some(Ending::Failed(failed)) => failed,
                 _ => return Err(broken_down(ended, &progress)),
             };
-            let failure = self.failure(failed, &progress, dockerfile.text);
+            let looks = failed.exit_code.is_some() || failed.is_lost();
+            let shortage = if looks { self.oom.look().await } else { Shortage::default() };
+            let failure = self.failure(failed, &progress, shortage, dockerfile.text);
+            if failure.reason == Reason::OutOfMemory {
+                self.oom.explained();
+            }
             if let Some(reference) = refused_image(failed) {
                 let of = format!("the registry of {reference} is not asked");
                 let message = match permitted.learn(Image { reference, line: None }).await {
@@ -192,7 +200,7 @@ impl Build<'_> {
     }
 
     /// Why a build failed.
-    fn failure(&self, failed: &Failed, progress: &Progress<'_>, text: &str) -> JobFailure {
+    fn failure(&self, failed: &Failed, progress: &Progress<'_>, shortage: Shortage, text: &str) -> JobFailure {
         let dockerfile = self.source.dockerfile.to_string_lossy();
         let step = progress.failed_step(failed);
         let windows = step.as_ref().and_then(|step| line_ends::guilty(failed, step, &self.source.context, text));
@@ -203,6 +211,7 @@ impl Build<'_> {
             arguments: Some(&self.spec.build_args),
             no_network: self.spec.no_network,
             volume_full: is_full(&self.source.context),
+            shortage,
             content: Some(text),
             windows_lines: windows.as_deref(),
         };
@@ -351,7 +360,7 @@ impl Build<'_> {
             Ok(finished) if !was_silent => Ok(finished.status),
             ended => {
                 // Where the build was stopped, the step that ran tells where the time went.
-                let (step, log_tail) = progress.running_step().unwrap_or_default();
+                let (step, log_tail) = progress.running_step().map(|step| (step.name, step.tail)).unwrap_or_default();
                 let failure = match ended {
                     _ if was_silent && !stop.is_cancelled() => JobFailure::new(
                         Reason::NoOutput,

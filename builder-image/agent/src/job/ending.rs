@@ -92,6 +92,14 @@ pub struct Failed {
     pub sources: Vec<Place>,
 }
 
+impl Failed {
+    /// Whether buildkitd ended, or does not answer. What a step failed on has the step's digest: this is the connection to buildkitd.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.vertex.is_empty() && ["Unavailable", "Canceled", "DeadlineExceeded"].contains(&self.code.as_str())
+    }
+}
+
 /// What a step does.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default)]

@@ -5,7 +5,10 @@
 use std::collections::HashMap;
 
 use super::{ending::Failed, excerpt::Excerpt, progress::FailedStep};
-use crate::reasons::{JobFailure, Reason};
+use crate::{
+    oom::Shortage,
+    reasons::{JobFailure, Reason},
+};
 
 mod answer;
 mod dockerfile;
@@ -31,6 +34,8 @@ pub struct Circumstances<'a> {
     pub no_network: bool,
     /// Whether the cache volume has no room left.
     pub volume_full: bool,
+    /// What is known of want of memory.
+    pub shortage: Shortage,
     /// The Dockerfile's content, where it can be read.
     pub content: Option<&'a str>,
     /// What of all that the failed step runs has line ends as on Windows.
@@ -65,6 +70,8 @@ pub fn explain(failed: &Failed, step: Option<&FailedStep>, build: Circumstances<
         log_tail: step.map(|step| step.tail.clone()).unwrap_or_default(),
         excerpt: Box::new(excerpt),
         warnings: Vec::new(),
+        alone: (failed.is_lost() && build.shortage.killed.is_none() && build.shortage.first)
+            .then_some(build.shortage.alone),
     }
 }
 
@@ -92,11 +99,8 @@ fn classify(
         return step::failure(code, step, build);
     }
     let of_no_step = failed.vertex.is_empty();
-    // What a step failed on has the step's digest: this is the connection to buildkitd.
-    if of_no_step && ["Unavailable", "Canceled", "DeadlineExceeded"].contains(&failed.code.as_str()) {
-        let message = "buildkitd does not answer, or ended during the build; if it repeats, builds may need more memory than the pool's \
-                       template.resources.limits.memory";
-        return (Reason::BuildkitUnavailable, message.to_owned());
+    if failed.is_lost() {
+        return step::lost(step, build.shortage);
     }
     if let Some(image) = refused_image(failed) {
         let message = format!("the registry of {image} is not asked");

@@ -194,7 +194,8 @@ impl Recorder {
     }
 
     fn failure(&self, failure: JobFailure) -> Failure {
-        let JobFailure { reason, message, step, dockerfile, line, exit_code, log_tail, excerpt, warnings } = failure;
+        let JobFailure { reason, message, step, dockerfile, line, exit_code, log_tail, excerpt, warnings, alone } =
+            failure;
         // One line, whatever an error brought along.
         let message = self.masker.text(&without_own_paths(&message)).split_whitespace().collect::<Vec<_>>().join(" ");
         Failure {
@@ -208,6 +209,7 @@ impl Recorder {
             log_tail: log_tail.iter().map(|line| self.masker.line(&without_own_paths(line))).collect(),
             excerpt: excerpt.render(|text| self.masker.line(text)),
             warnings,
+            alone,
         }
     }
 
@@ -271,7 +273,8 @@ async fn carry_out(
 
     registry.buildkit().wait(stop).await.map_err(buildkit_failure)?;
     recorder.phase(Phase::Building);
-    build::Build { registry, spec, source: &source, work, memory }.run(recorder, stop).await
+    let oom = registry.buildkit().oom().watch().await;
+    build::Build { registry, spec, source: &source, work, memory, oom }.run(recorder, stop).await
 }
 
 /// Leaves out what is told beside the image, where a base has so many layers that the result would be too large.

@@ -48,7 +48,7 @@ pub enum Update {
     Shown(Shown),
 }
 
-/// A step that failed.
+/// A step that failed, or in which the build did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailedStep {
     /// Its name, such as `[build 2/4] RUN make`.
@@ -251,9 +251,12 @@ impl<'a> Progress<'a> {
     }
 
     /// The step that made the build fail: the one that BuildKit names, else the first whose error it repeats, else the first
-    /// that was not merely given up because another one had failed.
+    /// that was not merely given up because another one had failed. Where buildkitd ended, the one that ran.
     #[must_use]
     pub fn failed_step(&self, failed: &Failed) -> Option<FailedStep> {
+        if failed.is_lost() {
+            return self.running_step();
+        }
         let steps = || self.failed.iter().filter_map(|id| Some((id, self.steps.get(id)?)));
         let (id, step) = steps()
             .find(|(id, _)| **id == failed.vertex)
@@ -264,10 +267,10 @@ impl<'a> Progress<'a> {
 
     /// The step that began last of those that run, and the last lines of its output.
     #[must_use]
-    pub fn running_step(&self) -> Option<(String, Vec<String>)> {
+    pub fn running_step(&self) -> Option<FailedStep> {
         let began = |step: &Step| step.started.map(|time| (time.seconds, time.nanos));
         let step = self.steps.values().filter(|step| step.completed.is_none()).max_by_key(|step| began(step))?;
-        Some((step.name.clone(), self.tail(&step.id)))
+        Some(FailedStep { name: step.name.clone(), error: step.error.clone(), tail: self.tail(&step.id) })
     }
 
     fn warning(&self, warning: VertexWarning) -> Warning {

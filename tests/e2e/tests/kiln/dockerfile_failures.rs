@@ -119,10 +119,10 @@ const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         name: "killed",
-        reason: "OutOfMemory",
+        reason: "StepFailed",
         dockerfile: "FROM busybox\nRUN sh -c 'kill -9 $$' || exit $?\n",
         line: Some(2),
-        words: &["killed", "memory"],
+        words: &["killed", "137", "memory was not wanting"],
         change: nothing,
     },
     Mistake {

@@ -1,13 +1,17 @@
-//! A RUN step that ended with a status other than 0, or did not begin: what its status and its last lines say.
+//! A RUN step that ended with a status other than 0, with buildkitd itself, or did not begin: what its status, its last lines
+//! and the kernel's count of kills say.
 
 use super::{
     super::{line_ends, mask::shorten},
     Circumstances, FailedStep, quoted,
 };
-use crate::reasons::Reason;
+use crate::{oom::Shortage, reasons::Reason};
 
 /// The longest name of a step within a message, in bytes.
 const LONGEST_NAME: usize = 160;
+
+/// The exit code of what SIGKILL ended, whoever sent it.
+const KILLED: u32 = 137;
 
 /// What programs say of a name that nobody knows: curl, wget, busybox, apt, apk, npm, pip, go, cargo, Maven and others.
 const NO_HOST: [&str; 17] = [
@@ -45,13 +49,25 @@ pub(super) fn not_run(cause: &str, step: Option<&FailedStep>) -> Option<(Reason,
     Some((Reason::StepFailed, format!("{name} could not start: {why}; check what USER and WORKDIR name")))
 }
 
-/// What to say of it.
+/// What to do where memory is wanting.
+const MORE_MEMORY: &str =
+    "raise template.resources.limits.memory of the pool, or let the step use less, as with fewer processes at once";
+
+/// What to say of a step.
 pub(super) fn failure(code: u32, step: Option<&FailedStep>, build: Circumstances<'_>) -> (Reason, String) {
     // The whole of it is told beside the message, whose end says most.
     let name = shorten(step.map_or("a step", |step| step.name.as_str()).to_owned(), LONGEST_NAME);
     let line_with = |signs: &[&str]| {
         step?.tail.iter().find(|line| signs.iter().any(|sign| line.contains(sign))).map(String::as_str)
     };
+    let Shortage { killed, alone, .. } = build.shortage;
+    if code == KILLED && killed != Some(false) {
+        let sure = if killed.is_some() { "" } else { ", most likely" };
+        return (
+            Reason::OutOfMemory,
+            format!("{name} was killed (exit code {code}){sure} for want of memory; {MORE_MEMORY}"),
+        );
+    }
     if line_with(&["exec format error", "Exec format error"]).is_some() {
         return (
             Reason::ExecFormatError,
@@ -97,16 +113,50 @@ pub(super) fn failure(code: u32, step: Option<&FailedStep>, build: Circumstances
             ),
         );
     }
-    match code {
-        137 => (
-            Reason::OutOfMemory,
-            format!(
-                "{name} was killed (exit code 137), most likely for want of memory; raise the memory limit of the pool's builders, or let the step use less"
-            ),
+    if killed == Some(true) && alone {
+        let message = format!(
+            "{name} failed with exit code {code}: a process of it was killed for want of memory; {MORE_MEMORY}"
+        );
+        return (Reason::OutOfMemory, message);
+    }
+    let (reason, message) = match code {
+        KILLED => (
+            Reason::StepFailed,
+            format!("{name} was killed (exit code {code}), as by a timeout of its own: memory was not wanting"),
         ),
         139 => (Reason::StepFailed, format!("{name} crashed (exit code 139, a segmentation fault)")),
         127 => (Reason::StepFailed, format!("{name} failed with exit code 127: a command was not found")),
         126 => (Reason::StepFailed, format!("{name} failed with exit code 126: a command is not executable")),
         code => (Reason::StepFailed, format!("{name} failed with exit code {code}")),
+    };
+    if killed == Some(true) {
+        let also =
+            "meanwhile a process of this builder was killed for want of memory, of this build or of one beside it";
+        return (reason, format!("{message}; {also}"));
+    }
+    (reason, message)
+}
+
+/// What to say of a build in whose `step` buildkitd ended.
+pub(super) fn lost(step: Option<&FailedStep>, Shortage { killed, alone, .. }: Shortage) -> (Reason, String) {
+    let during =
+        step.map(|step| format!(" while {} ran", shorten(step.name.clone(), LONGEST_NAME))).unwrap_or_default();
+    match (killed, alone) {
+        (Some(true), true) => (
+            Reason::OutOfMemory,
+            format!("buildkitd was killed for want of memory{during}, and nothing else was built there; {MORE_MEMORY}"),
+        ),
+        (Some(true), false) => (
+            Reason::BuilderOutOfMemory,
+            format!(
+                "buildkitd was killed for want of memory{during}, of this build or of one beside it; if it repeats, {MORE_MEMORY}"
+            ),
+        ),
+        _ => (
+            Reason::BuildkitUnavailable,
+            format!(
+                "buildkitd ended{during}, or does not answer; if it repeats, see the log of the builder pod's container \"buildkitd\""
+            ),
+        ),
     }
 }

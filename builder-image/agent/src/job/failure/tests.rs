@@ -16,6 +16,7 @@ const BUILD: Circumstances<'_> = Circumstances {
     arguments: None,
     no_network: false,
     volume_full: false,
+    shortage: Shortage { killed: Some(false), alone: true, first: true },
     content: None,
     windows_lines: None,
 };
@@ -106,8 +107,46 @@ fn answers_that_no_test_registry_gives() {
     };
     assert_eq!(explain(&full, None, BUILD).reason, Reason::NoSpaceLeft);
     let exit = |code| Failed { exit_code: Some(code), ..failed("process \"make\" did not complete successfully") };
-    assert_eq!(explain(&exit(137), None, BUILD).reason, Reason::OutOfMemory);
     assert_eq!(explain(&exit(1), None, BUILD).reason, Reason::StepFailed);
+}
+
+#[test]
+fn want_of_memory_is_told_by_the_kernel_s_count() {
+    use Reason::{BuilderOutOfMemory, BuildkitUnavailable, OutOfMemory, StepFailed};
+    // What ended, whether something was killed, whether the build was the only one; the reason, and what the message says.
+    for (code, killed, alone, expected, words) in [
+        (Some(137), Some(true), true, OutOfMemory, "was killed (exit code 137) for want of memory"),
+        (Some(137), Some(true), false, OutOfMemory, "for want of memory"),
+        (Some(137), Some(false), true, StepFailed, "memory was not wanting"),
+        (Some(137), None, true, OutOfMemory, "most likely for want of memory"),
+        (Some(2), Some(true), true, OutOfMemory, "exit code 2: a process of it was killed for want of memory"),
+        (Some(2), Some(true), false, StepFailed, "meanwhile a process of this builder was killed for want of memory"),
+        (Some(2), Some(false), true, StepFailed, "failed with exit code 2"),
+        (Some(2), None, true, StepFailed, "failed with exit code 2"),
+        (None, Some(true), true, OutOfMemory, "buildkitd was killed for want of memory while [2/2] RUN make ran"),
+        (None, Some(true), false, BuilderOutOfMemory, "of this build or of one beside it"),
+        (None, Some(false), true, BuildkitUnavailable, "buildkitd ended while [2/2] RUN make ran"),
+        (None, None, true, BuildkitUnavailable, "buildkitd ended"),
+        (None, None, false, BuildkitUnavailable, "buildkitd ended"),
+    ] {
+        let failed = Failed {
+            exit_code: code,
+            code: "Unavailable".into(),
+            vertex: code.map(|_| "sha256:1".to_owned()).unwrap_or_default(),
+            ..failed("x")
+        };
+        let step = FailedStep { name: "[2/2] RUN make".to_owned(), error: String::new(), tail: Vec::new() };
+        for first in [true, false] {
+            let build = Circumstances { shortage: Shortage { killed, alone, first }, ..BUILD };
+            let failure = explain(&failed, Some(&step), build);
+            let case = format!("{code:?} {killed:?} {alone} {first}: {failure:?}");
+            assert_eq!(failure.reason, expected, "{case}");
+            assert!(failure.message.contains(words), "{case}");
+            // The kubelet tells of any process that was ever killed in the container.
+            let asks = code.is_none() && killed.is_none() && first;
+            assert_eq!(failure.alone, asks.then_some(alone), "{case}");
+        }
+    }
 }
 
 #[test]
