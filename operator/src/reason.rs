@@ -130,6 +130,10 @@ reasons! {
     BuilderUnschedulable,
     /// The builder went away while it worked.
     BuilderLost,
+    /// A build, alone on its builder, was killed for want of memory.
+    OutOfMemory,
+    /// A builder was killed for want of memory, and several builds were there.
+    BuilderOutOfMemory,
     /// The run took longer than `spec.timeout`.
     BuildTimeout,
     /// The cluster does not support the security profile that the pool asks for.

@@ -16,7 +16,7 @@ use super::BuilderId;
 use super::ensure;
 use super::node::NodeFacts;
 use super::pick::{Builder, Volume};
-use super::pod::{BUNDLES, LAST_USED, TEMPLATE_HASH, Template, bytes};
+use super::pod::{BUILDKITD_CONTAINER, BUNDLES, LAST_USED, TEMPLATE_HASH, Template, bytes};
 use super::profile::{Profile, choose};
 use crate::agent::Agent;
 use crate::builder_pool::activity::Activity;
@@ -131,6 +131,7 @@ pub fn builders(
                 jobs: u32::try_from(jobs).unwrap_or(u32::MAX),
                 bundles,
                 current,
+                taken: activity.taken.contains(&name),
                 terminating: is_going(context, &pod.metadata),
                 stuck: is_stuck(pod, now),
                 id,
@@ -186,6 +187,25 @@ pub fn pod(context: &Context, builder: &str) -> Option<Arc<Pod>> {
     context.stores.pods.get(&key)
 }
 
+/// How a pod's buildkitd ended last.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Ended {
+    /// When, to the second.
+    pub at: Timestamp,
+    /// Whether its container was killed for want of memory.
+    pub for_memory: bool,
+}
+
+/// How a pod's buildkitd ended last, as its kubelet tells. `None`: it has not, or the kubelet has not told yet.
+#[must_use]
+pub fn buildkitd_ended(pod: &Pod) -> Option<Ended> {
+    let containers = pod.status.as_ref()?.init_container_statuses.as_ref()?;
+    let buildkitd = containers.iter().find(|container| container.name == BUILDKITD_CONTAINER)?;
+    let [now, last] = [&buildkitd.state, &buildkitd.last_state].map(|state| state.as_ref()?.terminated.as_ref());
+    let ended = now.or(last)?;
+    Some(Ended { at: ended.finished_at.as_ref()?.0, for_memory: ended.reason.as_deref() == Some("OOMKilled") })
+}
+
 /// The agent of a pod that has an address, and the pod as a status names it. It is not waited for to be Ready.
 #[must_use]
 pub fn ready(pod: &Pod) -> Option<(Agent, BuilderRef)> {
@@ -203,4 +223,36 @@ pub fn ready(pod: &Pod) -> Option<(Agent, BuilderRef)> {
 pub fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_buildkitd_ended_last() {
+        let ended = |second: i64, reason: &str| {
+            let at = Timestamp::from_second(second).unwrap().to_string();
+            serde_json::json!({"terminated": {"exitCode": 137, "reason": reason, "finishedAt": at}})
+        };
+        let at = |second, for_memory| Some(Ended { at: Timestamp::from_second(second).unwrap(), for_memory });
+        let none = serde_json::json!({});
+        for (name, state, last_state, expected) in [
+            ("buildkitd", &none, &ended(5, "OOMKilled"), at(5, true)),
+            ("buildkitd", &none, &ended(5, "Error"), at(5, false)),
+            // Not started again yet.
+            ("buildkitd", &ended(9, "OOMKilled"), &ended(5, "Error"), at(9, true)),
+            ("buildkitd", &none, &none, None),
+            ("agent", &none, &ended(5, "OOMKilled"), None),
+        ] {
+            let container = serde_json::json!({
+                "name": name, "image": "", "imageID": "", "ready": true, "restartCount": 1,
+                "state": state, "lastState": last_state,
+            });
+            let pod = serde_json::json!({"status": {"initContainerStatuses": [container]}});
+            let pod: Pod = serde_json::from_value(pod).unwrap();
+            assert_eq!(buildkitd_ended(&pod), expected, "{name} {state} {last_state}");
+        }
+        assert_eq!(buildkitd_ended(&Pod::default()), None);
+    }
 }

@@ -3,8 +3,8 @@
 //! Jobs are served in the order of their runs. A job goes to the slot of its trust domain where it was last, for there is
 //! its cache, if that has room or can be opened; else to the lowest slot that has room, for the lower a slot, the warmer
 //! its cache. A new slot is opened only where all are full and the limits allow it, if need be in the place of an idle
-//! builder of somebody else. A namespace at its limit of volumes gives up the one that it has not used for longest, as a
-//! cache does.
+//! builder of somebody else. A job that is to be alone takes an idle builder, and keeps others from it. A namespace at its
+//! limit of volumes gives up the one that it has not used for longest, as a cache does.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +23,8 @@ pub struct Request {
     pub bundles: Vec<String>,
     /// The name of the builder that its ImageBuild had last for the same platform.
     pub last: Option<String>,
+    /// Whether no other is to build there meanwhile.
+    pub alone: bool,
 }
 
 impl Request {
@@ -33,6 +35,7 @@ impl Request {
 
 /// A builder pod as it stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
+#[allow(clippy::struct_excessive_bools, reason = "four facts that can be true together")]
 pub struct Builder {
     /// Which one it is.
     pub id: BuilderId,
@@ -40,6 +43,8 @@ pub struct Builder {
     pub jobs: u32,
     /// CA bundles that it trusts.
     pub bundles: Vec<String>,
+    /// Whether one job has it for itself.
+    pub taken: bool,
     /// Whether it was made from the pool as it is now.
     pub current: bool,
     /// Whether it is on its way out.
@@ -49,6 +54,11 @@ pub struct Builder {
 }
 
 impl Builder {
+    /// Whether there is room for a request.
+    fn is_open(&self, request: &Request, jobs: u32) -> bool {
+        !self.taken && self.jobs < if request.alone { 1 } else { jobs } && self.serves(request)
+    }
+
     fn serves(&self, request: &Request) -> bool {
         self.current && !self.terminating && request.bundles.iter().all(|bundle| self.bundles.contains(bundle))
     }
@@ -155,6 +165,19 @@ struct Stock {
     volumes: BTreeMap<BuilderId, Volume>,
 }
 
+impl Stock {
+    /// Has a builder become idle for a request that wants one for itself: those behind it would always find room first.
+    fn keep_for(&mut self, request: &Request) {
+        let builders = self.builders.values_mut().map(|(builder, _)| builder).filter(|builder| {
+            let is_own = builder.id.domain == request.domain && builder.id.architecture == request.architecture;
+            request.alone && is_own && !builder.taken && builder.serves(request)
+        });
+        if let Some(builder) = builders.min_by_key(|builder| builder.jobs) {
+            builder.taken = true;
+        }
+    }
+}
+
 /// A choice for each request to a pool, in the same order.
 #[must_use]
 pub fn pick(pool: &str, requests: &[Request], builders: &[Builder], volumes: &[Volume], limits: Limits) -> Vec<Choice> {
@@ -172,12 +195,14 @@ pub fn pick(pool: &str, requests: &[Request], builders: &[Builder], volumes: &[V
                         id: id.clone(),
                         jobs: 0,
                         bundles: bundles_of(request, requests),
+                        taken: false,
                         current: true,
                         terminating: false,
                         stuck: false,
                     };
                     let (builder, _) = stock.builders.entry(id.clone()).or_insert_with(|| (fresh(), false));
                     builder.jobs += 1;
+                    builder.taken |= request.alone;
                     if limits.volume_size > 0 {
                         let last_used = Timestamp::MAX;
                         let fresh =
@@ -193,7 +218,8 @@ pub fn pick(pool: &str, requests: &[Request], builders: &[Builder], volumes: &[V
                         volume.terminating = true;
                     }
                 }
-                Choice::Wait(_) => {}
+                Choice::Wait(Wait::Slot) => {}
+                Choice::Wait(_) => stock.keep_for(request),
             }
             choice
         })
@@ -215,7 +241,7 @@ fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Cho
         .collect();
     let open = siblings
         .iter()
-        .filter(|(builder, _)| builder.serves(request) && builder.jobs < limits.jobs_per_builder)
+        .filter(|(builder, _)| builder.is_open(request, limits.jobs_per_builder))
         // The first of those that are alike.
         .min_by_key(|(builder, _)| !request.was_last_on(&builder.id));
     let all = || builders.values().map(|(builder, _)| builder);

@@ -26,11 +26,19 @@ fn id(namespace: &str, slot: u32) -> BuilderId {
 }
 
 fn request(namespace: &str) -> Request {
-    Request { domain: domain(namespace), architecture: "amd64".into(), bundles: vec![], last: None }
+    Request { domain: domain(namespace), architecture: "amd64".into(), bundles: vec![], last: None, alone: false }
 }
 
 fn builder(namespace: &str, slot: u32, jobs: u32) -> Builder {
-    Builder { id: id(namespace, slot), jobs, bundles: vec![], current: true, terminating: false, stuck: false }
+    Builder {
+        id: id(namespace, slot),
+        jobs,
+        bundles: vec![],
+        taken: false,
+        current: true,
+        terminating: false,
+        stuck: false,
+    }
 }
 
 #[test]
@@ -49,6 +57,30 @@ fn jobs_fill_the_lowest_slot_then_open_the_next_then_wait() {
     );
     let choices = pick("p", &requests[..2], &[builder("a", 0, 1), builder("a", 1, 0)], &[], LIMITS);
     assert_eq!(choices, [Choice::Existing(id("a", 0)), Choice::Existing(id("a", 1))]);
+}
+
+#[test]
+fn a_job_that_is_to_be_alone_shares_its_builder_with_nobody() {
+    let alone = || Request { alone: true, ..request("a") };
+    let at_one = |builders: &[Builder], requests: &[Request]| {
+        pick("p", requests, builders, &[], Limits { builders_per_namespace: 1, ..LIMITS })
+    };
+    let taken = || Builder { taken: true, ..builder("a", 0, 1) };
+    let (existing, new) = (|slot| Choice::Existing(id("a", slot)), |slot| Choice::New(id("a", slot)));
+    for (builders, requests, expected) in [
+        (vec![], vec![alone(), request("a")], [new(0), Choice::Wait(BUSY)]),
+        (vec![builder("a", 0, 0)], vec![alone(), alone()], [existing(0), Choice::Wait(BUSY)]),
+        (vec![taken()], vec![request("a"), alone()], [Choice::Wait(BUSY), Choice::Wait(BUSY)]),
+        // What comes behind it does not keep the builder busy for ever; what goes before it does.
+        (vec![builder("a", 0, 1)], vec![alone(), request("a")], [Choice::Wait(BUSY), Choice::Wait(BUSY)]),
+        (vec![builder("a", 0, 1)], vec![request("a"), alone()], [existing(0), Choice::Wait(BUSY)]),
+        (vec![builder("a", 0, 1)], vec![request("a"), request("a")], [existing(0), Choice::Wait(BUSY)]),
+    ] {
+        assert_eq!(at_one(&builders, &requests), expected, "{builders:?} {requests:?}");
+    }
+    // Where another may be made, neither waits.
+    let busy = [builder("a", 0, 1)];
+    assert_eq!(pick("p", &[alone(), request("a")], &busy, &[], LIMITS), [new(1), existing(0)]);
 }
 
 #[test]
@@ -192,6 +224,7 @@ proptest! {
                     architecture: architecture.clone(),
                     bundles: vec![],
                     last: None,
+                    alone: false,
                 }
             })
             .collect();
@@ -215,22 +248,25 @@ proptest! {
 
     #[test]
     fn limits_hold(
-        wants in proptest::collection::vec("[a-c]", 0..20),
+        wants in proptest::collection::vec(("[a-c]", any::<bool>()), 0..20),
         jobs in proptest::collection::vec(0u32..3, 0..3),
     ) {
-        let requests: Vec<Request> = wants.iter().map(|namespace| request(namespace)).collect();
+        let requests: Vec<Request> = wants.iter().map(|(namespace, alone)| Request { alone: *alone, ..request(namespace) }).collect();
         let builders: Vec<Builder> =
             jobs.iter().zip(["a", "b", "c"]).map(|(jobs, namespace)| builder(namespace, 0, *jobs)).collect();
         let choices = pick("p", &requests, &builders, &[], LIMITS);
         prop_assert_eq!(choices.len(), requests.len());
+        let mut taken = Vec::new();
         let mut load: BTreeMap<BuilderId, u32> = builders.iter().map(|b| (b.id.clone(), b.jobs)).collect();
         for (choice, request) in choices.iter().zip(&requests) {
             if let Choice::Existing(id) | Choice::New(id) = choice {
                 prop_assert_eq!(&id.domain, &request.domain);
                 *load.entry(id.clone()).or_default() += 1;
+                taken.extend(request.alone.then(|| id.clone()));
             }
         }
         prop_assert!(load.len() <= LIMITS.builders as usize);
+        prop_assert!(taken.iter().all(|id| load[id] == 1), "it is alone there");
         prop_assert!(load.values().all(|jobs| *jobs <= LIMITS.jobs_per_builder));
         for namespace in ["a", "b", "c"] {
             let count = load.keys().filter(|id| id.domain.namespace == namespace).count();

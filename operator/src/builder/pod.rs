@@ -23,6 +23,8 @@ pub const TEMPLATE_HASH: &str = "kiln.build/template-hash";
 pub const BUNDLES: &str = "kiln.build/ca-bundles";
 /// The annotation of a volume with the time at which its last pod went.
 pub const LAST_USED: &str = "kiln.build/last-used";
+/// The container in which RUN steps run.
+pub const BUILDKITD_CONTAINER: &str = "buildkitd";
 /// Where the agent listens.
 pub const AGENT_PORT: u16 = 8443;
 /// Which files builders find where in their ConfigMap: an older one is replaced once it is idle.
@@ -237,7 +239,7 @@ impl Template<'_> {
         // https://opentelemetry.io/docs/specs/otel/protocol/exporter/: BuildKit reads it, and exports its own spans.
         env.extend(self.otlp_endpoint.map(|endpoint| variable("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)));
         Container {
-            name: "buildkitd".to_owned(),
+            name: BUILDKITD_CONTAINER.to_owned(),
             image: Some(self.image.to_owned()),
             command: Some(vec!["/usr/local/bin/kiln-buildkitd".to_owned()]),
             env: Some(env),

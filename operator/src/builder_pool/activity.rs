@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kiln_crds::ImageBuildRun;
 use kube::ResourceExt;
 
+use crate::image_build_run::memory::wants_all;
 use crate::image_build_run::plan::job_id;
 use crate::watches::is_queued;
 
@@ -15,6 +16,8 @@ use crate::watches::is_queued;
 pub struct Activity {
     /// How many jobs each builder holds, by its name.
     pub jobs: HashMap<String, usize>,
+    /// The builders that one job has for itself, by their names.
+    pub taken: HashSet<String>,
     /// When the last job of each builder ended, by its pod's UID.
     pub ended: HashMap<String, Timestamp>,
     /// The namespaces in which somebody waits for a builder.
@@ -34,9 +37,19 @@ impl Activity {
                 activity.waiting.insert(namespace);
             }
             for platform in run.status.iter().flat_map(|status| &status.platforms) {
+                let job = |attempt| job_id(run.metadata.uid.as_deref().unwrap_or_default(), &platform.name, attempt);
+                if wants_all(platform) && !platform.phase.is_assigned() {
+                    // The status that gives it its builder is about to be written.
+                    let next = job(platform.attempt + 1);
+                    let given = held.iter().find(|(held, _)| *held == next);
+                    activity.taken.extend(given.map(|(_, builder)| builder.clone()));
+                }
                 let Some(builder) = &platform.builder else { continue };
                 if platform.phase.is_assigned() {
-                    let job = job_id(run.metadata.uid.as_deref().unwrap_or_default(), &platform.name, platform.attempt);
+                    if wants_all(platform) {
+                        activity.taken.insert(builder.pod.clone());
+                    }
+                    let job = job(platform.attempt);
                     held.insert((job, builder.pod.clone()));
                 }
                 let Some(finished) = platform.finished_at.as_ref().map(|time| time.0) else { continue };
@@ -57,6 +70,7 @@ impl Activity {
 mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+    use kiln_crds::image_build::BuildFailure;
     use kiln_crds::image_build_run::{BuilderRef, ImageBuildRunStatus, PlatformPhase, PlatformStatus};
 
     fn run(namespace: &str, platforms: &[(PlatformPhase, Option<&str>, i64)]) -> Arc<ImageBuildRun> {
@@ -92,5 +106,24 @@ mod tests {
         assert_eq!(activity.jobs, HashMap::from([("a".to_owned(), 2)]));
         assert_eq!(activity.ended, HashMap::from([("b-uid".to_owned(), Timestamp::from_second(7).unwrap())]));
         assert_eq!(activity.waiting, HashSet::from(["two".to_owned()]));
+        assert_eq!(activity.taken, HashSet::new());
+    }
+
+    #[test]
+    fn a_builder_is_taken_by_a_job_that_is_to_be_alone() {
+        use PlatformPhase::{Building, Queued, Succeeded};
+        let taken = |phase, pod: Option<&str>, place: &str| {
+            let mut run = Arc::unwrap_or_clone(run("one", &[(phase, pod, 0)]));
+            for platform in &mut run.status.as_mut().unwrap().platforms {
+                let reason = "BuilderOutOfMemory".to_owned();
+                platform.failure = Some(Box::new(BuildFailure { reason, ..BuildFailure::default() }));
+            }
+            let places = vec![(place.to_owned(), "b".to_owned())];
+            Activity::of(&[Arc::new(run)], places).taken.into_iter().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(taken(Building, Some("a"), "other"), "a");
+        assert_eq!(taken(Queued, None, "one-linux-0-2"), "b", "its status is about to say so");
+        assert_eq!(taken(Queued, None, "one-linux-0-1"), "");
+        assert_eq!(taken(Succeeded, Some("a"), "other"), "");
     }
 }

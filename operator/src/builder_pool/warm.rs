@@ -144,7 +144,15 @@ mod tests {
     }
 
     fn builder(namespace: &str, slot: u32) -> Builder {
-        Builder { id: id(namespace, slot), jobs: 0, bundles: vec![], current: true, terminating: false, stuck: false }
+        Builder {
+            id: id(namespace, slot),
+            jobs: 0,
+            bundles: vec![],
+            taken: false,
+            current: true,
+            terminating: false,
+            stuck: false,
+        }
     }
 
     fn volume(namespace: &str, slot: u32) -> Volume {

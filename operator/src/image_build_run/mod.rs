@@ -9,6 +9,7 @@ pub mod execution;
 pub mod job;
 pub mod labels;
 pub mod make;
+pub mod memory;
 pub mod order;
 pub mod outcome;
 pub mod place;
@@ -43,7 +44,7 @@ use tracing::{info, warn};
 use self::dereference::{Inputs, dereference};
 use self::end::{cancel_jobs, conclude, end, failure_of, finish, secret_versions};
 use self::place::{Placed, give_back, place, wait_for_capacity};
-use self::plan::{Bounds, Next, Stop, advance, deadline, due, job_id, next};
+use self::plan::{Bounds, Holder, Next, Stop, advance, deadline, due, job_id, next};
 use self::replaced::write_status;
 use self::start::Start;
 use self::status::Waiting;
@@ -158,11 +159,14 @@ fn observe(
         if let Some(Observation::Failed(failure)) = &mut observed {
             failure.message = references::told(&failure.message, &failure.reason, None, &run.spec.build, &namespace);
         }
-        let alive = agent_of(run, platform, context).is_some();
+        let builder = Holder {
+            alive: agent_of(run, platform, context).is_some(),
+            ended: pod_of(run, platform, context).and_then(|pod| observe::buildkitd_ended(&pod)),
+        };
         if let Some(progress) = progress.filter(|_| platform.phase.is_assigned()) {
             *platform = progress.in_status(std::mem::take(platform));
         }
-        *platform = advance(platform, observed.as_ref(), alive, bounds.retries, now);
+        *platform = advance(platform, observed.as_ref(), builder, bounds.retries, now);
         if platform.phase == PlatformPhase::Succeeded && platform.origin.is_none() {
             platform.origin = taken::archive(run, &platform.name);
         }
@@ -361,7 +365,9 @@ fn follow(
 /// When to look again where no watch will tell.
 fn requeue(status: &ImageBuildRunStatus, bounds: Bounds, look_again: Option<Timestamp>, now: Timestamp) -> Action {
     let retries = status.platforms.iter().filter(|platform| platform.phase == PlatformPhase::Queued).filter_map(due);
-    let at = retries.filter(|due| *due > now).chain(deadline(status, bounds.timeout)).chain(look_again).min();
+    let kubelets = status.platforms.iter().filter_map(memory::look_again);
+    let at = retries.filter(|due| *due > now).chain(deadline(status, bounds.timeout)).chain(look_again);
+    let at = at.chain(kubelets).min();
     at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10)))
 }
 

@@ -8,8 +8,10 @@ use kiln_agent_proto::failure::Class;
 use kiln_crds::image_build::{BuildFailure, ImageBuildSpec};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
 
+use super::memory::{self, Cause};
 use super::outcome;
 use crate::agent::Observation;
+use crate::builder::observe::Ended;
 use crate::reason::Reason;
 
 /// How long a run may take unless its ImageBuild says it.
@@ -44,13 +46,21 @@ pub fn job_id(run_uid: &str, platform: &str, attempt: u32) -> String {
     format!("{run_uid}-{platform}-{attempt}")
 }
 
-/// A platform as it stands after what was observed of its job. `builder_alive` is whether the pod that holds the job is
-/// still there.
+/// The pod that holds a job.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Holder {
+    /// Whether it is still there.
+    pub alive: bool,
+    /// How its buildkitd ended last.
+    pub ended: Option<Ended>,
+}
+
+/// A platform as it stands after what was observed of its job on `builder`.
 #[must_use]
 pub fn advance(
     platform: &PlatformStatus,
     observed: Option<&Observation>,
-    builder_alive: bool,
+    builder: Holder,
     retries: u32,
     now: Timestamp,
 ) -> PlatformStatus {
@@ -85,7 +95,22 @@ pub fn advance(
         Some(Observation::Failed(failure)) => match Class::try_from(failure.class) {
             Ok(Class::Cancelled) => ended(PlatformPhase::Cancelled),
             Ok(Class::Infrastructure | Class::Unspecified) => {
-                again_or_failed(platform, outcome::failure(failure, &platform.name), retries, now)
+                let mut told = outcome::failure(failure, &platform.name);
+                let cause =
+                    if builder.alive { memory::cause(failure, platform, builder.ended, now) } else { Cause::Other };
+                if let Cause::Own | Cause::Shared = cause {
+                    let (reason, message) = memory::blame(cause == Cause::Own, told.step.as_deref());
+                    (told.reason, told.message) = (reason.to_string(), message);
+                }
+                match cause {
+                    // Its place is kept: whoever got it might be lost with it.
+                    Cause::NotToldYet => {
+                        let finished_at = platform.finished_at.clone().or(Some(MicroTime(now)));
+                        PlatformStatus { finished_at, ..platform.clone() }
+                    }
+                    Cause::Own => PlatformStatus { failure: Some(Box::new(told)), ..ended(PlatformPhase::Failed) },
+                    Cause::Shared | Cause::Other => again_or_failed(platform, told, retries, now),
+                }
             }
             _ => PlatformStatus {
                 failure: Some(Box::new(outcome::failure(failure, &platform.name))),
@@ -102,7 +127,7 @@ pub fn advance(
             ..platform.clone()
         },
         Some(Observation::Running(_) | Observation::Connecting | Observation::Unreachable(_)) | None
-            if !builder_alive =>
+            if !builder.alive =>
         {
             lost(format!("the builder {pod} went away while it worked"))
         }
@@ -193,6 +218,8 @@ mod tests {
     use kiln_agent_proto::{Failure, Warning};
     use kiln_crds::image_build_run::BuilderRef;
 
+    const ALIVE: Holder = Holder { alive: true, ended: None };
+
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
@@ -246,8 +273,45 @@ mod tests {
             (Succeeded, 1, Some(Observation::Unknown), false, Succeeded),
             (Queued, 0, None, false, Queued),
         ] {
-            let after = advance(&platform(phase, attempt), observed.as_ref(), alive, 2, at(5));
+            let builder = Holder { alive, ended: None };
+            let after = advance(&platform(phase, attempt), observed.as_ref(), builder, 2, at(5));
             assert_eq!(after.phase, expected, "{phase:?} {attempt} {observed:?} {alive}");
+        }
+    }
+
+    #[test]
+    fn a_builder_that_was_killed_for_want_of_memory() {
+        use PlatformPhase::{Building, Failed, Queued};
+        let killed = |alone| {
+            let class = Class::Infrastructure.into();
+            let (reason, step) = ("BuildkitUnavailable".to_owned(), "[2/2] RUN make".to_owned());
+            Observation::Failed(Failure { class, reason, step, alone, ..Failure::default() })
+        };
+        let ended = |for_memory| Some(Ended { at: at(4), for_memory });
+        for (alone, alive, ended, now, expected) in [
+            (Some(true), true, ended(true), 5, (Failed, "OutOfMemory")),
+            (Some(false), true, ended(true), 5, (Queued, "BuilderOutOfMemory")),
+            (Some(true), true, ended(false), 5, (Queued, "BuildkitUnavailable")),
+            // The kubelet is waited for, while the pod is there.
+            (Some(true), true, None, 5, (Building, "")),
+            (Some(true), true, None, 14, (Building, "")),
+            (Some(true), true, None, 15, (Queued, "BuildkitUnavailable")),
+            (Some(true), false, ended(true), 5, (Queued, "BuildkitUnavailable")),
+            (None, true, None, 5, (Queued, "BuildkitUnavailable")),
+        ] {
+            let holder = Holder { alive, ended };
+            let began = PlatformStatus { started_at: Some(MicroTime(at(3))), ..platform(Building, 1) };
+            let first = advance(&began, Some(&killed(alone)), holder, 2, at(5));
+            let after = advance(&first, Some(&killed(alone)), holder, 2, at(now));
+            let reason = after.failure.as_ref().map_or("", |failure| failure.reason.as_str());
+            assert_eq!((after.phase, reason), expected, "{alone:?} {alive} {ended:?} {now}");
+            assert_eq!(after.builder.is_some(), after.phase != Queued);
+            assert_eq!(memory::wants_all(&after), reason == "BuilderOutOfMemory");
+            assert_eq!(memory::look_again(&after), (after.phase == Building).then(|| at(15)));
+            if let Some(failure) = after.failure.filter(|failure| failure.reason.ends_with("OutOfMemory")) {
+                let words = "killed all of the builder for want of memory while [2/2] RUN make ran";
+                assert!(failure.message.contains(words), "{failure:?}");
+            }
         }
     }
 
@@ -258,17 +322,17 @@ mod tests {
             reason: NODE_NEEDED.into(),
             ..Failure::default()
         });
-        let after = advance(&platform(PlatformPhase::Fetching, 1), Some(&observed), true, 0, at(5));
+        let after = advance(&platform(PlatformPhase::Fetching, 1), Some(&observed), ALIVE, 0, at(5));
         assert_eq!((after.phase, after.needs_node, after.failure.clone()), (PlatformPhase::Queued, true, None));
         assert_eq!(due(&after), None);
         // A builder that says so of a platform with a node of its own is not asked again.
         let again = PlatformStatus { needs_node: true, ..platform(PlatformPhase::Fetching, 2) };
-        assert_eq!(advance(&again, Some(&observed), true, 0, at(5)).phase, PlatformPhase::Failed);
+        assert_eq!(advance(&again, Some(&observed), ALIVE, 0, at(5)).phase, PlatformPhase::Failed);
     }
 
     #[test]
     fn sizes_and_warnings_of_an_outcome_are_in_the_status() {
-        let after = advance(&platform(PlatformPhase::Pushing, 1), Some(&done()), true, 2, at(5));
+        let after = advance(&platform(PlatformPhase::Pushing, 1), Some(&done()), ALIVE, 2, at(5));
         assert_eq!(after.content.map(|content| content.compressed_bytes), Some(9));
         assert_eq!(after.warnings.len(), 1);
         let failure = Failure {
@@ -276,7 +340,7 @@ mod tests {
             warnings: vec![Warning::default(), Warning::default()],
             ..Failure::default()
         };
-        let after = advance(&platform(PlatformPhase::Pushing, 1), Some(&Observation::Failed(failure)), true, 2, at(5));
+        let after = advance(&platform(PlatformPhase::Pushing, 1), Some(&Observation::Failed(failure)), ALIVE, 2, at(5));
         assert_eq!(after.warnings.len(), 2);
     }
 

@@ -10,6 +10,7 @@ use kiln_crds::{BuilderPool, ImageBuildRun, Platform};
 use kube::ResourceExt;
 
 use super::execution::{Available, Impossible, Placement, Wish, placement};
+use super::memory::wants_all;
 use super::order::fair;
 use super::plan::{due, job_id};
 use super::waiting::named;
@@ -109,6 +110,7 @@ pub fn queue(
                 architecture: placement.architecture.clone(),
                 bundles: if is_own { bundles.to_vec() } else { Vec::new() },
                 last: last.map(|(_, builder)| builder.clone()),
+                alone: wants_all(platform),
             };
             queue.add(is_own.then_some(index), given, placement, request);
         }
@@ -195,7 +197,13 @@ mod tests {
         let placement = || Placement { architecture: "amd64".into(), execution: Execution::Native };
         let domain = |of: &str| TrustDomain::new(of, of, "uid", CacheScope::Namespace);
         let id = |of: &str| BuilderId { pool: "p".into(), domain: domain(of), architecture: "amd64".into(), slot: 0 };
-        let asks = |of: &str| Request { domain: domain(of), architecture: "amd64".into(), bundles: vec![], last: None };
+        let asks = |of: &str| Request {
+            domain: domain(of),
+            architecture: "amd64".into(),
+            bundles: vec![],
+            last: None,
+            alone: false,
+        };
         let mut queue = Queue::default();
         queue.add(None, Some(id("a")), placement(), asks("a"));
         queue.add(None, None, placement(), asks("b"));

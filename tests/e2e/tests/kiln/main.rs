@@ -28,6 +28,7 @@ mod multi_arch;
 mod namespaces;
 mod network;
 mod no_landlock;
+mod out_of_memory;
 mod own_cluster;
 mod pipeline;
 mod platforms;
@@ -54,7 +55,7 @@ mod whole_cluster;
 kiln_e2e::tests![in
     api_rules, build_options, builders, cache, contexts, diagnosis, dockerfile_failures, emulation, examples, failed_runs,
     failures, hostile, hostile_git, hostile_input, hostile_registry, lifecycle, limits, max_age, multi_arch, namespaces,
-    network, no_landlock, own_cluster, pipeline, platforms, policies, pools, private, publishing, quickstart, rbac, recovery, registries, samples, secrets, security, source, sources,
+    network, no_landlock, out_of_memory, own_cluster, pipeline, platforms, policies, pools, private, publishing, quickstart, rbac, recovery, registries, samples, secrets, security, source, sources,
     status_words, tags, traces, trust, volume, whole_cluster,
 ];
 

@@ -40,6 +40,23 @@ pub fn kill(pod_uid: &str, name: &str) {
     signal("KILL", pod_uid, name);
 }
 
+/// Ends all processes at once of the container in which one of this name runs, as the kernel does with a cgroup.
+///
+/// # Panics
+/// Where there is none.
+pub fn kill_container(pod_uid: &str, name: &str) {
+    let found = processes(pod_uid, name);
+    let first = found.first().unwrap_or_else(|| panic!("a process {name} of the pod {pod_uid} runs on this machine"));
+    let cgroup = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
+    let container = cgroup(&first.to_string()).expect("it lives");
+    let all = std::fs::read_dir("/proc").expect("/proc can be read");
+    let all = all.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let all: Vec<String> =
+        all.filter(|pid| pid.parse::<u32>().is_ok() && cgroup(pid).as_ref() == Some(&container)).collect();
+    // Some may end while they are told.
+    let _ = Command::new("kill").arg("-KILL").args(&all).status().expect("kill can be started");
+}
+
 /// Stops a pod's processes of this name where they are: they take connections, and answer nothing.
 ///
 /// # Panics
