@@ -375,6 +375,10 @@ pub struct BuilderStatus {
     /// How much its cache may hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_limit: Option<Quantity>,
+    /// The largest id of a user or group that files of an image may belong to. It follows from how many ids the node's
+    /// kubelet gives a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_id: Option<u32>,
     /// When its last build ended, or it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_active_at: Option<Time>,

@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    files,
     oom::Oom,
     process::{self, ProcessError},
     sandbox::{Confinement, Network, Sandbox},
@@ -29,6 +30,8 @@ const PROCESSOR_TIME: u64 = 3600;
 const PATIENCE: Duration = Duration::from_mins(1);
 /// The pause between two looks at its socket.
 const PAUSE: Duration = Duration::from_millis(10);
+/// The most digits of an id, and the end of their line.
+const LONGEST_ID: u64 = 11;
 /// The most that is kept of what `buildctl` writes to its standard error.
 const LONGEST_ERROR: usize = 16 << 10;
 /// Says which spans the SDK of OpenTelemetry keeps.
@@ -197,6 +200,13 @@ impl Buildkit {
     #[must_use]
     pub fn oom(&self) -> &Oom {
         &self.oom
+    }
+
+    /// The largest id of a user or group that a build's files may have, as the start script says. `None`: it does not.
+    #[must_use]
+    pub fn largest_id(&self) -> Option<u32> {
+        let said = files::read(&Path::new(self.socket()?).with_file_name("largest-id"), LONGEST_ID).ok()?;
+        std::str::from_utf8(&said).ok()?.trim().parse().ok()
     }
 
     /// `buildctl`, to be given a command.

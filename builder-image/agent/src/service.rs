@@ -55,6 +55,7 @@ impl Agent for Service {
             cache_used_bytes: used.unwrap_or(0),
             sandbox_problem: self.registry.sandbox().problem().unwrap_or_default().to_owned(),
             cache_size_bytes: self.registry.config().cache_size,
+            largest_id: self.registry.buildkit().largest_id().unwrap_or(0),
         }))
     }
 

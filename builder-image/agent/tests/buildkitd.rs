@@ -1,5 +1,5 @@
 //! The start script of buildkitd's container, with stand-ins for rootlesskit and the kernel's files: what it tells the agent,
-//! and which ends it counts against the cache.
+//! which ends it counts against the cache, and which ids it asks for.
 #![allow(clippy::unwrap_used, reason = "this code runs in tests only")]
 
 use std::{
@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kiln_agent::oom::{Oom, Shortage};
+use kiln_agent::{
+    buildkit::Buildkit,
+    oom::{Oom, Shortage},
+    sandbox::Sandbox,
+    trust::Trust,
+};
 
 /// Runs what stands in `STAND_IN` in the place of buildkitd.
 const ROOTLESSKIT: &str = "#!/bin/sh\ncase $1 in --net=*) ;; *) exec \"$@\" ;; esac\neval \"$STAND_IN\"\n";
@@ -23,14 +28,18 @@ struct Container {
 impl Container {
     fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        for directory in ["bin", "state", "run", "config", "cgroup/memory"] {
+        for directory in ["bin", "state", "run", "config", "cgroup/memory", "maps", "tmp"] {
             fs::create_dir_all(root.path().join(directory)).unwrap();
         }
         let container = Self { root, script: None };
-        let rootlesskit = container.path("bin/rootlesskit");
-        fs::write(&rootlesskit, ROOTLESSKIT).unwrap();
-        fs::set_permissions(rootlesskit, fs::Permissions::from_mode(0o755)).unwrap();
+        for (program, text) in [("bin/rootlesskit", ROOTLESSKIT), ("bin/id", "#!/bin/sh\necho 1000\n")] {
+            fs::write(container.path(program), text).unwrap();
+            fs::set_permissions(container.path(program), fs::Permissions::from_mode(0o755)).unwrap();
+        }
         container.kills(0);
+        for map in ["maps/uid_map", "maps/gid_map"] {
+            fs::write(container.path(map), "0 7 65536\n").unwrap();
+        }
         container
     }
 
@@ -54,7 +63,9 @@ impl Container {
             ("KILN_BUILDKIT_STATE", "state"),
             ("KILN_BUILDKIT_CONFIG", "config"),
             ("KILN_BUILDKIT_RUN", "run"),
+            ("KILN_BUILDKIT_TMP", "tmp"),
             ("KILN_CGROUP", "cgroup"),
+            ("KILN_ID_MAPS", "maps"),
             ("ROOT", ""),
         ] {
             command.env(variable, self.path(directory));
@@ -153,5 +164,30 @@ fn want_of_memory_never_costs_the_cache() {
         }
         let counted = fs::read_to_string(container.path("state/quick-failures")).unwrap();
         assert_eq!(counted, count, "{what}");
+    }
+}
+
+#[test]
+fn a_build_has_the_ids_that_its_pod_has() {
+    for (uids, gids, expected_uids, expected_gids, largest) in [
+        ("         0 2741305344      65536\n", "0 7 65536\n", "1 999, 1001 64535", "1 999, 1001 64535", 65_534),
+        ("0 2741305344 131072\n", "0 7 65536\n", "1 999, 1001 130071", "1 999, 1001 64535", 65_534),
+        ("0 7 131072\n", "0 7 131072\n", "1 999, 1001 130071", "1 999, 1001 130071", 131_070),
+        ("0 100 1\n1 7 999\n1000 9 64536\n", "5 7 100\n1000 9 1\n", "1 999, 1001 64535", "5 100", 100),
+    ] {
+        let mut container = Container::new();
+        fs::write(container.path("maps/uid_map"), uids).unwrap();
+        fs::write(container.path("maps/gid_map"), gids).unwrap();
+        container.start("$GETSUBIDS user >$ROOT/uids; $GETSUBIDS -g user >$ROOT/gids; : >$ROOT/up; exec sleep 600");
+        container.wait_for("up");
+        // As getsubids writes them, such as `0: user 1 999`.
+        let said = |file: &str| {
+            let said = fs::read_to_string(container.path(file)).unwrap();
+            said.lines().map(|line| line.strip_prefix("0: user ").unwrap().to_owned()).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!((said("uids").as_str(), said("gids").as_str()), (expected_uids, expected_gids), "{uids} {gids}");
+        let address = format!("unix://{}", container.path("run/buildkitd.sock").display());
+        let buildkit = Buildkit::new(&address, Trust::default(), Sandbox::absent("a test"));
+        assert_eq!(buildkit.largest_id(), Some(largest), "{uids} {gids}");
     }
 }

@@ -51,6 +51,8 @@ pub struct Facts {
     pub cache_limit: u64,
     /// Why it handles other people's files without a sandbox; empty where it has one.
     pub sandbox_problem: String,
+    /// The largest id of a user or group that files of its builds may have; 0: unknown.
+    pub largest_id: u32,
 }
 
 impl From<proto::DescribeResponse> for Facts {
@@ -61,6 +63,7 @@ impl From<proto::DescribeResponse> for Facts {
             cache_used: answer.cache_used_bytes,
             cache_limit: answer.cache_size_bytes,
             sandbox_problem: plain_text(&answer.sandbox_problem, LONGEST_PROBLEM),
+            largest_id: answer.largest_id,
         }
     }
 }

@@ -79,7 +79,7 @@ fn of_builder(builder: &Builder) -> BuilderStatus {
         last_active_at: Some(Time(seconds(builder.last_active))),
         ..BuilderStatus::default()
     };
-    if let Some(Facts { buildkit, platforms, cache_used, cache_limit, sandbox_problem }) = &builder.facts {
+    if let Some(Facts { buildkit, platforms, cache_used, cache_limit, sandbox_problem, largest_id }) = &builder.facts {
         status.sandbox = Some(if sandbox_problem.is_empty() { SourceSandbox::Landlock } else { SourceSandbox::None });
         status.sandbox_message = Some(sandbox_problem.clone()).filter(|problem| !problem.is_empty());
         let (native, emulated) = split(platforms, &builder.id.architecture);
@@ -88,6 +88,7 @@ fn of_builder(builder: &Builder) -> BuilderStatus {
         status.emulated_platforms = emulated;
         status.cache_used = Some(mebibytes(*cache_used));
         status.cache_limit = (*cache_limit > 0).then(|| mebibytes(*cache_limit));
+        status.largest_id = (*largest_id > 0).then_some(*largest_id);
     }
     status
 }
@@ -213,6 +214,7 @@ mod tests {
                 cache_used: 700 * MEBIBYTE + 1,
                 cache_limit: 20 << 30,
                 sandbox_problem: String::new(),
+                largest_id: 65_534,
             }),
             jobs: 1,
             created: Timestamp::UNIX_EPOCH,

@@ -212,6 +212,7 @@ impl Build<'_> {
             no_network: self.spec.no_network,
             volume_full: is_full(&self.source.context),
             shortage,
+            largest_id: self.registry.buildkit().largest_id(),
             content: Some(text),
             windows_lines: windows.as_deref(),
         };

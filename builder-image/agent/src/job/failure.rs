@@ -16,9 +16,6 @@ mod download;
 mod registry;
 mod step;
 
-/// The largest id that a builder maps: its pod has 65536, and the pod's own root is none of a build's.
-const LARGEST_ID: u32 = 65_534;
-
 /// What is known of the build beside its text.
 #[derive(Debug, Clone, Copy)]
 pub struct Circumstances<'a> {
@@ -36,6 +33,8 @@ pub struct Circumstances<'a> {
     pub volume_full: bool,
     /// What is known of want of memory.
     pub shortage: Shortage,
+    /// The largest id of a user or group that the builder has, where it is known.
+    pub largest_id: Option<u32>,
     /// The Dockerfile's content, where it can be read.
     pub content: Option<&'a str>,
     /// What of all that the failed step runs has line ends as on Windows.
@@ -115,7 +114,7 @@ fn classify(
         return registry::push(repository, said);
     }
     let inner = uncovered(cause);
-    if let Some(too_large) = id_too_large(inner) {
+    if let Some(too_large) = id_too_large(inner, build.largest_id) {
         return too_large;
     }
     // BuildKit has a code for the one; for the other a step alone, where nothing of the user's has a colon before it.
@@ -143,14 +142,15 @@ fn classify(
 }
 
 /// A file of an image that belongs to nobody whom a builder has.
-fn id_too_large(inner: &str) -> Option<(Reason, String)> {
+fn id_too_large(inner: &str, largest: Option<u32>) -> Option<(Reason, String)> {
     let rest = inner.strip_prefix("mount callback failed on ")?;
     let (file, rest) = quoted(rest.split_once(": failed to Lchown ")?.1)?;
     let (ids, _) = rest.strip_prefix(" for UID ")?.split_once(": lchown ")?;
     // It is mounted below a directory of the builder's.
     let file = file.split_once("/containerd-mount").and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..]));
+    let has = largest.map_or("not all of these".to_owned(), |largest| format!("ids up to {largest}"));
     let message = format!(
-        "{:?} belongs to UID {ids}, and a builder has ids up to {LARGEST_ID}; give it to a smaller one in the image that has it",
+        "{:?} belongs to UID {ids}, and the builder has {has}; give it to a smaller one in the image that has it",
         file.unwrap_or("a file")
     );
     Some((Reason::IdTooLarge, message))

@@ -220,6 +220,7 @@ async fn a_pool_tells_what_its_builders_are_and_do() {
         assert!(builder.platforms.iter().all(|name| !name.contains("arm")), "{builder:#?}");
         assert!(builder.emulated_platforms.iter().all(|name| !name.contains("amd64")), "{builder:#?}");
         assert!(builder.cache_limit.is_some() && builder.security_profile.is_some(), "{builder:#?}");
+        assert!(builder.largest_id.is_some_and(|largest| largest >= 65_534), "{builder:#?}");
         assert_eq!(builder.sandbox, Some(SourceSandbox::Landlock), "{builder:#?}");
         assert!(builder.last_active_at > pod.creation_timestamp(), "{builder:#?}");
         let summary = status.summary.unwrap();

@@ -17,6 +17,7 @@ const BUILD: Circumstances<'_> = Circumstances {
     no_network: false,
     volume_full: false,
     shortage: Shortage { killed: Some(false), alone: true, first: true },
+    largest_id: Some(65_534),
     content: None,
     windows_lines: None,
 };
@@ -146,6 +147,16 @@ fn want_of_memory_is_told_by_the_kernel_s_count() {
             let asks = code.is_none() && killed.is_none() && first;
             assert_eq!(failure.alone, asks.then_some(alone), "{case}");
         }
+    }
+}
+
+#[test]
+fn the_largest_id_is_the_builder_s() {
+    let error = "mount callback failed on /run/user/kiln/containerd-mount1: failed to Lchown \"/run/user/kiln/containerd-mount1/a\" for UID 70000, GID 0: lchown /run/user/kiln/containerd-mount1/a: invalid argument";
+    for (largest_id, words) in [(Some(131_070), "ids up to 131070"), (None, "not all of these")] {
+        let failure = explain(&failed(error), None, Circumstances { largest_id, ..BUILD });
+        assert_eq!(failure.reason, Reason::IdTooLarge);
+        assert!(failure.message.contains(words), "{failure:?}");
     }
 }
 

@@ -83,6 +83,7 @@ impl Case {
         let job = &self.job;
         let build = Circumstances {
             windows_lines: None,
+            largest_id: Some(65_534),
             shortage: Shortage { killed: Some(false), alone: true, first: true },
             dockerfile: &job.filename,
             platform: &job.platform,
