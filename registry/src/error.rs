@@ -234,7 +234,7 @@ fn classify(status: StatusCode, answer: &Answer, writes_tag: bool) -> ErrorKind 
         400..=499 if writes_tag && immutable => ErrorKind::TagImmutable,
         429 => ErrorKind::RateLimited,
         _ if answer.code == "TOOMANYREQUESTS" => ErrorKind::RateLimited,
-        408 | 500..=599 => ErrorKind::Unavailable,
+        408 | 425 | 500..=599 => ErrorKind::Unavailable,
         401 => ErrorKind::Unauthorized,
         403 => ErrorKind::Denied,
         _ if answer.code == "NAME_INVALID" => ErrorKind::NameInvalid,
@@ -277,6 +277,8 @@ mod tests {
             (400, "NAME_INVALID", "invalid repository name", false, ErrorKind::NameInvalid),
             (429, "TOOMANYREQUESTS", "slow down", false, ErrorKind::RateLimited),
             (503, "", "", false, ErrorKind::Unavailable),
+            (408, "", "", false, ErrorKind::Unavailable),
+            (425, "", "", false, ErrorKind::Unavailable),
             (400, "MANIFEST_INVALID", "manifest invalid", true, ErrorKind::Protocol),
             // Amazon ECR
             (
