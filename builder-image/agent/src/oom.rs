@@ -21,8 +21,8 @@ use crate::files;
 /// The pipe with the script's answers; once buildkitd has ended, a file with its last word. The pipe for questions is beside
 /// it, and ends in `.ask`.
 const FILE: &str = "oom-kills";
-/// How long an answer is waited for. It takes a millisecond.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long an answer is waited for. It takes a millisecond, and longer where all processors are busy.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long until it is asked again, where it ended before it had answered.
 const PAUSE: Duration = Duration::from_millis(10);
 /// The longest answer: the question, a number, and the id of the start that counts.

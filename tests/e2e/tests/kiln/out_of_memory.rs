@@ -85,7 +85,8 @@ async fn a_builder_that_is_killed_with_all_its_builds() {
         // Nobody knows which of them it was, so each gets the builder for itself, whichever comes first.
         let pod = runs(tenant, "greedy-1", 2, "sleep 7402").await;
         let again = only(&tenant.runs().get("greedy-1").await.unwrap()).clone();
-        assert_eq!(again.failure.map(|failure| failure.reason).as_deref(), Some("BuilderOutOfMemory"));
+        let failure = again.failure.unwrap_or_default();
+        assert_eq!(failure.reason, "BuilderOutOfMemory", "{failure:?}");
         let other = only(&tenant.runs().get("innocent-1").await.unwrap()).clone();
         assert!(
             matches!(other.phase, PlatformPhase::Queued | PlatformPhase::Succeeded),
