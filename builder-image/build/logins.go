@@ -3,8 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
-	"fmt"
-	"path"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -22,9 +21,13 @@ const dockerHub = "docker.io"
 type logins struct {
 	// all has them by host[/path], in which * stands for any part of a host's name between two dots.
 	all map[string]types.AuthConfig
+	// order has their keys: of those that fit as well, the first counts.
+	order []string
 	// hosts has the keys of those that registries are shown which tell no scope.
 	hosts map[string]string
-	lock  sync.Mutex
+	// mirrors are hosts whose scopes may name what they mirror in the place of what is theirs.
+	mirrors []string
+	lock    sync.Mutex
 	// always has the rights that all requests for tokens of a host were for. BuildKit asks for those of one repository
 	// together with what the host's first challenge was for, whichever that was (resolver/authorizer.go, doBearerAuth), so
 	// these tell nothing of the request at hand.
@@ -32,12 +35,15 @@ type logins struct {
 }
 
 // readLogins reads Docker's configuration.
-func readLogins(hosts map[string]string) (*logins, error) {
+func readLogins(wanted *job) (*logins, error) {
 	file, err := config.Load("")
 	if err != nil {
-		return nil, fmt.Errorf("reading the logins: %w", err)
+		return nil, errors.New("the logins for registries cannot be read")
 	}
-	return &logins{all: file.AuthConfigs, hosts: hosts, always: map[string]map[right]bool{}}, nil
+	of := &logins{
+		all: file.AuthConfigs, order: wanted.Logins, hosts: wanted.Hosts, mirrors: wanted.Mirrors, always: map[string]map[right]bool{},
+	}
+	return of, nil
 }
 
 // chosen is the key of the login that a request is made with, in a context.
@@ -46,17 +52,19 @@ type chosen struct{}
 // provide gives BuildKit's provider of tokens the login that was chosen; without one, that of the host: for registries that
 // ask for user and password themselves, and as proof that there is any.
 func (of *logins) provide(ctx context.Context, host string, _ []string, _ authprovider.ExpireCachedAuthCheck) (types.AuthConfig, error) {
-	if key, ok := ctx.Value(chosen{}).(string); ok {
-		return of.all[key], nil
+	key, ok := ctx.Value(chosen{}).(string)
+	if !ok {
+		host = called(host)
+		if key, ok = of.hosts[host]; !ok {
+			if keys := of.fitting(host, func(string) bool { return true }); len(keys) > 0 {
+				key = keys[len(keys)-1]
+			}
+		}
 	}
-	host = called(host)
-	if key, ok := of.hosts[host]; ok {
-		return of.all[key], nil
+	if key == "" {
+		return types.AuthConfig{}, nil
 	}
-	if keys := of.fitting(host, func(string) bool { return true }); len(keys) > 0 {
-		return of.all[keys[len(keys)-1]], nil
-	}
-	return types.AuthConfig{}, nil
+	return of.all[key], nil
 }
 
 // forRepository gives the key of the login for a repository; empty: there is none.
@@ -73,30 +81,47 @@ func (of *logins) forRepository(host, repository string) string {
 // fitting has the keys of a host's logins for such paths, the best first.
 func (of *logins) fitting(host string, fits func(path string) bool) []string {
 	var keys []string
-	for key := range of.all {
+	for _, key := range of.order {
 		if pattern, prefix, _ := strings.Cut(key, "/"); isOfHost(pattern, host) && fits(prefix) {
 			keys = append(keys, key)
 		}
 	}
-	slices.SortFunc(keys, func(a, b string) int {
+	slices.SortStableFunc(keys, func(a, b string) int {
 		hostA, pathA, _ := strings.Cut(a, "/")
 		hostB, pathB, _ := strings.Cut(b, "/")
 		return cmp.Or(
 			cmp.Compare(len(pathB), len(pathA)),
-			cmp.Compare(strings.Count(hostA, "*"), strings.Count(hostB, "*")),
-			cmp.Compare(a, b),
+			cmp.Compare(min(strings.Count(hostA, "*"), 1), min(strings.Count(hostB, "*"), 1)),
 		)
 	})
 	return keys
 }
 
-// about gives the repository that a request for a token is about: what not all requests of the host were for, rather one
-// that is pushed to than one that a layer is taken from. Empty: it names none.
-func (of *logins) about(host string, scopes []string) string {
+// forScopes gives the repository that a request for a token is about, and the key of its login, which is empty where there is
+// none. Of a mirror's the login may be known by another of the names, or by the host alone.
+func (of *logins) forScopes(host string, scopes []string) (repository, key string) {
 	rights := rightsOf(scopes)
 	if len(rights) == 0 {
-		return ""
+		return "", ""
 	}
+	repository = of.about(host, rights)
+	key = of.forRepository(host, repository)
+	if slices.Contains(of.mirrors, called(host)) && !strings.Contains(key, "/") {
+		for _, each := range rights {
+			if other := of.forRepository(host, each.repository); strings.Contains(other, "/") {
+				return repository, other
+			}
+		}
+		if key == "" {
+			key = of.hosts[called(host)]
+		}
+	}
+	return repository, key
+}
+
+// about gives the repository that a request for a token is about: one that is pushed to rather than one that a layer is taken
+// from, and then what not all requests of the host were for.
+func (of *logins) about(host string, rights []right) string {
 	of.lock.Lock()
 	defer of.lock.Unlock()
 	always, ok := of.always[host]
@@ -114,10 +139,10 @@ func (of *logins) about(host string, scopes []string) string {
 	}
 	rank := func(of right) int {
 		rank := 0
-		if always[of] {
+		if of.action != "push" {
 			rank += 2
 		}
-		if of.action != "push" {
+		if always[of] {
 			rank++
 		}
 		return rank
@@ -125,6 +150,7 @@ func (of *logins) about(host string, scopes []string) string {
 	return slices.MinFunc(rights, func(a, b right) int { return cmp.Compare(rank(a), rank(b)) }).repository
 }
 
+// isOfHost compares as the agent does (registry/src/login.rs).
 func isOfHost(pattern, host string) bool {
 	if pattern == host {
 		return true
@@ -134,7 +160,9 @@ func isOfHost(pattern, host string) bool {
 		return false
 	}
 	for i, part := range parts {
-		if ok, err := path.Match(part, names[i]); err != nil || !ok {
+		before, after, any := strings.Cut(part, "*")
+		rest, ok := strings.CutPrefix(names[i], before)
+		if !any && part != names[i] || any && (!ok || !strings.HasSuffix(rest, after)) {
 			return false
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 func testLogins(keys ...string) *logins {
 	of := &logins{all: map[string]types.AuthConfig{}, hosts: map[string]string{}, always: map[string]map[right]bool{}}
+	of.order = keys
 	for _, key := range keys {
 		of.all[key] = types.AuthConfig{Username: key, Password: "p"}
 	}
@@ -53,15 +54,46 @@ func TestWhatATokenIsAskedFor(t *testing.T) {
 	for name, asked := range map[string][][2]string{
 		"two bases, then a push with a layer of the first": {{a, "a"}, {a + " " + b, "b"}, {a, "a"}, {a + " " + c, "c"}},
 		"a cache that is pushed to first":                  {{c, "c"}, {c + " repository:d:pull,push", "d"}, {c, "c"}},
+		"a push, then one with a layer of another":         {{c, "c"}, {a + " " + c, "c"}},
 		"a cache in the repository that is pushed to":      {{"repository:c:pull", "c"}, {a + " repository:c:pull", "a"}, {a + " " + c, "c"}},
 		"nothing that is a repository":                     {{"", ""}, {"registry:catalog:*", ""}},
 	} {
 		of := testLogins()
 		for i, each := range asked {
-			if got := of.about("r.example", []string{each[0]}); got != each[1] {
+			if got, _ := of.forScopes("r.example", []string{each[0]}); got != each[1] {
 				t.Errorf("%s, %d: %q", name, i, got)
 			}
 		}
+	}
+}
+
+func TestAMirrorsLoginIsKnownByAnyOfItsNames(t *testing.T) {
+	const scopes = "repository:library/debian:pull repository:proxy/library/debian:pull"
+	for want, keys := range map[string][]string{
+		"r.example/proxy": {"r.example", "r.example/proxy"},
+		"r.example":       {"r.example"},
+		"":                {"r.example/other"},
+	} {
+		of := testLogins(keys...)
+		of.mirrors = []string{"r.example"}
+		if _, key := of.forScopes("r.example", strings.Fields(scopes)); key != want {
+			t.Errorf("%v: %q", keys, key)
+		}
+	}
+}
+
+// What names no registry is shown to none.
+func TestNoLoginIsNone(t *testing.T) {
+	of := testLogins("", "prod-*.r.example", "*.r.example", "*.r.example/team")
+	if key := of.forRepository("evil.example", "x"); key != "" {
+		t.Errorf("%q", key)
+	}
+	ctx := context.WithValue(context.Background(), chosen{}, "")
+	if got, err := of.provide(ctx, "evil.example", nil, nil); err != nil || got.Username != "" || got.Password != "" {
+		t.Errorf("%q, %v", got.Username, err)
+	}
+	if key := of.forRepository("prod-1.r.example", "x"); key != "prod-*.r.example" {
+		t.Errorf("%q, and the first of those that fit as well counts", key)
 	}
 }
 
@@ -92,6 +124,7 @@ func TestALayerThatMayNotBeTakenIsNotAskedFor(t *testing.T) {
 	for _, each := range [][2]string{
 		{"repository:a/base:pull", "r.example/a"},
 		{"repository:a/base:pull repository:b/app:pull,push", "r.example/b"},
+		{"repository:b/app:pull,push", "r.example/b"},
 	} {
 		answer, err := provider.FetchToken(context.Background(), &auth.FetchTokenRequest{
 			Host: "r.example", Realm: realm.URL, Scopes: strings.Fields(each[0]),

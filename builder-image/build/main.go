@@ -54,6 +54,10 @@ type job struct {
 	Authorities map[string]string `json:"authorities"`
 	// Hosts has the login for registries that ask for user and password themselves, which are shown one, by host.
 	Hosts map[string]string `json:"hosts"`
+	// Logins are the keys of all, in their order.
+	Logins []string `json:"logins"`
+	// Mirrors are hosts that stand for other registries.
+	Mirrors []string `json:"mirrors"`
 }
 
 type entry struct {
@@ -211,7 +215,7 @@ func (to *channel) Done() <-chan struct{}            { return to.done }
 func (to *channel) Err() error                       { return nil }
 
 func options(wanted *job) (*client.SolveOpt, error) {
-	logins, err := readLogins(wanted.Hosts)
+	logins, err := readLogins(wanted)
 	if err != nil {
 		return nil, err
 	}

@@ -4,11 +4,15 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remotes "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/moby/buildkit/session/auth"
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/moby/buildkit/util/progress/progresswriter"
@@ -89,13 +93,12 @@ func (of *tokens) SetLogger(logger progresswriter.Logger) { of.logged.SetLogger(
 // refuses what is asked for other repositories beside, as for taking a layer from one, it is asked for that one alone.
 func (of *tokens) FetchToken(ctx context.Context, asked *auth.FetchTokenRequest) (*auth.FetchTokenResponse, error) {
 	ctx = context.WithValue(ctx, registry{}, asked.Host)
-	repository := of.logins.about(asked.Host, asked.Scopes)
+	repository, key := of.logins.forScopes(asked.Host, asked.Scopes)
 	if repository != "" {
-		ctx = context.WithValue(ctx, chosen{}, of.logins.forRepository(asked.Host, repository))
+		ctx = context.WithValue(ctx, chosen{}, key)
 	}
 	answer, err := of.AuthServer.FetchToken(ctx, asked)
-	// Of a refusal the provider makes words, so each failure counts as one.
-	if own := ofRepository(asked.Scopes, repository); err != nil && ctx.Err() == nil && 0 < len(own) && len(own) < len(asked.Scopes) {
+	if own := ofRepository(asked.Scopes, repository); isRefusal(err) && 0 < len(own) && len(own) < len(asked.Scopes) {
 		alone := proto.CloneOf(asked)
 		alone.Scopes = own
 		return of.AuthServer.FetchToken(ctx, alone)
@@ -111,4 +114,17 @@ func ofRepository(scopes []string, repository string) []string {
 		}
 	}
 	return own
+}
+
+func isRefusal(err error) bool {
+	var status remotes.ErrUnexpectedStatus
+	if errors.As(err, &status) {
+		return status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden
+	}
+	// As the provider has it where the realm told codes.
+	var told docker.Errors
+	return errors.As(err, &told) && slices.ContainsFunc(told, func(each error) bool {
+		var code docker.Error
+		return errors.As(each, &code) && (code.Code == docker.ErrorCodeDenied || code.Code == docker.ErrorCodeUnauthorized)
+	})
 }

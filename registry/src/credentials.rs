@@ -103,6 +103,10 @@ impl Credentials {
             let read = account(entry).map_err(|()| CredentialsError::BrokenEntry(key.clone()))?;
             let Some((username, secret)) = read else { continue };
             let (registry, path) = named(&key);
+            // What names no registry is shown to none.
+            if registry.is_empty() {
+                continue;
+            }
             logins.push(Login { registry, path, username, secret });
         }
         if logins.is_empty() {
@@ -173,8 +177,10 @@ fn named(key: &str) -> (String, String) {
     let (host, path) = key.split_once('/').unwrap_or((key, ""));
     let host = host.to_ascii_lowercase();
     let host = if is_docker_hub(&host) { DOCKER_HUB.to_owned() } else { host };
-    let path = if matches!(path, "v1" | "v2") { "" } else { path.strip_prefix("v2/").unwrap_or(path) };
-    (host, path.to_owned())
+    let path = if matches!(path, "v1" | "v2") { "" } else { path };
+    let path = path.strip_prefix("v1/").or_else(|| path.strip_prefix("v2/")).unwrap_or(path);
+    // Repositories have no capital letters, accounts that people know by them may.
+    (host, path.trim_matches('/').to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -199,7 +205,10 @@ mod tests {
                 "ghcr.io/team": {"username": "team", "password": "pw"},
                 "ghcr.io/team/app": {"username": "app", "password": "pw"},
                 "https://Reg.Example:5000/v2/": {"auth": "cmVnOnA6dw"},
-                "empty.example": {}
+                "empty.example": {},
+                "https://": {"username": "nobody", "password": "pw"},
+                "quay.io/Acme": {"username": "acme", "password": "pw"},
+                "https://v1.example/v1/team/": {"username": "v1", "password": "pw"}
             }}"#,
         )
         .unwrap();
@@ -213,12 +222,14 @@ mod tests {
             ("reg.example:5000/x", Some("reg:p:w")),
             ("reg.example/x", None),
             ("empty.example/x", None),
+            ("quay.io/acme/x", Some("acme:pw")),
+            ("v1.example/team/x", Some("v1:pw")),
         ] {
             assert_eq!(user(&credentials, repository).as_deref(), expected, "{repository}");
         }
         let all: Vec<String> =
             credentials.logins(None).iter().map(|l| format!("{}/{} {}", l.registry, l.path, l.username)).collect();
-        insta::assert_snapshot!(all.join(", "), @"ghcr.io/ whole, ghcr.io/team team, ghcr.io/team/app app, reg.example:5000/ reg, docker.io/ hub");
+        insta::assert_snapshot!(all.join(", "), @"ghcr.io/ whole, ghcr.io/team team, ghcr.io/team/app app, reg.example:5000/ reg, docker.io/ hub, v1.example/team v1, quay.io/acme acme");
     }
 
     #[test]

@@ -251,10 +251,8 @@ fn choose(
             .or_else(|| from_account(repository).filter(|_| covered(repository).is_none()))
     });
     let chosen: Vec<Option<Login>> = chosen.collect();
-    let for_cache = cache.and_then(|repository| {
-        let login = Login::choose(&of_targets, repository).or_else(|| covered(repository));
-        Some((repository, login.or_else(|| from_account(repository))?))
-    });
+    let for_cache =
+        cache.and_then(|repository| Some((repository, covered(repository).or_else(|| from_account(repository))?)));
     let pushed = targets.iter().zip(&chosen).filter_map(|((repository, _), login)| Some((*repository, login.clone()?)));
     let pushed = pushed.chain(for_cache).map(|(repository, login)| Login { path: repository.path.clone(), ..login });
     let pushed_to = |registry: &str| {

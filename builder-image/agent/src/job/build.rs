@@ -108,7 +108,8 @@ impl Build<'_> {
         }
         result.copied_only = seen.runs_for(&spec.platform).is_none();
         result.warnings = progress.warnings().to_vec();
-        let fetched = images.iter().filter_map(|name| Some(name.parse::<Reference>().ok()?.repository));
+        let fetched = images.iter().filter_map(|name| Some(name.parse::<Reference>().ok()?.repository)).collect();
+        let fetched = self.with_mirrors(fetched);
         result.warnings.extend(unused_logins::warnings(spec, &repositories.into_iter().chain(fetched).collect()));
         Ok(result)
     }
@@ -276,10 +277,23 @@ impl Build<'_> {
         let all = named.iter().chain(source).chain(images.iter().map(|image| &image.reference));
         let all: Vec<Repository> =
             all.filter_map(|name| Some(name.parse::<Reference>().ok()?.repository)).take(MOST_REPOSITORIES).collect();
+        let all = self.with_mirrors(all);
         let permitted = self.permitted(dockerfile, named, images).await?;
         let one = one_login::of(self.spec, &all, self.registry.registries()).await;
         let hosts = one.map_err(|failure| self.with_unused_logins(failure, all.clone()))?;
         Ok((permitted, all, hosts))
+    }
+
+    /// Each repository, and where it is looked for in its place.
+    fn with_mirrors(&self, repositories: Vec<Repository>) -> Vec<Repository> {
+        let of = |repository: &Repository| {
+            let mirrored = self.spec.registry_mirrors.iter().filter(|of| of.registry == repository.registry);
+            mirrored.flat_map(|of| &of.mirrors).map(|mirror| repository.at_mirror(mirror)).collect::<Vec<_>>()
+        };
+        repositories
+            .into_iter()
+            .flat_map(|repository| [of(&repository), vec![repository]].concat().into_iter().rev())
+            .collect()
     }
 
     async fn permitted(

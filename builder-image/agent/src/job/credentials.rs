@@ -114,12 +114,15 @@ fn docker_config(logins: &[Login]) -> String {
     }
     #[derive(Serialize)]
     struct Auth {
+        #[serde(skip_serializing_if = "str::is_empty")]
         auth: String,
         #[serde(rename = "identitytoken", skip_serializing_if = "str::is_empty")]
         identity_token: String,
     }
     let auths = logins.iter().rev().map(|login| {
-        let auth = basic(&login.username, &login.password);
+        // A token needs no user, and a user without a name is none that the file may have.
+        let is_token = !login.identity_token.is_empty();
+        let auth = if is_token { String::new() } else { basic(&login.username, &login.password) };
         (registries::read(login).key(), Auth { auth, identity_token: login.identity_token.clone() })
     });
     // Strings in maps: this serialization cannot fail.
@@ -148,9 +151,10 @@ mod tests {
     #[test]
     fn logins_by_host_and_path() {
         let of_team = Login { path: "team".to_owned(), username: "b".to_owned(), ..login("docker.io") };
+        let token = Login { registry: "acr.example".to_owned(), identity_token: "t".to_owned(), ..Login::default() };
         insta::assert_snapshot!(
-            docker_config(&[login("docker.io"), of_team, login("registry.example:5000")]),
-            @r#"{"auths":{"docker.io":{"auth":"dXNlcjpwYXNz"},"docker.io/team":{"auth":"YjpwYXNz"},"registry.example:5000":{"auth":"dXNlcjpwYXNz"}}}"#
+            docker_config(&[login("docker.io"), of_team, token, login("registry.example:5000")]),
+            @r#"{"auths":{"acr.example":{"identitytoken":"t"},"docker.io":{"auth":"dXNlcjpwYXNz"},"docker.io/team":{"auth":"YjpwYXNz"},"registry.example:5000":{"auth":"dXNlcjpwYXNz"}}}"#
         );
     }
 

@@ -31,8 +31,27 @@ pub fn guilty(failed: &Failed, step: &FailedStep, context: &Path, dockerfile: &s
     if !is_shown && !was_not_found {
         return None;
     }
-    let script = script(command, context).map(|path| format!("the file {path:?} of the source"));
+    let script = script(command, context, |name| is_shown || is_not_found(name, &step.tail));
+    let script = script.map(|path| format!("the file {path:?} of the source"));
     script.or_else(|| is_shown.then(|| "a script that it runs".to_owned()))
+}
+
+/// Whether something says of a program of this name that it, or what it needs, was not found: that a program which it called
+/// was not is another thing.
+fn is_not_found(name: &str, tail: &[String]) -> bool {
+    const NOT_FOUND: [&str; 4] = [
+        ": not found",
+        ": no such file or directory",
+        ": cannot execute: required file not found",
+        ": cannot execute: no such file or directory",
+    ];
+    let name = name.to_ascii_lowercase();
+    let is_said = |line: &String| {
+        let line = line.to_ascii_lowercase();
+        let behind = line.split(&name).skip(1).map(|rest| rest.trim_start_matches(['"', '\'', '`']));
+        behind.into_iter().any(|rest| NOT_FOUND.iter().any(|words| rest.starts_with(words)))
+    };
+    tail.iter().any(is_said)
 }
 
 /// Whether a script's first line, which names its interpreter, ends so.
@@ -47,14 +66,24 @@ fn has_document(failed: &Failed, dockerfile: &str) -> bool {
     let number = |line: u32| usize::try_from(line).unwrap_or_default();
     let all = dockerfile.split('\n').skip(number(lines.first).saturating_sub(1));
     let mut own = all.take(number(lines.last.saturating_sub(lines.first)) + 1);
-    own.next().is_some_and(|first| first.contains("<<")) && own.any(|line| line.ends_with('\r'))
+    own.next().is_some_and(begins_document) && own.any(|line| line.ends_with('\r'))
+}
+
+/// Whether a line has the mark of a here-document: `<<END`, `<<-END` or `<<"END"`, and neither `<<<` nor `1 << 2`.
+fn begins_document(line: &str) -> bool {
+    line.match_indices("<<").any(|(at, _)| {
+        let rest = line[at + 2..].trim_start_matches('-').trim_start_matches(['"', '\'']);
+        let begins = rest.starts_with(|char: char| char.is_ascii_alphabetic() || char == '_');
+        begins && !line[..at].ends_with('<') && line[..at].ends_with(' ')
+    })
 }
 
 /// The first script of the source with such line ends that has the name of something in the command.
-fn script(command: &str, context: &Path) -> Option<String> {
+fn script(command: &str, context: &Path, is_told: impl Fn(&str) -> bool) -> Option<String> {
     let words = command.split(|char: char| char.is_whitespace() || "\"'`[](){},;&|<>=".contains(char));
     let names = words.map(|word| word.rsplit('/').next().unwrap_or(word));
-    let names: Vec<&str> = names.filter(|name| !name.is_empty() && !name.starts_with('-')).take(MOST_WORDS).collect();
+    let names = names.filter(|name| !name.is_empty() && !name.starts_with('-')).take(MOST_WORDS);
+    let names: Vec<&str> = names.filter(|name| is_told(name)).collect();
     let mut directories = vec![context.to_owned()];
     let mut seen = 0;
     while let Some(directory) = directories.pop() {
@@ -103,10 +132,22 @@ mod tests {
         let build = Some("the file \"scripts/build.sh\" of the source");
         for (name, code, line, lines, expected) in [
             ("[2/2] RUN ./scripts/build.sh --all", 127, "/bin/sh: ./scripts/build.sh: not found", (9, 9), build),
-            ("[2/2] RUN cd /usr/bin && \"/usr/bin/build.sh\"", 127, "", (9, 9), build),
+            (
+                "[2/2] RUN cd /usr/bin && \"/usr/bin/build.sh\"",
+                127,
+                "/bin/sh: 1: /usr/bin/build.sh: not found",
+                (9, 9),
+                build,
+            ),
             ("[2/2] RUN build.sh", 126, "bash: ./build.sh: /bin/sh^M: bad interpreter", (9, 9), build),
             ("[2/2] RUN [\"./build.sh\"]", 255, "exec ./build.sh: no such file or directory", (9, 9), build),
-            ("[2/2] RUN sh source.sh", 127, "", (9, 9), Some("the file \"source.sh\" of the source")),
+            (
+                "[2/2] RUN sh source.sh",
+                127,
+                "source.sh: not found",
+                (9, 9),
+                Some("the file \"source.sh\" of the source"),
+            ),
             (
                 "[2/2] RUN bash other.sh",
                 2,
@@ -119,6 +160,9 @@ mod tests {
             // It failed otherwise.
             ("[2/2] RUN ./build.sh", 1, "make: nothing to be done", (9, 9), None),
             ("[2/2] RUN ./plain.sh", 127, "", (9, 9), None),
+            // A program that it called was not found; another script of that name is not to blame.
+            ("[2/2] RUN ./build.sh", 127, "./build.sh: line 3: vite: not found", (9, 9), None),
+            ("[2/2] RUN [\"./build.sh\"]", 3, "make: error", (9, 9), None),
             ("[2/2] RUN ./run; ./hook; ./link.sh; -build.sh", 127, "", (9, 9), None),
             ("[2/3] RUN <<END", 2, "", (2, 4), Some("the here-document of the Dockerfile")),
             ("[3/3] RUN <<END", 2, "", (5, 7), None),
@@ -126,6 +170,16 @@ mod tests {
             let failed = Failed { exit_code: Some(code), sources: place(lines.0, lines.1), ..Failed::default() };
             let step = FailedStep { name: name.into(), error: String::new(), tail: vec![line.into()] };
             assert_eq!(guilty(&failed, &step, context.path(), dockerfile).as_deref(), expected, "{name}");
+        }
+        for (line, expected) in [
+            ("RUN <<END", true),
+            ("RUN cat <<-\"END\" > /a", true),
+            ("COPY <<'END' /a", true),
+            ("RUN read a <<< \"$X\" && \\\r", false),
+            ("RUN echo $((1<<2)) && \\\r", false),
+            ("RUN echo $((1 << 2)) && \\\r", false),
+        ] {
+            assert_eq!(begins_document(line), expected, "{line}");
         }
         let none = Failed::default();
         let step = FailedStep { name: "[2/2] COPY build.sh /".into(), error: String::new(), tail: Vec::new() };

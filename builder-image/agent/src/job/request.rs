@@ -6,12 +6,14 @@ use std::{
 };
 
 use kiln_agent_proto::Job as Spec;
+use kiln_registry::Login;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
     Source, credentials,
     dockerfile::Dockerfile,
+    registries,
     source::{ContextContent, NamedContext},
 };
 use crate::reasons::{JobFailure, Reason};
@@ -47,6 +49,10 @@ pub struct Request {
     pub authorities: BTreeMap<String, PathBuf>,
     /// The login for registries that are shown one, by registry.
     pub hosts: BTreeMap<String, String>,
+    /// What `kiln-build` calls the job's logins, in their order.
+    logins: Vec<String>,
+    /// Hosts that stand for other registries.
+    mirrors: Vec<String>,
 }
 
 /// A cache.
@@ -119,6 +125,8 @@ impl Wanted<'_> {
             imports,
             exports,
             output: self.output(),
+            logins: registries::logins(spec).iter().map(Login::key).collect(),
+            mirrors: spec.registry_mirrors.iter().flat_map(|of| &of.mirrors).map(|mirror| host_of(mirror)).collect(),
             // A check gives nothing away.
             look: self.archive.is_some() || !spec.repository.is_empty(),
             ..Request::default()
@@ -298,6 +306,11 @@ impl Request {
             None => Ok(()),
         }
     }
+}
+
+/// The host of a mirror, which may have a path.
+fn host_of(mirror: &str) -> String {
+    mirror.split('/').next().unwrap_or(mirror).to_ascii_lowercase()
 }
 
 fn check_key(kind: &str, key: &str) -> Result<(), JobFailure> {
