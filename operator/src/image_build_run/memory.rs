@@ -12,8 +12,9 @@ use kiln_crds::image_build_run::PlatformStatus;
 use crate::builder::observe::Ended;
 use crate::reason::Reason;
 
-/// How long the kubelet has to tell how a container ended. It takes a second.
-const PATIENCE: SignedDuration = SignedDuration::from_secs(10);
+/// How long the kubelet has to tell how a container ended. It takes a second, and longer on a node that is busy; one that is
+/// gone takes its pods along.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 
 /// As much as a message tells of a step, which may be a whole script.
 const LONGEST_STEP: usize = 160;
@@ -98,8 +99,8 @@ mod tests {
             // An earlier build's.
             (Some(true), None, ended(99, true), Cause::NotToldYet),
             (Some(true), None, None, Cause::NotToldYet),
-            (Some(true), Some(111), None, Cause::NotToldYet),
-            (Some(true), Some(110), None, Cause::Other),
+            (Some(true), Some(61), None, Cause::NotToldYet),
+            (Some(true), Some(60), None, Cause::Other),
             (Some(true), Some(110), ended(110, true), Cause::Own),
             // The builder knows better.
             (None, None, ended(110, true), Cause::Other),

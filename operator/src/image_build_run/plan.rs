@@ -294,8 +294,8 @@ mod tests {
             (Some(true), true, ended(false), 5, (Queued, "BuildkitUnavailable")),
             // The kubelet is waited for, while the pod is there.
             (Some(true), true, None, 5, (Building, "")),
-            (Some(true), true, None, 14, (Building, "")),
-            (Some(true), true, None, 15, (Queued, "BuildkitUnavailable")),
+            (Some(true), true, None, 64, (Building, "")),
+            (Some(true), true, None, 65, (Queued, "BuildkitUnavailable")),
             (Some(true), false, ended(true), 5, (Queued, "BuildkitUnavailable")),
             (None, true, None, 5, (Queued, "BuildkitUnavailable")),
         ] {
@@ -307,7 +307,7 @@ mod tests {
             assert_eq!((after.phase, reason), expected, "{alone:?} {alive} {ended:?} {now}");
             assert_eq!(after.builder.is_some(), after.phase != Queued);
             assert_eq!(memory::wants_all(&after), reason == "BuilderOutOfMemory");
-            assert_eq!(memory::look_again(&after), (after.phase == Building).then(|| at(15)));
+            assert_eq!(memory::look_again(&after), (after.phase == Building).then(|| at(65)));
             if let Some(failure) = after.failure.filter(|failure| failure.reason.ends_with("OutOfMemory")) {
                 let words = "killed all of the builder for want of memory while [2/2] RUN make ran";
                 assert!(failure.message.contains(words), "{failure:?}");

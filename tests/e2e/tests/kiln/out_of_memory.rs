@@ -80,6 +80,7 @@ async fn a_builder_that_is_killed_with_all_its_builds() {
         let pod = runs(tenant, "innocent-1", 1, "sleep 7401").await;
         create("greedy", &greedy).await;
         assert_eq!(runs(tenant, "greedy-1", 1, "sleep 7402").await.uid(), pod.uid(), "they share a builder");
+        host::knows_of_want_of_memory(&pod.uid().unwrap(), "buildkitd").await;
         host::kill_container(&pod.uid().unwrap(), "buildkitd");
 
         // Nobody knows which of them it was, so each gets the builder for itself, whichever comes first.
@@ -92,6 +93,7 @@ async fn a_builder_that_is_killed_with_all_its_builds() {
             matches!(other.phase, PlatformPhase::Queued | PlatformPhase::Succeeded),
             "it is alone there: {other:?}"
         );
+        host::knows_of_want_of_memory(&pod.uid().unwrap(), "buildkitd").await;
         host::kill_container(&pod.uid().unwrap(), "buildkitd");
 
         let failed = tenant.not_ready("greedy", "OutOfMemory").await;

@@ -57,6 +57,26 @@ pub fn kill_container(pod_uid: &str, name: &str) {
     let _ = Command::new("kill").arg("-KILL").args(&all).status().expect("kill can be started");
 }
 
+/// Waits until the container runtime knows that a process of the container in which one of this name runs was killed for want
+/// of memory: of a container that ends before, it does not say so.
+///
+/// # Panics
+/// Where it is not told so.
+pub async fn knows_of_want_of_memory(pod_uid: &str, name: &str) {
+    let first = *processes(pod_uid, name).first().expect("it runs on this machine");
+    let cgroups = std::fs::read_to_string(format!("/proc/{first}/cgroup")).expect("it lives");
+    let is_id = |part: &&str| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let id = cgroups.split(['/', '\n', ':']).find(is_id).expect("its cgroup has the container's id");
+    for _ in 0..300 {
+        let log = std::fs::read_to_string("/var/lib/kiln-cluster/logs/containerd-amd64.log").unwrap_or_default();
+        if log.lines().any(|line| line.contains("TaskOOM event") && line.contains(id)) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("the container runtime is told of no process of {id}");
+}
+
 /// Stops a pod's processes of this name where they are: they take connections, and answer nothing.
 ///
 /// # Panics
