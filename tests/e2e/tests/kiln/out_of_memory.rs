@@ -15,7 +15,7 @@ use crate::recovery::host::{self, is_local};
 
 kiln_e2e::tests![
     a_step_that_wants_memory_is_told_from_one_that_was_killed,
-    a_builder_that_is_killed_with_all_its_builds
+    alone a_builder_that_is_killed_with_all_its_builds
 ];
 
 /// So much memory a builder has, far less than [`GREEDY`] wants.
