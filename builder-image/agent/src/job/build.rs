@@ -9,7 +9,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult, Warning, failure::Class, source};
+use kiln_agent_proto::{Execution, Job as Spec, Phase, Result as JobResult, Warning};
 use kiln_registry::{Reference, Repository, text::plain_text};
 use serde::Deserialize;
 use tokio::{process::Command, time::Instant};
@@ -17,20 +17,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Recorder, Source,
-    addresses::{Image, Learned, MOST_REGISTRIES, Permitted, Refused},
+    addresses::{Image, Learned, MOST_REGISTRIES},
     archive, content,
     dockerfile::Dockerfile,
     ending::{Ending, Failed, Running},
     excerpt::{Excerpt, read_dockerfile},
     failure::{Circumstances, explain, refused_image},
-    line_ends, one_login, pins, process_failure,
+    line_ends, pins, process_failure,
     programs::{
         Foreign, Verdict, origin,
         viewer::{Seen, Viewer},
     },
     progress::{Progress, Update},
     request::{Request, Wanted},
-    source::ContextContent,
     stages, unused_logins,
 };
 use crate::{
@@ -42,11 +41,12 @@ use crate::{
     sandbox::LARGEST_FILE,
 };
 
+use self::asked::Asked;
+
+mod asked;
+
 /// BuildKit's rule that a base image is for another platform than it was asked for.
 const FOREIGN_BASE: &str = "InvalidBaseImagePlatform";
-
-/// Of how many repositories the logins are looked at: an honest build has fewer.
-const MOST_REPOSITORIES: usize = 256;
 
 /// What a build needs.
 pub struct Build<'a> {
@@ -85,12 +85,12 @@ impl Build<'_> {
             arguments: &spec.build_args,
             contexts: &contexts,
         };
-        let (permitted, repositories, hosts) = self.registries(&dockerfile, stages).await?;
+        let asked = self.asked(&dockerfile, stages).await?;
+        let repositories = asked.repositories.clone();
         let archives = self.registry.config().archives_dir.as_deref();
         let archive = archive::Target::of(spec, archives)?;
-        let built = self.build(&dockerfile, (permitted, hosts), archive.as_ref(), recorder, stop).await;
-        let (progress, seen, built) =
-            built.map_err(|failure| self.with_unused_logins(failure, repositories.clone()))?;
+        let built = self.build(&dockerfile, asked, archive.as_ref(), recorder, stop).await;
+        let (progress, seen, built) = built.map_err(|failure| self.with_unused_logins(failure, &repositories))?;
         let images = seen.definition.as_ref().map_or(&[][..], |definition| &definition.images);
         pins::record(&self.registry.config().state_dir, spec, images, self.registry.registries(), stop).await;
         let (mut result, config) =
@@ -108,18 +108,10 @@ impl Build<'_> {
         }
         result.copied_only = seen.runs_for(&spec.platform).is_none();
         result.warnings = progress.warnings().to_vec();
-        let fetched = images.iter().filter_map(|name| Some(name.parse::<Reference>().ok()?.repository)).collect();
+        let fetched = images.iter().filter_map(|name| Some(name.parse::<Reference>().ok()?.repository));
         let fetched = self.with_mirrors(fetched);
         result.warnings.extend(unused_logins::warnings(spec, &repositories.into_iter().chain(fetched).collect()));
         Ok(result)
-    }
-
-    /// Where a registry refused something, a Secret that is not used may be why.
-    fn with_unused_logins(&self, mut failure: JobFailure, repositories: Vec<Repository>) -> JobFailure {
-        if failure.reason.class() == Class::Credential {
-            failure.warnings.extend(unused_logins::warnings(self.spec, &repositories.into_iter().collect()));
-        }
-        failure
     }
 
     /// Has it built, and gives what is said of the image. Where BuildKit was refused an image whose registry may be asked, once
@@ -127,7 +119,7 @@ impl Build<'_> {
     async fn build<'r>(
         &self,
         dockerfile: &Dockerfile<'_>,
-        (mut permitted, hosts): (Permitted<'_>, BTreeMap<String, String>),
+        Asked { mut permitted, hosts, .. }: Asked<'_>,
         archive: Option<&archive::Target>,
         recorder: &'r Recorder,
         stop: &CancellationToken,
@@ -251,69 +243,6 @@ impl Build<'_> {
         Err(match line {
             0 => JobFailure::new(reason, message),
             line => self.failure_at(*line, dockerfile.text, reason, message),
-        })
-    }
-
-    /// What BuildKit asks registries for, as far as the ImageBuild and the Dockerfile tell. Fails where one is none that the job
-    /// may reach, or is to be shown more than one login. Gives besides the repositories, and the login of each registry that is
-    /// shown one.
-    async fn registries(
-        &self,
-        dockerfile: &Dockerfile<'_>,
-        build: stages::Build<'_>,
-    ) -> Result<(Permitted<'_>, Vec<Repository>, BTreeMap<String, String>), JobFailure> {
-        let contexts = self.source.contexts.iter().filter_map(|context| match &context.content {
-            ContextContent::Image(reference) => Some(reference),
-            ContextContent::Directory(_) => None,
-        });
-        let cache = self.spec.cache.iter().flat_map(|cache| cache.from.iter().chain([&cache.to]));
-        let named = [&self.spec.repository].into_iter().chain(cache).chain(contexts);
-        let named: Vec<String> = named.filter(|name| !name.is_empty()).cloned().collect();
-        let images = stages::images(dockerfile, build);
-        let source = match self.spec.source.as_ref().and_then(|source| source.kind.as_ref()) {
-            Some(source::Kind::Image(image)) => Some(&image.reference),
-            _ => None,
-        };
-        let all = named.iter().chain(source).chain(images.iter().map(|image| &image.reference));
-        let all: Vec<Repository> =
-            all.filter_map(|name| Some(name.parse::<Reference>().ok()?.repository)).take(MOST_REPOSITORIES).collect();
-        let all = self.with_mirrors(all);
-        let permitted = self.permitted(dockerfile, named, images).await?;
-        let one = one_login::of(self.spec, &all, self.registry.registries()).await;
-        let hosts = one.map_err(|failure| self.with_unused_logins(failure, all.clone()))?;
-        Ok((permitted, all, hosts))
-    }
-
-    /// Each repository, and where it is looked for in its place.
-    fn with_mirrors(&self, repositories: Vec<Repository>) -> Vec<Repository> {
-        let of = |repository: &Repository| {
-            let mirrored = self.spec.registry_mirrors.iter().filter(|of| of.registry == repository.registry);
-            mirrored.flat_map(|of| &of.mirrors).map(|mirror| repository.at_mirror(mirror)).collect::<Vec<_>>()
-        };
-        repositories
-            .into_iter()
-            .flat_map(|repository| [of(&repository), vec![repository]].concat().into_iter().rev())
-            .collect()
-    }
-
-    async fn permitted(
-        &self,
-        dockerfile: &Dockerfile<'_>,
-        named: Vec<String>,
-        images: Vec<Image>,
-    ) -> Result<Permitted<'_>, JobFailure> {
-        let refused = match Permitted::of(self.spec, named, images).await {
-            Ok(permitted) => return Ok(permitted),
-            Err(refused) => refused,
-        };
-        let message = refused.to_string();
-        Err(match refused {
-            Refused::Forbidden { image: Image { line: Some(line), .. }, .. } => {
-                let message = format!("{message} (line {line} of {})", self.source.dockerfile.display());
-                self.failure_at(line, dockerfile.text, Reason::AddressForbidden, message)
-            }
-            Refused::Forbidden { .. } => JobFailure::new(Reason::AddressForbidden, message),
-            Refused::Unreadable(_) => JobFailure::new(Reason::InvalidJob, message),
         })
     }
 
