@@ -19,8 +19,13 @@ use rustix::{
 
 /// Opens a regular file, and nothing else: no link is followed, and nothing is waited for.
 pub fn open(path: &Path) -> io::Result<File> {
-    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits();
-    regular(OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)?)
+    regular(open_any(path, OpenOptions::new().read(true))?)
+}
+
+/// Opens whatever is there, a FIFO say: no link is followed, and nothing is waited for.
+pub fn open_any(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY).bits();
+    options.custom_flags(flags.cast_signed()).open(path)
 }
 
 fn regular(file: File) -> io::Result<File> {

@@ -5,15 +5,15 @@
 //! moment.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io::{self, Write as _},
-    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rustix::{fs::OFlags, io::Errno};
+use rustix::io::Errno;
 use tokio::{net::unix::pipe, time::timeout};
 
 use crate::files;
@@ -155,12 +155,12 @@ impl Drop for Watch<'_> {
 
 /// The answer to a question of now, where answers come at `path`. `None`: whoever answers has ended.
 async fn ask(path: &Path) -> io::Result<Option<Count>> {
-    let answers = open(path, OpenOptions::new().read(true))?;
+    let answers = files::open_any(path, OpenOptions::new().read(true))?;
     if answers.metadata()?.is_file() {
         let last = files::read(path, LONGEST as u64)?;
         return answer(&last, "last").map(Some).ok_or(io::ErrorKind::InvalidData.into());
     }
-    let mut asking = match open(&path.with_extension("ask"), OpenOptions::new().write(true)) {
+    let mut asking = match files::open_any(&path.with_extension("ask"), OpenOptions::new().write(true)) {
         // Nobody reads there.
         Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => return Ok(None),
         opened => opened?,
@@ -192,12 +192,6 @@ async fn ask(path: &Path) -> io::Result<Option<Count>> {
             return Err(io::ErrorKind::InvalidData.into());
         }
     }
-}
-
-/// Opens what a step may have put there: no link is followed, and nothing is waited for.
-fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
-    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::NOCTTY).bits();
-    options.custom_flags(flags.cast_signed()).open(path)
 }
 
 /// Reads `QUESTION COUNT START`, and the end of the line.
