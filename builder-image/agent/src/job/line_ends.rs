@@ -84,6 +84,9 @@ fn script(command: &str, context: &Path, is_told: impl Fn(&str) -> bool) -> Opti
     let names = words.map(|word| word.rsplit('/').next().unwrap_or(word));
     let names = names.filter(|name| !name.is_empty() && !name.starts_with('-')).take(MOST_WORDS);
     let names: Vec<&str> = names.filter(|name| is_told(name)).collect();
+    if names.is_empty() {
+        return None;
+    }
     let mut directories = vec![context.to_owned()];
     let mut seen = 0;
     while let Some(directory) = directories.pop() {
