@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -132,11 +133,7 @@ func (of *logins) about(host string, rights []right) string {
 		}
 		of.always[host] = always
 	}
-	for each := range always {
-		if !slices.Contains(rights, each) {
-			delete(always, each)
-		}
-	}
+	maps.DeleteFunc(always, func(each right, _ bool) bool { return !slices.Contains(rights, each) })
 	rank := func(of right) int {
 		rank := 0
 		if of.action != "push" {

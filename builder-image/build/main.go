@@ -3,7 +3,8 @@
 // It reads a description of the build from standard input, and writes what happens to standard error, a line of JSON each:
 // BuildKit's own progress as it is, and events of its own, {"kiln": …}. It asks and tells; what follows from it is the
 // agent's to decide: before anything is done, the agent is shown what that is, and says whether it may be; before an image is
-// exported, it is shown the configuration, may read files of it, and says whether it is to be exported. A line that is no JSON is Go's runtime breaking down.
+// exported, it is shown the configuration, may read files of it, and says whether it is to be exported. A line that is no JSON
+// is Go's runtime breaking down.
 package main
 
 import (

@@ -119,6 +119,7 @@ fn docker_config(logins: &[Login]) -> String {
         #[serde(rename = "identitytoken", skip_serializing_if = "str::is_empty")]
         identity_token: String,
     }
+    // Of two with one key the first counts, and of two in a map the last.
     let auths = logins.iter().rev().map(|login| {
         // A token needs no user, and a user without a name is none that the file may have.
         let is_token = !login.identity_token.is_empty();
