@@ -10,6 +10,9 @@ use super::{Fault, registry};
 /// The longest message in a status, in characters, as the schema bounds it.
 const MESSAGE: usize = 4096;
 
+/// How the ids of secrets begin that BuildKit sends to servers that ADD downloads from, instead of giving them to steps.
+const OF_DOWNLOADS: [&str; 2] = ["HTTP_AUTH_", "GIT_AUTH_"];
+
 /// The message of a failure, with the objects that it is about. `about`: the registry, or as in `status.source.resolved` the
 /// field of the Git repository. `None`: it is not known which one of those that the spec names.
 #[must_use]
@@ -77,7 +80,15 @@ fn objects(reason: &str, about: Option<&str>, spec: &ImageBuildSpec, namespace: 
             ("CA", vec![authority("source.http.caRef".to_owned(), http.ca_ref.as_ref())])
         }
         ("PushDenied", _) => ("Secret", pushes().collect()),
-        ("SourceUnauthorized" | "RegistryUnauthorized", _) => ("Secret", pulls()),
+        ("SourceUnauthorized" | "RegistryUnauthorized" | "RegistryLoginAmbiguous", _) => ("Secret", pulls()),
+        ("DownloadRefused", _) => {
+            let of_downloads = spec.secrets.iter().filter(|of| OF_DOWNLOADS.iter().any(|id| of.id.starts_with(id)));
+            let named = of_downloads.map(|of| {
+                let key = format!("the key {} of the Secret {namespace}/{}", of.secret_ref.key, of.secret_ref.name);
+                (format!("secrets[{}].secretRef", of.id), Some(key))
+            });
+            ("Secret", named.collect())
+        }
         ("RegistryCertificateUntrusted", _) => {
             // Of a registry that is not known, no field can be asked for.
             let targets = targets(about, spec).filter(|target| about.is_some() || target.ca_ref.is_some());
@@ -86,8 +97,10 @@ fn objects(reason: &str, about: Option<&str>, spec: &ImageBuildSpec, namespace: 
         _ => return None,
     };
     // There those of the namespace's service account are used where none is named.
-    let of_registry =
-        what == "Secret" && !reason.starts_with("Git") && (http.is_none() || reason != "SourceUnauthorized");
+    let of_registry = what == "Secret"
+        && !reason.starts_with("Git")
+        && reason != "DownloadRefused"
+        && (http.is_none() || reason != "SourceUnauthorized");
     let objects: Vec<String> =
         named.iter().filter_map(|(field, object)| Some(format!("{}, which {field} names", object.as_ref()?))).collect();
     let mut without: Vec<&str> =
@@ -143,6 +156,10 @@ mod tests {
                 "copies": [{"repository": "b.example/app"}, {"repository": "c.example/app", "secretRef": {"name": "c"}}],
             },
             "pullSecretRefs": [{"name": "base"}],
+            "secrets": [
+                {"id": "HTTP_AUTH_TOKEN_w.example", "secretRef": {"name": "web", "key": "token"}},
+                {"id": "npm", "secretRef": {"name": "npm", "key": "token"}},
+            ],
         }));
         let bare = spec(json!({"source": {"git": {"url": "https://g/a"}}, "image": {"repository": "app"}}));
         let web =
@@ -211,6 +228,25 @@ mod tests {
             (&bare, "RegistryCertificateUntrusted", Some("docker.io"), "no CA is named: set image.caRef"),
             (&named, "RegistryCertificateUntrusted", Some("else.example"), ""),
             (&bare, "RegistryCertificateUntrusted", None, ""),
+            (
+                &bare,
+                "RegistryLoginAmbiguous",
+                None,
+                "no Secret is named, so those of the ServiceAccount web/default count: set image.secretRef",
+            ),
+            (
+                &named,
+                "RegistryLoginAmbiguous",
+                None,
+                "see the Secret web/base, which pullSecretRefs names, and the Secret web/login, which image.secretRef names",
+            ),
+            (
+                &named,
+                "DownloadRefused",
+                None,
+                "see the key token of the Secret web/web, which secrets[HTTP_AUTH_TOKEN_w.example].secretRef names",
+            ),
+            (&bare, "DownloadRefused", None, ""),
             (&named, "StepFailed", None, ""),
         ] {
             let told = told("no", reason, about, of, "web");
