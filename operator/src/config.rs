@@ -37,6 +37,9 @@ pub struct Settings {
     /// Where /livez, /readyz and /metrics are served.
     #[arg(long, env = "KILN_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
+    /// How long the API server may take for an answer, such as `15s`; that of the Lease has a deadline of its own.
+    #[arg(long, env = "KILN_API_DEADLINE", default_value = "15s", value_parser = api_deadline)]
+    pub api_deadline: Duration,
     /// How the log is written.
     #[arg(long, env = "KILN_LOG_FORMAT", default_value = "json")]
     pub log_format: LogFormat,
@@ -72,12 +75,25 @@ fn builders_egress(text: &str) -> Result<Egress, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
-/// A duration as Kubernetes writes it.
 fn certificate_lifetime(text: &str) -> Result<Duration, String> {
-    let example = "a duration such as 2160h or 10m is needed";
+    duration(text, "2160h or 10m", Duration::from_mins(1))
+}
+
+/// Loops are late after a minute, and a request takes less.
+fn api_deadline(text: &str) -> Result<Duration, String> {
+    let deadline = duration(text, "15s", Duration::from_secs(1))?;
+    if deadline > Duration::from_secs(30) {
+        return Err("it must be at most 30s".to_owned());
+    }
+    Ok(deadline)
+}
+
+/// A duration as Kubernetes writes it.
+fn duration(text: &str, example: &str, least: Duration) -> Result<Duration, String> {
+    let example = format!("a duration such as {example} is needed");
     let parsed: kube::core::Duration = text.parse().map_err(|error| format!("{error}; {example}"))?;
-    if parsed.is_negative() || Duration::from(parsed) < Duration::from_mins(1) {
-        return Err(format!("it must be at least 1m; {example}"));
+    if parsed.is_negative() || Duration::from(parsed) < least {
+        return Err(format!("it must be at least {least:?}; {example}"));
     }
     Ok(parsed.into())
 }
@@ -96,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificates_live_a_minute_at_least() {
+    fn durations() {
         for (text, expected) in [
             ("2160h", Some(2160 * 3600)),
             ("1m", Some(60)),
@@ -107,5 +123,6 @@ mod tests {
         ] {
             assert_eq!(certificate_lifetime(text).ok().map(|life| life.as_secs()), expected, "{text}");
         }
+        assert!(api_deadline("30s").is_ok() && api_deadline("31s").is_err());
     }
 }

@@ -6,6 +6,7 @@
 //! registry and Git clients.
 
 pub mod agent;
+pub mod api_server;
 pub mod builder;
 pub mod builder_pool;
 pub mod cluster_network;
@@ -20,6 +21,8 @@ pub mod metrics;
 pub mod network_policy;
 pub mod operator;
 pub mod parsers;
+#[cfg(not(test))]
+pub mod program;
 pub mod reason;
 pub mod references;
 pub mod refusal;

@@ -13,11 +13,11 @@ use kiln_crds::image_build_run::ImageBuildRunStatus;
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::runtime::reflector::Store;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -25,6 +25,7 @@ use prometheus_client::registry::Registry;
 pub mod gauges;
 
 use self::gauges::gauges;
+use crate::api_server::Reach;
 use crate::image_build_run::times;
 
 /// How a run ended.
@@ -90,9 +91,9 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Counts that are read from `registry`.
+    /// Counts that are read from `registry`. `reach`: whether the API server answers.
     #[must_use]
-    pub fn new(registry: &mut Registry) -> Self {
+    pub fn new(registry: &mut Registry, reach: Reach) -> Self {
         // 50 ms to a little under two hours.
         let of_builds = || Histogram::new(exponential_buckets(0.05, 2.0, 18));
         let metrics = Self {
@@ -123,6 +124,7 @@ impl Metrics {
         let version = env!("CARGO_PKG_VERSION");
         registry.register("kiln_build", "The operator's version", Info::new([("version", version)]));
         registry.register_collector(Box::new(metrics.objects.clone()));
+        registry.register_collector(Box::new(reach));
         metrics
     }
 
@@ -193,6 +195,14 @@ impl Collector for Objects {
     }
 }
 
+impl Collector for Reach {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let help = "Time since which the API server has answered no request; 0 while it does";
+        let metric = encoder.encode_descriptor("kiln_api_server_lost_seconds", help, None, MetricType::Gauge)?;
+        ConstGauge::new(self.lost_for().as_secs_f64()).encode(metric)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,7 +224,7 @@ mod tests {
     #[test]
     fn names_and_labels_are_what_dashboards_use() {
         let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
+        let metrics = Metrics::new(&mut registry, Reach::default());
         let at = |second| Timestamp::from_second(second).ok().map(MicroTime);
         let status = ImageBuildRunStatus {
             queued_at: at(0),

@@ -1,10 +1,10 @@
-//! The operator as a whole: waits until it leads, then watches and reconciles until it is told to stop or leads no more.
+//! The controllers and their watches: what runs while this replica leads.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
@@ -13,11 +13,10 @@ use kube::runtime::controller::{self, Action, Controller};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
-use prometheus_client::registry::Registry;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, error, info, info_span, warn};
+use tracing::{Instrument, error, info_span, warn};
 
 use crate::builder::Authority;
 use crate::builder::authority::renewal;
@@ -25,138 +24,12 @@ use crate::builder::identity::SELECTOR;
 use crate::cluster_network::{ClusterAddresses, Named};
 use crate::config::Settings;
 use crate::context::{Context, Remembered, Stores};
-use crate::leader::Elector;
 use crate::metrics::Metrics;
-use crate::server::{Health, serve};
 use crate::trace::Traces;
 use crate::trim;
 use crate::turns::{self, Turns};
-use crate::watches::{Changes, PAGE, Synced, Wake, drive, stream, tell, wakes, watch};
+use crate::watches::{Changes, PAGE, Synced, WATCH, Wake, drive, stream, tell, wakes, watch};
 use crate::{builder_pool, cluster_network, image_build, image_build_run, network_policy};
-
-/// Why the operator stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The API server's address or credential cannot be found or used.
-    #[error("finding the API server: {0}")]
-    Client(String),
-    /// The log filter is none.
-    #[error("reading the log filter: {0}")]
-    Log(#[from] tracing_subscriber::filter::ParseError),
-    /// No certificates.
-    #[error(transparent)]
-    Authority(#[from] crate::builder::authority::Error),
-    /// The collector of traces cannot be reached so.
-    #[error("reading OTEL_EXPORTER_OTLP_ENDPOINT, which should be such as http://otel-collector.monitoring:4317: {0}")]
-    Traces(#[from] opentelemetry_otlp::ExporterBuildError),
-    /// /livez could not be served.
-    #[error("serving /livez, /readyz and /metrics: {0}")]
-    Server(#[from] std::io::Error),
-    /// Another replica leads, or may soon: this one must not go on.
-    #[error("the Lease was lost: another replica may lead now")]
-    LeaseLost,
-}
-
-/// The program: reads its settings, then runs until it is told to stop; its exit code.
-///
-/// It stands in the library, so that the whole is compiled once and the binary only calls it. Unit tests do without.
-///
-/// # Panics
-/// Where no thread can be started.
-#[cfg(not(test))]
-#[must_use]
-// What it does waits for others; each further thread would keep a heap of its own.
-#[tokio::main(worker_threads = 2)]
-pub async fn main() -> std::process::ExitCode {
-    use std::process::ExitCode;
-
-    let settings = Settings::from_args();
-    if let Err(problem) = crate::telemetry::start(&settings.log, settings.log_format) {
-        eprintln!("kiln-operator: reading the log filter {:?}: {problem}", settings.log);
-        return ExitCode::from(2);
-    }
-    match Box::pin(run(settings, crate::shutdown::signal())).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            error!(error = %problem, "the operator ends");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Runs until `shutdown`, or until it leads no more.
-pub async fn run(settings: Settings, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
-    let client = client().await?;
-    let traces = settings.otlp_endpoint.as_deref().map(Traces::new).transpose()?;
-    let mut registry = Registry::default();
-    let metrics = Metrics::new(&mut registry);
-    let health = Health::new(registry);
-    let stop = CancellationToken::new();
-    let server = tokio::spawn(serve(settings.listen, health.clone(), stop.clone().cancelled_owned()));
-    {
-        let stop = stop.clone();
-        tokio::spawn(async move {
-            shutdown.await;
-            info!("stopping");
-            stop.cancel();
-        });
-    }
-    tokio::select! {
-        () = kinds_there(&client) => health.ready(),
-        () = stop.cancelled() => return Ok(()),
-    }
-    let elector = Elector::new(client.clone(), &settings.namespace, "kiln-operator", &settings.identity);
-    let Some(leadership) = elector.acquire(stop.cancelled()).await else { return Ok(()) };
-    metrics.leads(true);
-    info!(identity = settings.identity, "leading");
-    let authority = Arc::new(Authority::load(&client, &settings.namespace, settings.certificate_lifetime).await?);
-    let controllers = control(client, settings, authority, metrics, traces, leadership.token(), stop.clone());
-    let lost = tokio::select! {
-        () = controllers => false,
-        () = leadership.lost() => true,
-    };
-    stop.cancel();
-    if lost {
-        return Err(Error::LeaseLost);
-    }
-    leadership.release().await;
-    match server.await {
-        Ok(result) => result?,
-        Err(error) => warn!(%error, "the server for /livez ended"),
-    }
-    Ok(())
-}
-
-async fn client() -> Result<Client, Error> {
-    let mut config = kube::Config::infer().await.map_err(|error| Error::Client(error.to_string()))?;
-    let agent = concat!("kiln-operator/", env!("CARGO_PKG_VERSION"));
-    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
-    Client::try_from(config).map_err(|error| Error::Client(error.to_string()))
-}
-
-/// Waits until the API server answers and knows Kiln's kinds.
-async fn kinds_there(client: &Client) {
-    let mut said = false;
-    loop {
-        let params = kube::api::ListParams::default().limit(1);
-        let image_builds = Api::<ImageBuild>::all(client.clone());
-        let runs = Api::<ImageBuildRun>::all(client.clone());
-        let pools = Api::<BuilderPool>::all(client.clone());
-        match futures::try_join!(
-            image_builds.list_metadata(&params),
-            runs.list_metadata(&params),
-            pools.list_metadata(&params)
-        ) {
-            Ok(_) => return,
-            Err(error) if !said => {
-                warn!(%error, "waiting for the API server and Kiln's CustomResourceDefinitions");
-                said = true;
-            }
-            Err(error) => debug!(%error, "still waiting"),
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
 
 /// The copies of the cluster's objects, and what changes in them.
 struct Watched {
@@ -177,7 +50,7 @@ struct AllChanges {
 /// Watches every kind; of pods and volumes those of builders.
 fn watch_all(client: &Client, builders: &str) -> Watched {
     let mut synced = Synced::default();
-    let all = watcher::Config::default();
+    let all = watcher::Config::default().timeout(WATCH);
     let in_pages = all.clone().page_size(PAGE);
     let of_builders = all.clone().labels(SELECTOR);
     let image_builds = Api::<ImageBuild>::all(client.clone());
@@ -215,7 +88,7 @@ fn watch_all(client: &Client, builders: &str) -> Watched {
 }
 
 /// Watches and reconciles until `stop`; what is being reconciled then is finished.
-async fn control(
+pub async fn control(
     client: Client,
     settings: Settings,
     authority: Arc<Authority>,

@@ -54,6 +54,10 @@ impl Synced {
 /// How many objects the API server is asked for at once of kinds whose objects may have a megabyte: a page is read whole.
 pub const PAGE: u32 = 16;
 
+/// After how many seconds the API server ends a watch, which goes on with the next. One that is mute for five more is taken
+/// for dead (kube's own margin): its connection may have been lost without a word.
+pub const WATCH: u32 = 50;
+
 /// Watches a kind, and keeps a copy of its objects, as `trim` leaves them.
 pub fn watch<K>(api: Api<K>, config: watcher::Config, trim: fn(&mut K), synced: &mut Synced) -> (Store<K>, Changes<K>)
 where

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::server::Rounds;
 use state::{Machine, Step};
 
 /// The periods of an election.
@@ -47,18 +48,26 @@ pub struct Elector {
     name: String,
     identity: String,
     timing: Timing,
+    rounds: Rounds,
 }
 
 impl Elector {
-    /// A candidate called `identity` (the pod's name, say; unique among candidates) for the Lease `name`.
+    /// A candidate called `identity` (the pod's name, say; unique among candidates) for the Lease `name`. `rounds` is told
+    /// of each look at the Lease.
     #[must_use]
-    pub fn new(client: kube::Client, namespace: &str, name: &str, identity: &str) -> Self {
+    pub fn new(client: kube::Client, namespace: &str, name: &str, identity: &str, rounds: Rounds) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
             name: name.to_owned(),
             identity: identity.to_owned(),
             timing: TIMING,
+            rounds,
         }
+    }
+
+    /// The loop that keeps the Lease has come round.
+    fn came_round(&self) {
+        self.rounds.came("the Lease");
     }
 
     /// Waits until this candidate leads; `None` when `shutdown` comes first.
@@ -69,6 +78,7 @@ impl Elector {
             let mut machine = Machine::new(&self.identity, self.timing);
             let mut said = String::new();
             loop {
+                self.came_round();
                 match self.attempt(&mut machine).await {
                     Ok(Some(lease)) => return Leadership::start(self.clone(), machine, lease),
                     Ok(None) => {}

@@ -25,6 +25,7 @@ impl Renewal {
     /// Renews until stopped, which gives the Lease as it stands, or until the Lease is lost.
     pub(super) async fn run(mut self) -> Option<Lease> {
         loop {
+            self.elector.came_round();
             let wake = Instant::now() + self.elector.timing.retry;
             let wake = self.machine.deadline().map_or(wake, |deadline| wake.min(deadline));
             tokio::select! {

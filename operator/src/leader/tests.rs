@@ -78,7 +78,7 @@ fn elector(client: &kube::Client, identity: &str) -> Elector {
         retry: Duration::from_millis(50),
         look: Duration::from_millis(50),
     };
-    Elector { timing, ..Elector::new(client.clone(), "kiln", "op", identity) }
+    Elector { timing, ..Elector::new(client.clone(), "kiln", "op", identity, Rounds::default()) }
 }
 
 #[tokio::test]

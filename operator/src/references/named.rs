@@ -226,14 +226,7 @@ mod tests {
                 "see the key x.pem of the Secret web/ca, which image.caRef names",
             ),
             (&bare, "RegistryCertificateUntrusted", Some("docker.io"), "no CA is named: set image.caRef"),
-            (&named, "RegistryCertificateUntrusted", Some("else.example"), ""),
             (&bare, "RegistryCertificateUntrusted", None, ""),
-            (
-                &bare,
-                "RegistryLoginAmbiguous",
-                None,
-                "no Secret is named, so those of the ServiceAccount web/default count: set image.secretRef",
-            ),
             (
                 &named,
                 "RegistryLoginAmbiguous",

@@ -1,6 +1,7 @@
-//! What Kiln survives: its operator killed at any point of a build, a leader that is cut off, builders that are lost, an
+//! What Kiln survives: lost answers, its operator killed at any point of a build, a leader that is cut off, builders that are lost, an
 //! upgrade, and things that arrive late.
 
+mod answers;
 mod builders;
 pub mod host;
 mod late;
@@ -13,4 +14,4 @@ mod rotation;
 mod stage;
 mod upgrade;
 
-kiln_e2e::tests![in builders, late, leader, memory, points, rotation, upgrade];
+kiln_e2e::tests![in answers, builders, late, leader, memory, points, rotation, upgrade];

@@ -1,5 +1,6 @@
 //! The operator from outside: its pods, its Lease, and how it is started, stopped and killed.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -31,6 +32,13 @@ impl<'a> Operator<'a> {
         let found = kubectl(&["get", "deployments", "-l", SELECT, "-o", "name"]);
         let deployment = found.lines().next().expect("Kiln's chart is installed").to_owned();
         Self { tenant, deployment, changed: false }
+    }
+
+    /// As [`Self::start`]; its API server may take no longer than this for an answer.
+    pub async fn start_with_deadline(&mut self, deadline: &str, api_server: SocketAddr) {
+        self.changed = true;
+        Self::kubectl(&["set", "env", &self.deployment, &format!("KILN_API_DEADLINE={deadline}")]);
+        self.start(1, Some(api_server)).await;
     }
 
     /// Starts it with so many replicas, and with its API server at this address.
@@ -98,6 +106,16 @@ impl<'a> Operator<'a> {
         host::processes(&pod.uid().expect("a pod has a UID"), PROCESS)
     }
 
+    /// The threads of its pods on this machine but the first of each: a process that is replaced by another keeps that alone.
+    pub fn threads(pod: &Pod) -> BTreeSet<u32> {
+        let threads = |process: u32| {
+            let all = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten();
+            let all = all.filter_map(|thread| thread.ok()?.file_name().to_str()?.parse().ok());
+            all.filter(|thread| *thread != process).collect::<Vec<_>>()
+        };
+        Self::processes(pod).into_iter().flat_map(threads).collect()
+    }
+
     /// Kills the process that leads. The kubelet starts the next one in the same pod, at once only the first time.
     /// The address that it had, which its successor has too.
     pub async fn kill(&self) -> IpAddr {
@@ -151,7 +169,14 @@ impl Drop for Operator<'_> {
         }
         let namespace = operator_namespace();
         for arguments in [
-            vec!["set", "env", &self.deployment, "KUBERNETES_SERVICE_HOST-", "KUBERNETES_SERVICE_PORT-"],
+            vec![
+                "set",
+                "env",
+                &self.deployment,
+                "KUBERNETES_SERVICE_HOST-",
+                "KUBERNETES_SERVICE_PORT-",
+                "KILN_API_DEADLINE-",
+            ],
             vec!["scale", &self.deployment, "--replicas=1"],
             vec!["rollout", "status", &self.deployment, "--timeout=60s"],
         ] {
