@@ -108,7 +108,7 @@ pub struct ImageBuildSpec {
     #[schemars(schema_with = "bounds::string_map")]
     pub annotations: BTreeMap<String, String>,
 
-    /// Values for `RUN --mount=type=secret`. They are in no layer, log or status.
+    /// Values for `RUN --mount=type=secret`, and tokens for what ADD downloads. They are in no layer, log or status.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
@@ -174,7 +174,8 @@ pub struct ImageBuildSpec {
     pub archive: Option<ArchiveTarget>,
 
     /// Credentials for base images, as a Pod's `imagePullSecrets`. That of `image.secretRef` is used too, and, for registries
-    /// that neither names, the `imagePullSecrets` of the namespace's default service account.
+    /// that neither names, the `imagePullSecrets` of the namespace's default service account. A Secret's keys name its registries: one
+    /// with `username` and `password` is of no use here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -190,7 +191,8 @@ pub struct ImageBuildSpec {
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("timeout is at least 1s, such as 30m"))]
     pub timeout: Option<Duration>,
 
-    /// How long a build may print nothing, such as `10m`, before it counts as stuck and fails. Omitted: as long as `timeout`.
+    /// How long a build may print nothing, such as `10m`, before it counts as stuck and fails. Omitted: a build may
+    /// be silent until `timeout`.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "bounds::seconds")]
     #[schemars(schema_with = "bounds::duration")]
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("silenceTimeout is at least 1s, such as 10m"))]

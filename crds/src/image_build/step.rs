@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use crate::reference::{SecretKeyRef, SecretRef};
 use crate::rules;
 
-/// A value for `RUN --mount=type=secret,id=…`.
+/// A value for `RUN --mount=type=secret,id=…`, or for what ADD downloads.
 #[derive(Clone, Debug, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BuildSecret {
-    /// The id that the Dockerfile names.
+    /// The id that the Dockerfile names. For ADD of a private file it is `HTTP_AUTH_TOKEN_HOST`, of a private repository
+    /// `GIT_AUTH_TOKEN.HOST`, such as `GIT_AUTH_TOKEN.github.com`.
     #[schemars(length(min = 1, max = 128), regex(pattern = "^[A-Za-z0-9_.-]+$"))]
     pub id: String,
     /// The Secret and the key that hold the value.
