@@ -90,15 +90,24 @@ pub async fn pull_secrets(example: &mut Example<'_>) {
     example.registry.push_image(&base, "1.0", "linux/amd64", &[("base", "of the account")]).await;
     let base = Login::referrers().repository(example.tenant, "private-base");
     other.push_image(&base, "1.0", "linux/amd64", &[("base", "of the ImageBuild")]).await;
+    let team = example.repository("team-a/base");
+    example.registry.push_image(&team, "1.0", "linux/amd64", &[("base", "of team-a")]).await;
+    let Login { user, password, .. } = Login::first();
+    for robot in ["a", "b"] {
+        example.set(&format!("\"robot$team-{robot}\""), &format!("\"{user}\""));
+        example.set(&format!("token-of-{robot}"), &password);
+    }
     // The base has no shell of its own.
     example.set(
         "RUN echo built > /built",
         "COPY --from=busybox:1.36 /bin/busybox /bin/busybox\n          RUN [\"/bin/busybox\", \"touch\", \"/built\"]",
     );
     example.apply().await;
-    for (build, base, registry) in
-        [("pull-secrets-account", "of the account", &other), ("pull-secrets", "of the ImageBuild", &example.registry)]
-    {
+    for (build, base, registry) in [
+        ("pull-secrets-account", "of the account", &other),
+        ("pull-secrets", "of the ImageBuild", &example.registry),
+        ("pull-secrets-robots", "of team-a", &example.registry),
+    ] {
         let image = image_of(&example.tenant.built(build).await);
         let image = registry.image_for(&image.repository, &image.digest, "linux/amd64").await;
         assert_eq!(image.text("base"), base);
