@@ -132,8 +132,8 @@ pub struct ImageBuildRunStatus {
     /// Why the run failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Box<BuildFailure>>,
-    /// The Secrets that the run read last and their resource versions: a run that failed on a credential is followed by
-    /// another once one of them has changed.
+    /// The Secrets that the run read last, and what its CAs were in, with their resource versions: a run that failed on one is
+    /// followed by another once one of them has changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub secrets: Vec<SecretVersion>,
@@ -334,14 +334,14 @@ pub struct BuilderRef {
     pub node: String,
 }
 
-/// A Secret that a run read.
+/// A Secret, or an object with a CA, that a run read.
 #[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretVersion {
-    /// Its name.
+    /// Its name, behind `ConfigMap/` where it is one; that of a pool is behind its namespace.
     #[schemars(length(max = 253))]
     pub name: String,
-    /// Its resource version, empty where the Secret was missing.
+    /// Its resource version, empty where it was missing.
     #[schemars(length(max = 64))]
     pub resource_version: String,
 }

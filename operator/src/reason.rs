@@ -152,18 +152,29 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Whether a failure with this reason, the operator's or an agent's, can be mended by changing a credential.
+/// Whether a failure with this reason, the operator's or an agent's, can be mended by changing a Secret, or what a CA is in.
 #[must_use]
 pub fn is_credential(reason: &str) -> bool {
-    const OF_AGENTS_ALONE: &[&str] = &["SourceUnauthorized", "RegistryLoginAmbiguous", "DownloadRefused"];
+    const OF_AGENTS_ALONE: &[&str] = &[
+        "SourceUnauthorized",
+        "SourceCertificateUntrusted",
+        "RegistryLoginAmbiguous",
+        "DownloadRefused",
+        "DownloadCertificateUntrusted",
+        // A server hides a repository from who may not read it.
+        "GitRepositoryNotFound",
+    ];
     const CREDENTIAL: &[Reason] = &[
         Reason::SecretNotFound,
         Reason::SecretInvalid,
         Reason::CaNotFound,
         Reason::CaInvalid,
         Reason::GitUnauthorized,
+        Reason::GitNotFound,
         Reason::GitHostKeyUnknown,
+        Reason::GitCertificateUntrusted,
         Reason::RegistryUnauthorized,
+        Reason::RegistryCertificateUntrusted,
         Reason::PushDenied,
     ];
     OF_AGENTS_ALONE.contains(&reason) || CREDENTIAL.iter().any(|known| known.as_str() == reason)

@@ -4,8 +4,8 @@ mod named;
 mod registry;
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -16,7 +16,7 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::context::Context;
 use crate::git::{self, GitCredential};
-use crate::reason::Reason;
+use crate::reason::{Reason, is_credential};
 use kiln_registry::http_client::{AddressPolicy, FailureClass, HttpClient};
 use kiln_registry::room::Room;
 
@@ -31,13 +31,28 @@ static OF_POOLS: LazyLock<Room> = LazyLock::new(|| Room::new(4, 4));
 const MOST_BUNDLES: usize = 1 << 20;
 
 tokio::task_local! {
-    /// The bytes of CA bundles that were read for a spec.
-    static BUNDLES: AtomicUsize;
+    /// The CA bundles that were read for a spec.
+    static BUNDLES: Bundles;
+}
+
+/// What is remembered of CA bundles while a spec is read.
+#[derive(Default)]
+struct Bundles {
+    /// Those of its own.
+    bytes: AtomicUsize,
+    /// The objects that they were in, the pool's too.
+    versions: Mutex<Vec<SecretVersion>>,
 }
 
 /// Reads what a spec names, with a bound on its CA bundles together.
 pub async fn bounded<T>(reading: impl Future<Output = T>) -> T {
-    BUNDLES.scope(AtomicUsize::new(0), reading).await
+    BUNDLES.scope(Bundles::default(), reading).await
+}
+
+/// The objects in which the CA bundles were that have been read within [`bounded`].
+pub fn bundle_versions() -> Vec<SecretVersion> {
+    let versions = BUNDLES.try_with(|read| read.versions.lock().unwrap_or_else(PoisonError::into_inner).clone());
+    versions.unwrap_or_default()
 }
 
 /// What keeps a build from going on, told to the user in a condition.
@@ -99,7 +114,7 @@ impl From<kiln_registry::Error> for Fault {
             Kind::Protocol => Reason::RegistryProtocol,
         };
         let about = Some(error.registry().to_owned());
-        Self { reason, message: error.to_string(), class: error.class(), about }
+        Self { class: class(reason, error.class()), reason, message: error.to_string(), about }
     }
 }
 
@@ -116,8 +131,14 @@ impl From<git::Error> for Fault {
             Kind::AddressForbidden => Reason::AddressForbidden,
         };
         // That of a context is told by whoever knows it.
-        Self { reason, message: error.to_string(), class: error.class(), about: Some("source".to_owned()) }
+        let class = class(reason, error.class());
+        Self { reason, message: error.to_string(), class, about: Some("source".to_owned()) }
     }
+}
+
+/// Who can mend what a server answered: an object that is named here may be why, such as a CA, though it is no credential.
+fn class(reason: Reason, of_answer: FailureClass) -> FailureClass {
+    if is_credential(reason.as_str()) { FailureClass::Credential } else { of_answer }
 }
 
 /// The data of a Secret, and the version that was read.
@@ -202,7 +223,7 @@ fn key_of(
 /// Reads a CA bundle, in PEM.
 pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, field: &str) -> Result<String, Error> {
     let text = ca_bundle_in(&READING, client, namespace, reference, field).await?;
-    let before = BUNDLES.try_with(|bytes| bytes.fetch_add(text.len(), Ordering::Relaxed)).unwrap_or_default();
+    let before = BUNDLES.try_with(|read| read.bytes.fetch_add(text.len(), Ordering::Relaxed)).unwrap_or_default();
     if before + text.len() > MOST_BUNDLES {
         let message = format!(
             "with {field} the CA bundles that are named take more than {MOST_BUNDLES} bytes together: leave the CAs in \
@@ -222,9 +243,16 @@ async fn ca_bundle_in(
     field: &str,
 ) -> Result<String, Error> {
     let (name, key) = (&reference.name, reference.key());
+    let remember = |resource_version: String| {
+        let version = SecretVersion { name: name_of_ca(reference), resource_version };
+        let is_pools = std::ptr::eq(room, &*OF_POOLS);
+        let version = if is_pools { registry::in_namespace(namespace, version) } else { version };
+        let _ = BUNDLES.try_with(|read| read.versions.lock().unwrap_or_else(PoisonError::into_inner).push(version));
+    };
     let (kind, text) = match reference.kind() {
         CaRefKind::Secret => {
-            let SecretData { data, .. } = secret_in(room, client, namespace, name, field).await?;
+            let SecretData { data, version, .. } = secret_in(room, client, namespace, name, field).await?;
+            remember(version.resource_version);
             let value = key_of(data, namespace, name, key, field)?;
             ("Secret", Some(String::from_utf8_lossy(&value).into_owned()))
         }
@@ -239,6 +267,7 @@ async fn ca_bundle_in(
                 );
                 return Err(Fault::credential(Reason::CaNotFound, message).into());
             };
+            remember(found.resource_version().unwrap_or_default());
             ("ConfigMap", found.data.unwrap_or_default().remove(key))
         }
     };
@@ -258,14 +287,19 @@ async fn ca_bundle_in(
     }
 }
 
+/// The CA bundles that a pool names, each once.
+fn named_by_pool(pool: &BuilderPool) -> Vec<&CaRef> {
+    let of_registries = pool.spec.registries.iter().filter_map(|registry| registry.ca_ref.as_ref());
+    let mut references: Vec<&CaRef> = pool.spec.ca_refs.iter().chain(of_registries).collect();
+    references.sort();
+    references.dedup();
+    references
+}
+
 /// The CA bundles of a pool, in PEM.
 pub async fn pool_bundles(context: &Context, pool: &BuilderPool) -> Result<Vec<String>, Error> {
     let namespace = &context.settings.builders_namespace;
-    let named =
-        pool.spec.ca_refs.iter().chain(pool.spec.registries.iter().filter_map(|registry| registry.ca_ref.as_ref()));
-    let mut references: Vec<&CaRef> = named.collect();
-    references.sort();
-    references.dedup();
+    let references = named_by_pool(pool);
     let field = format!("the BuilderPool {}", pool.name_any());
     let read =
         references.into_iter().map(|reference| ca_bundle_in(&OF_POOLS, &context.client, namespace, reference, &field));
@@ -352,16 +386,18 @@ pub fn join(bundles: &[String], own: Option<&str>) -> String {
     text
 }
 
-/// The Secrets that a build reads as they are now; one that is missing has no version.
+/// The Secrets that a build reads, and what its CAs are in, as they are now; one that is missing has no version.
 pub async fn secret_versions(
     context: &Context,
     namespace: &str,
     spec: &ImageBuildSpec,
 ) -> Result<Vec<SecretVersion>, Error> {
-    let (mut names, mut versions) = futures::try_join!(
+    let (mut names, mut versions, of_cas) = futures::try_join!(
         registry::account_secrets(context, namespace),
-        registry::pool_versions(context, namespace, spec)
+        registry::pool_versions(context, namespace, spec),
+        futures::future::try_join_all(named_cas(spec).map(|ca| ca_version(&READING, context, namespace, ca))),
     )?;
+    versions.extend(of_cas);
     names.extend(named_secrets(spec).map(str::to_owned));
     names.sort();
     names.dedup();
@@ -371,6 +407,43 @@ pub async fn secret_versions(
     });
     versions.extend(futures::future::try_join_all(read).await?);
     Ok(in_status(versions))
+}
+
+/// What a CA is in is called as no Secret can be, unless it is one.
+fn name_of_ca(ca: &CaRef) -> String {
+    match ca.kind() {
+        CaRefKind::Secret => ca.name.clone(),
+        CaRefKind::ConfigMap => format!("ConfigMap/{}", ca.name).chars().take(253).collect(),
+    }
+}
+
+/// The version of the object that a CA is in, as it is now.
+async fn ca_version(room: &Room, context: &Context, namespace: &str, ca: &CaRef) -> Result<SecretVersion, Error> {
+    let resource_version = match ca.kind() {
+        CaRefKind::Secret => {
+            let found = find_secret_in(room, &context.client, namespace, &ca.name).await?;
+            found.map(|found| found.version.resource_version)
+        }
+        CaRefKind::ConfigMap => {
+            let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
+            let what = || format!("the ConfigMap {namespace}/{}", ca.name);
+            let _place = room.enter(namespace).await;
+            let found = api.get_metadata_opt(&ca.name).await;
+            let found = found.map_err(|source| Error::Api { what: what(), source: Box::new(source) })?;
+            found.and_then(|found| found.metadata.resource_version)
+        }
+    };
+    Ok(SecretVersion { name: name_of_ca(ca), resource_version: resource_version.unwrap_or_default() })
+}
+
+/// The CAs that a spec names.
+fn named_cas(spec: &ImageBuildSpec) -> impl Iterator<Item = &CaRef> {
+    let contexts = spec.contexts.iter().filter_map(|of| of.git.as_ref());
+    let git = spec.git().into_iter().chain(contexts).filter_map(|git| git.ca_ref.as_ref());
+    let http = spec.source.iter().filter_map(|source| source.http.as_ref()?.ca_ref.as_ref());
+    let image = spec.image.iter().filter_map(|image| image.ca_ref.as_ref());
+    let copies = spec.image.iter().flat_map(|image| &image.copies).filter_map(|copy| copy.ca_ref.as_ref());
+    git.chain(http).chain(image).chain(copies)
 }
 
 /// The versions as a status has them: each once, in the order of their names, and no more than it has room for.

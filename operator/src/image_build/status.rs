@@ -24,12 +24,12 @@ use kiln_registry::http_client::FailureClass;
 pub const TAG_MOVED: &str = "TagMoved";
 
 // What a stalled ImageBuild waits for. That Kiln looks whether it is there is no progress: somebody has to bring it about.
-const AFTER_SECRET: &str = "it goes on within 15 seconds once a Secret that is the cause has changed, with another spec, and is \
+const AFTER_SECRET: &str = "it goes on within 15 seconds once a Secret or CA that is the cause has changed, with another spec, and is \
                             tried again at least every 5 minutes";
 const AFTER_MENDING: &str = "it goes on with another spec, and is tried again at least every 5 minutes";
 const ANOTHER_RUN: &str =
     "another run is made of another commit or spec, or where the annotation kiln.build/rebuild asks for it";
-const ANOTHER_RUN_AFTER_SECRET: &str = "another run is made within 15 seconds once a Secret that is the cause has changed, of \
+const ANOTHER_RUN_AFTER_SECRET: &str = "another run is made within 15 seconds once a Secret or CA that is the cause has changed, of \
                                         another commit or spec, or where the annotation kiln.build/rebuild asks for it";
 const ANOTHER_RUN_AFTER_TAG: &str = "another run is made within 5 minutes once the tag is given up, of another commit or spec, \
                                      or where the annotation kiln.build/rebuild asks for it";

@@ -113,6 +113,7 @@ async fn read(context: &Context, run: &ImageBuildRun, pool: &Arc<BuilderPool>) -
     versions.extend(git.iter().chain(contexts.iter().map(|(_, git)| git)).filter_map(|git| git.version.clone()));
     versions.extend(http_version.flatten());
     versions.extend(secrets.iter().chain(&ssh).map(|(_, _, version)| version.clone()));
+    versions.extend(references::bundle_versions());
     let by_id = |values: Vec<(String, Vec<u8>, _)>| values.into_iter().map(|(id, value, _)| (id, value)).collect();
     Ok(Inputs {
         registry,

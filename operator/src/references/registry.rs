@@ -124,6 +124,14 @@ pub async fn registry_access(
     // The first of several faults, whichever answer came first: what is told must not change from one try to the next.
     let own = own.into_iter().collect::<Result<Vec<_>, Error>>()?;
     let pull = pull.into_iter().collect::<Result<Vec<_>, Error>>()?;
+    if let Some((_, version)) = pull.iter().find(|(credentials, _)| credentials.logins(None).is_empty()) {
+        let message = format!(
+            "the Secret {namespace}/{}, which pullSecretRefs names, has a user and a password, and not for which registry: make \
+             it with kubectl create secret docker-registry, whose .dockerconfigjson says so",
+            version.name
+        );
+        return Err(Fault::credential(Reason::SecretInvalid, message).into());
+    }
     let (account, of_pool) = (account?, of_pool?);
     let mut versions: Vec<SecretVersion> = own.iter().filter_map(|read| read.version.clone()).collect();
     versions.extend(pull.iter().map(|(_, version)| version.clone()));
@@ -340,7 +348,7 @@ async fn pool_logins(context: &Context, pool: &BuilderPool) -> Result<Vec<(Login
     futures::future::join_all(read).await.into_iter().collect()
 }
 
-/// The versions of the pool's Secrets as they are now.
+/// The versions of the pool's Secrets, and of what its CAs are in, as they are now.
 pub(super) async fn pool_versions(
     context: &Context,
     namespace: &str,
@@ -349,15 +357,18 @@ pub(super) async fn pool_versions(
     let Ok(pool) = select::pool(context, namespace, spec.pool.as_deref()) else { return Ok(Vec::new()) };
     let builders = &context.settings.builders_namespace;
     let named = pool.spec.registries.iter().filter_map(|registry| registry.secret_ref.as_ref());
-    let read = named.map(|reference| async {
+    let secrets = named.map(|reference| async {
         let found = find_secret_in(&OF_POOLS, &context.client, builders, &reference.name).await?;
-        Ok(in_namespace(builders, found.map_or_else(|| missing(&reference.name), |found| found.version)))
+        Ok(found.map_or_else(|| missing(&reference.name), |found| found.version))
     });
-    futures::future::join_all(read).await.into_iter().collect()
+    let cas = super::named_by_pool(&pool);
+    let cas = cas.into_iter().map(|ca| super::ca_version(&OF_POOLS, context, builders, ca));
+    let all = futures::try_join!(futures::future::try_join_all(secrets), futures::future::try_join_all(cas))?;
+    Ok(all.0.into_iter().chain(all.1).map(|version| in_namespace(builders, version)).collect())
 }
 
 /// A name with its namespace, which no Secret of the ImageBuild's own namespace can have.
-fn in_namespace(namespace: &str, version: SecretVersion) -> SecretVersion {
+pub(super) fn in_namespace(namespace: &str, version: SecretVersion) -> SecretVersion {
     let name = format!("{namespace}/{}", version.name).chars().take(253).collect();
     SecretVersion { name, ..version }
 }
