@@ -59,16 +59,26 @@ pub fn repository(schema: &mut Schema) {
     }
 }
 
+/// Whether a text has no variable but those that there are. A brace alone is none.
+const KNOWN: &str = "self.matches('^([^{]|[{][^{]|[{][{] *(branch|commit|shortCommit|timestamp|run) *[}][}])*$')";
+const NO_SUCH_VARIABLE: &str =
+    "no such variable: there are {{branch}}, {{commit}}, {{shortCommit}}, {{timestamp}} and {{run}}";
+
+/// A path that may hold variables.
+#[must_use]
+pub fn variables() -> Rule {
+    Rule::new(KNOWN).message(NO_SUCH_VARIABLE)
+}
+
 /// A list of tags.
 pub fn tags(schema: &mut Schema) {
     const FORM: &str = "self.matches('^([A-Za-z0-9_.-]|[{][{][^{}]*[}][}])+$')";
-    const KNOWN: &str = "self.matches('^([^{]|[{][{] *(branch|commit|shortCommit|timestamp|run) *[}][}])*$')";
     each(
         schema,
         &[
             json!({
                 "rule": format!("!{FORM} || {KNOWN}"),
-                "message": "no such variable: there are {{branch}}, {{commit}}, {{shortCommit}}, {{timestamp}} and {{run}}",
+                "message": NO_SUCH_VARIABLE,
             }),
             json!({
                 "rule": format!("{FORM} && !self.startsWith('.') && !self.startsWith('-')"),

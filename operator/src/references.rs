@@ -111,7 +111,7 @@ impl From<kiln_registry::Error> for Fault {
             Kind::RateLimited | Kind::Unavailable | Kind::BlobUnknown => Reason::RegistryUnavailable,
             Kind::CertificateUntrusted | Kind::CertificateNameMismatch => Reason::RegistryCertificateUntrusted,
             Kind::AddressForbidden => Reason::AddressForbidden,
-            Kind::Protocol => Reason::RegistryProtocol,
+            Kind::Protocol | Kind::NotTls => Reason::RegistryProtocol,
         };
         let about = Some(error.registry().to_owned());
         Self { class: class(reason, error.class()), reason, message: error.to_string(), about }
@@ -125,7 +125,7 @@ impl From<git::Error> for Fault {
             Kind::Unauthorized => Reason::GitUnauthorized,
             Kind::NotFound => Reason::GitNotFound,
             Kind::RefInvalid | Kind::RefNotFound => Reason::GitRefNotFound,
-            Kind::RateLimited | Kind::Unavailable | Kind::Protocol => Reason::GitUnavailable,
+            Kind::RateLimited | Kind::Unavailable | Kind::Protocol | Kind::NotTls => Reason::GitUnavailable,
             Kind::CertificateUntrusted | Kind::CertificateNameMismatch => Reason::GitCertificateUntrusted,
             Kind::HostKeyUnknown => Reason::GitHostKeyUnknown,
             Kind::AddressForbidden => Reason::AddressForbidden,

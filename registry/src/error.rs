@@ -51,6 +51,8 @@ pub enum ErrorKind {
     AddressForbidden,
     /// An answer that is no registry's, or a refusal that fits nothing else.
     Protocol,
+    /// It speaks no TLS.
+    NotTls,
 }
 
 impl Error {
@@ -71,6 +73,7 @@ impl Error {
             | ErrorKind::TagImmutable
             | ErrorKind::CertificateUntrusted
             | ErrorKind::CertificateNameMismatch
+            | ErrorKind::NotTls
             | ErrorKind::AddressForbidden => FailureClass::User,
             ErrorKind::TagContended
             | ErrorKind::RateLimited
@@ -133,7 +136,7 @@ impl Attempt {
                 ErrorKind::CertificateUntrusted
             }
             TransportFailure::CertificateNameMismatch { .. } => ErrorKind::CertificateNameMismatch,
-            TransportFailure::NotTls(_) => ErrorKind::Protocol,
+            TransportFailure::NotTls(_) => ErrorKind::NotTls,
             TransportFailure::Dns(_) | TransportFailure::Timeout | TransportFailure::Connection(_) => {
                 ErrorKind::Unavailable
             }

@@ -148,7 +148,7 @@ pub struct ArchiveTarget {
     /// Path of the tarball, such as `app.tar`; it may hold what a tag may. With several platforms each gets one of its own:
     /// `app.tar` becomes `app-linux-arm64.tar`.
     #[schemars(length(min = 1, max = 256))]
-    #[x_kube(validation = Rule::new("self.endsWith('.tar') && !self.startsWith('/') && !self.split('/').exists(s, s == '..' || s == '.' || s == '')").message("archive.path is a relative path that ends in .tar, such as app.tar, without .."))]
+    #[x_kube(validation = Rule::new("self.endsWith('.tar') && !self.startsWith('/') && !self.split('/').exists(s, s == '..' || s == '.' || s == '')").message("archive.path is a relative path that ends in .tar, such as app.tar, without .."), validation = rules::variables())]
     pub path: String,
     /// Programs that the image starts though they are for another platform, such as `/usr/bin/qemu-x86_64-static`: their
     /// absolute paths, as ENTRYPOINT, CMD or a script name them. Every other one fails the build (`WrongArchitecture`).

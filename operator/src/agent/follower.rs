@@ -244,7 +244,7 @@ async fn start(
         Err(status) if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) => {
             Ok(Some(Observation::Failed(proto::Failure {
                 class: proto::failure::Class::User.into(),
-                reason: "JobInvalid".to_owned(),
+                reason: "InvalidJob".to_owned(),
                 message: status.message().to_owned(),
                 ..proto::Failure::default()
             })))

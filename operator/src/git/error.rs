@@ -163,6 +163,8 @@ pub enum ErrorKind {
     AddressForbidden,
     /// An answer that is not a Git server's.
     Protocol,
+    /// It speaks no TLS.
+    NotTls,
 }
 
 impl Error {
@@ -184,7 +186,7 @@ impl Error {
                     ErrorKind::CertificateUntrusted
                 }
                 TransportFailure::CertificateNameMismatch { .. } => ErrorKind::CertificateNameMismatch,
-                TransportFailure::NotTls(_) => ErrorKind::Protocol,
+                TransportFailure::NotTls(_) => ErrorKind::NotTls,
                 TransportFailure::Dns(_) | TransportFailure::Timeout | TransportFailure::Connection(_) => {
                     ErrorKind::Unavailable
                 }
@@ -203,6 +205,7 @@ impl Error {
             | ErrorKind::RefNotFound
             | ErrorKind::CertificateUntrusted
             | ErrorKind::CertificateNameMismatch
+            | ErrorKind::NotTls
             | ErrorKind::AddressForbidden => FailureClass::User,
             ErrorKind::RateLimited | ErrorKind::Unavailable | ErrorKind::Protocol => FailureClass::Infrastructure,
         }

@@ -10,10 +10,11 @@ use super::dereference::Inputs;
 use super::end::failure_of;
 use super::job::resolved;
 use super::outcome::sized;
+use crate::image_build::resolve::unreadable;
 use crate::reason::Reason;
 use crate::references::Fault;
 use crate::tags::template;
-use kiln_registry::{ErrorKind, Image, Reference, inspect};
+use kiln_registry::{Image, Reference, inspect};
 
 /// The last good image that a run copies instead of building. `None`: it builds, or the copy has failed.
 #[must_use]
@@ -97,12 +98,8 @@ async fn read(
     let reference: Reference = image.parse().map_err(|error| invalid(format!("{error}")))?;
     let wanted: Platform = name.parse().map_err(|error| invalid(format!("{error}")))?;
     let client = inputs.registry.reader(&reference.repository);
-    let found = inspect(&client, &reference.repository, &reference.identifier, &wanted).await.map_err(|error| {
-        let gone = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NameUnknown);
-        let fault = Fault::from(error);
-        let reason = if gone { Reason::ImageNotFound } else { fault.reason };
-        Fault { reason, message: format!("platforms[{name}].image: {}", fault.message), ..fault }
-    })?;
+    let found = inspect(&client, &reference.repository, &reference.identifier, &wanted).await;
+    let found = found.map_err(|error| unreadable(&format!("platforms[{name}].image"), &error))?;
     check(&found, &wanted).map_err(|message| {
         Fault::user(Reason::PlatformNotInIndex, format!("platforms[{name}].image: {image} {message}"))
     })?;

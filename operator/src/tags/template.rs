@@ -75,9 +75,9 @@ pub fn meant(templates: &[String]) -> impl Iterator<Item = &str> {
 pub fn render(templates: &[String], values: Values<'_>) -> Result<Vec<Tag>, Fault> {
     let mut tags: Vec<Tag> = Vec::new();
     for template in meant(templates) {
-        let text = fill("image.tags", template, values)?;
+        let text = fill("tags", template, values)?;
         let tag: Tag = text.parse().map_err(|error| {
-            Fault::user(Reason::RepositoryInvalid, format!("image.tags: {template:?} gives {text:?}: {error}"))
+            Fault::user(Reason::RepositoryInvalid, format!("tags: {template:?} gives {text:?}: {error}"))
         })?;
         if !tags.contains(&tag) {
             tags.push(tag);

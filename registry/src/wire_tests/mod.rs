@@ -173,7 +173,7 @@ async fn refusals() {
     });
     let https = Client::new(client.inner.http.clone(), Scheme::Https, None);
     let error = https.check_push(&repository).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert_eq!(error.kind(), ErrorKind::NotTls);
     assert!(error.to_string().contains("plainHttp"), "{error}");
 }
 

@@ -156,7 +156,7 @@ pub async fn push(
 
 fn refused(error: &Error) -> JobFailure {
     let reason = match (error.kind(), error.class()) {
-        (ErrorKind::CertificateUntrusted | ErrorKind::CertificateNameMismatch, _) => {
+        (ErrorKind::CertificateUntrusted | ErrorKind::CertificateNameMismatch | ErrorKind::NotTls, _) => {
             Reason::RegistryCertificateUntrusted
         }
         (ErrorKind::AddressForbidden, _) => Reason::AddressForbidden,

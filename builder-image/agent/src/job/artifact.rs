@@ -202,7 +202,9 @@ fn refused(error: &kiln_registry::Error, name: &str) -> JobFailure {
     let reason = match error.kind() {
         ErrorKind::Unauthorized | ErrorKind::Denied => Reason::SourceUnauthorized,
         ErrorKind::AddressForbidden => Reason::AddressForbidden,
-        ErrorKind::CertificateUntrusted | ErrorKind::CertificateNameMismatch => Reason::SourceCertificateUntrusted,
+        ErrorKind::CertificateUntrusted | ErrorKind::CertificateNameMismatch | ErrorKind::NotTls => {
+            Reason::SourceCertificateUntrusted
+        }
         _ if error.class() == FailureClass::Infrastructure => Reason::SourceDownloadFailed,
         _ => Reason::SourceNotFound,
     };
