@@ -31,7 +31,7 @@ type definition struct {
 // step runs something.
 type step struct {
 	Name string `json:"name"`
-	// Line is 0 where it stands in no Dockerfile of the build's.
+	// Line is that of the FROM where a base image holds the step back (ONBUILD), and 0 where it is not known.
 	Line int32 `json:"line"`
 }
 
@@ -88,7 +88,7 @@ func platformOf(of *pb.Platform) string {
 	return strings.Join(parts, "/")
 }
 
-// lineOf gives the first line of the instruction that brought a step; of one that a base image holds back there is none.
+// lineOf gives the first line of the instruction that brought a step.
 func lineOf(source *pb.Source, id digest.Digest) (line int32) {
 	for _, place := range source.GetLocations()[id.String()].GetLocations() {
 		for _, lines := range place.GetRanges() {

@@ -227,11 +227,7 @@ impl Build<'_> {
     fn only_copies(&self, seen: &Seen, dockerfile: &Dockerfile<'_>) -> Result<(), JobFailure> {
         let platform = &self.spec.platform;
         let Some(Running { name, line }) = seen.runs_for(platform).filter(|_| !self.may_run()) else { return Ok(()) };
-        let name = name.split_once("] ").map_or(name.as_str(), |(_, name)| name);
-        let what = match line {
-            0 => format!("a base image has the Dockerfile run something for {platform} (ONBUILD {name})"),
-            _ => format!("the Dockerfile runs something for {platform} ({name})"),
-        };
+        let what = what_runs(name, platform);
         let (reason, message) = if self.is_windows() {
             let message = format!(
                 "{what}, which no builder can; only copy files into a Windows image, made in a stage FROM --platform=$BUILDPLATFORM, or build it elsewhere and name it in spec.platforms[].image"
@@ -414,6 +410,16 @@ impl Build<'_> {
     }
 }
 
+/// What has a step run for a platform, such as `[2/2] RUN make`.
+fn what_runs(step: &str, platform: &str) -> String {
+    let name = step.split_once("] ").map_or(step, |(_, name)| name);
+    if name.starts_with("ONBUILD ") {
+        format!("what the Dockerfile begins FROM has it run something for {platform} ({name})")
+    } else {
+        format!("the Dockerfile runs something for {platform} ({name})")
+    }
+}
+
 /// `kiln-build` ended without a word of its own, as where its pod has too many processes.
 fn broken_down(ended: ExitStatus, progress: &Progress<'_>) -> JobFailure {
     let why = plain_text(progress.text().lines().next().unwrap_or_default(), 200);
@@ -476,6 +482,17 @@ mod tests {
         let failure = broken_down(ExitStatus::from_raw(2 << 8), &progress);
         assert_eq!(failure.reason, Reason::AgentFailed);
         assert!(failure.message.contains("failed to create new OS thread"), "{}", failure.message);
+    }
+
+    #[test]
+    fn what_runs_for_a_platform() {
+        for (step, words) in [
+            ("[build 2/2] RUN make", "the Dockerfile runs something for linux/s390x (RUN make)"),
+            ("[2/3] ONBUILD RUN make", "FROM has it run something for linux/s390x (ONBUILD RUN make)"),
+        ] {
+            let told = what_runs(step, "linux/s390x");
+            assert!(told.ends_with(words), "{told}");
+        }
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub struct Definition {
 pub struct Running {
     /// Its name, such as `[build 2/4] RUN make`.
     pub name: String,
-    /// The line of the Dockerfile; 0: a base image holds it back.
+    /// The line of the Dockerfile; of an ONBUILD that of the FROM that brings it; 0: it is not known.
     pub line: u32,
 }
 
