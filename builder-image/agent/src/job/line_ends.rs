@@ -1,18 +1,18 @@
 //! Line ends as on Windows (CR LF) in what a step runs. Kernels and shells take the CR for a part of a line's last word: they
 //! seek a program `/bin/sh\r`, and say only that something was not found.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use super::{ending::Failed, progress::FailedStep};
-use crate::files;
+use super::{ending::Failed, progress::FailedStep, scripts};
 
 /// What is to be done about them.
 pub const CURE: &str = "save it with LF, and name it in .gitattributes, as in `*.sh text eol=lf`";
 
-/// The most words of a step that are looked for, files and directories that are looked through, and bytes of one that are read.
+/// The most words of a step that are looked for.
 const MOST_WORDS: usize = 32;
-const MOST_ENTRIES: usize = 20_000;
-const MOST_BYTES: u64 = 512;
+/// What reads scripts, and what may stand before it.
+const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "ksh", "zsh"];
+const BEFORE: [&str; 4] = ["exec", "env", "sudo", "time"];
 
 /// What bash and env write for a CR, and bash of a program that has one behind its name.
 const SIGNS: [&str; 3] = ["$'\\r': command not found", "^M: bad interpreter", "\\r': No such file or directory"];
@@ -28,10 +28,7 @@ pub fn guilty(failed: &Failed, step: &FailedStep, context: &Path, dockerfile: &s
     let (_, command) = step.name.split_once("RUN ")?;
     // A shell's, and that of no shell: runc has codes of its own.
     let was_not_found = matches!(code, 126 | 127) || command.starts_with('[');
-    if !is_shown && !was_not_found {
-        return None;
-    }
-    let script = script(command, context, |name| is_shown || is_not_found(name, &step.tail));
+    let script = script(command, context, |name| is_shown || was_not_found && is_not_found(name, &step.tail));
     let script = script.map(|path| format!("the file {path:?} of the source"));
     script.or_else(|| is_shown.then(|| "a script that it runs".to_owned()))
 }
@@ -78,41 +75,54 @@ fn begins_document(line: &str) -> bool {
     })
 }
 
-/// The first script of the source with such line ends that has the name of something in the command.
+/// The first script of the source with such line ends that has the name of something in the command. What a shell is given to
+/// read is a script, whatever it is called, and what it says of it differs from shell to shell.
 fn script(command: &str, context: &Path, is_told: impl Fn(&str) -> bool) -> Option<String> {
-    let words = command.split(|char: char| char.is_whitespace() || "\"'`[](){},;&|<>=".contains(char));
-    let names = words.map(|word| word.rsplit('/').next().unwrap_or(word));
-    let names = names.filter(|name| !name.is_empty() && !name.starts_with('-')).take(MOST_WORDS);
-    let names: Vec<&str> = names.filter(|name| is_told(name)).collect();
-    if names.is_empty() {
-        return None;
+    let given = given_to_shells(command);
+    let words = words(command).map(file_name);
+    let names = words.filter(|name| !name.is_empty() && !name.starts_with('-')).take(MOST_WORDS);
+    let names: Vec<&str> = names.filter(|name| given.contains(name) || is_told(name)).collect();
+    let found = scripts::find(context, &names, |path, begin| {
+        let is_given = || path.file_name().and_then(|name| name.to_str()).is_some_and(|name| given.contains(&name));
+        let is_script = begin.starts_with(b"#!") || path.extension().is_some_and(|of| of == "sh") || is_given();
+        (is_script && is_in_first_line(begin)).then_some(())
+    });
+    found.map(|(path, ())| path)
+}
+
+/// The names of the files that a command has shells read: of `sh -e scripts/build.sh --all`, build.sh.
+fn given_to_shells(mut command: &str) -> Vec<&str> {
+    while command.starts_with("--") {
+        // The instruction's own options.
+        command = command.split_once(' ').map_or("", |(_, rest)| rest.trim_start());
     }
-    let mut directories = vec![context.to_owned()];
-    let mut seen = 0;
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            seen += 1;
-            if seen > MOST_ENTRIES {
-                return None;
-            }
-            let Ok(kind) = entry.file_type() else { continue };
-            let (name, path) = (entry.file_name(), entry.path());
-            if kind.is_dir() && name != ".git" {
-                directories.push(path);
-            } else if kind.is_file() && name.to_str().is_some_and(|name| names.contains(&name)) {
-                let begin = files::read(&path, MOST_BYTES).unwrap_or_default();
-                let is_script = begin.starts_with(b"#!") || path.extension().is_some_and(|of| of == "sh");
-                if is_script && is_in_first_line(&begin) {
-                    return Some(path.strip_prefix(context).ok()?.to_string_lossy().into_owned());
-                }
-            }
-        }
-    }
-    None
+    command.split([';', '&', '|', '\n', '(', ')', '`']).take(MOST_WORDS).filter_map(given_to_shell).collect()
+}
+
+fn given_to_shell(command: &str) -> Option<&str> {
+    let mut words = words(command).skip_while(|word| word.contains('=') || BEFORE.contains(word));
+    words.next().filter(|word| SHELLS.contains(&file_name(word)))?;
+    let mut words = words.skip_while(|word| word.starts_with(['-', '+']) && !word.ends_with(['c', 'o']));
+    let word = words.next()?;
+    // What `-o` sets is a word of its own; behind `-c` is no file.
+    let word = if word.ends_with('o') && word.starts_with(['-', '+']) { words.nth(1)? } else { word };
+    (!word.starts_with('-')).then(|| file_name(word))
+}
+
+fn words(command: &str) -> impl Iterator<Item = &str> {
+    let words = command.split(|char: char| char.is_whitespace() || "\"'`[](){},;&|<>".contains(char));
+    words.filter(|word| !word.is_empty())
+}
+
+/// That of a path, and of one that a variable is set to.
+fn file_name(word: &str) -> &str {
+    word.rsplit(['/', '=']).next().unwrap_or(word)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::ending::{Lines, Place};
     use super::*;
 
@@ -160,6 +170,32 @@ mod tests {
             ),
             ("[2/2] RUN x", 127, "/usr/bin/env: ‘bash\\r’: No such file or directory", (9, 9), None),
             ("[2/2] RUN x", 127, "env: 'bash\\r': No such file or directory", (9, 9), Some("a script that it runs")),
+            // A shell says of a script that it reads what it does not understand there.
+            (
+                "[2/2] RUN sh /source.sh",
+                2,
+                "/source.sh: set: line 2: illegal option -",
+                (9, 9),
+                Some("the file \"source.sh\" of the source"),
+            ),
+            (
+                "[2/2] RUN apk add make && A=1 /bin/bash -e -o pipefail ./run --all",
+                1,
+                "",
+                (9, 9),
+                Some("the file \"run\" of the source"),
+            ),
+            ("[2/2] RUN [\"sh\", \"/run\"]", 2, "", (9, 9), Some("the file \"run\" of the source")),
+            (
+                "[2/2] RUN --mount=target=/src,rw --network=none sh /src/run",
+                2,
+                "",
+                (9, 9),
+                Some("the file \"run\" of the source"),
+            ),
+            ("[2/2] RUN sh -c ./run", 2, "", (9, 9), None),
+            ("[2/2] RUN sh /plain.sh", 2, "", (9, 9), None),
+            ("[2/2] RUN install sh run", 2, "", (9, 9), None),
             // It failed otherwise.
             ("[2/2] RUN ./build.sh", 1, "make: nothing to be done", (9, 9), None),
             ("[2/2] RUN ./plain.sh", 127, "", (9, 9), None),

@@ -52,6 +52,7 @@ pub mod registries;
 pub mod remote;
 pub mod repositories;
 pub mod request;
+pub mod scripts;
 pub mod source;
 pub mod stages;
 pub mod tarball;
