@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"debug/elf"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -23,6 +25,27 @@ const (
 // The beginning of a program for SPARC, which no machine here runs.
 var foreign = append([]byte("\x7fELF\x01\x02\x01"+strings.Repeat("\x00", 9)+"\x00\x02\x00\x02\x00\x00\x00\x01"), make([]byte, 40)...)
 
+// The beginning of a program for this machine that is loaded by /lib/zzloader.so, which no image has.
+var linked = func() []byte {
+	loader := "/lib/zzloader.so\x00"
+	var program bytes.Buffer
+	for _, part := range []any{
+		elf.Header64{
+			Ident:   [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+			Type:    uint16(elf.ET_EXEC),
+			Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+			Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1,
+		},
+		elf.Prog64{Type: uint32(elf.PT_INTERP), Flags: uint32(elf.PF_R), Off: 120, Filesz: uint64(len(loader)), Memsz: uint64(len(loader))},
+		[]byte(loader),
+	} {
+		// A buffer takes all.
+		_ = binary.Write(&program, binary.LittleEndian, part)
+	}
+	// Kernels read as much of a program before they look at it.
+	return append(program.Bytes(), make([]byte, 256)...)
+}()
+
 // fill puts base images into a registry: one with busybox, and such as are only good for a failure.
 func fill(images http.Handler) error {
 	busybox, err := os.ReadFile("/bin/busybox")
@@ -39,6 +62,7 @@ func fill(images http.Handler) error {
 		{tar.Header{Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0::/:/bin/sh\n")},
 		{tar.Header{Name: "bin/busybox", Mode: 0o755}, busybox},
 		{tar.Header{Name: "bin/zzforeign", Mode: 0o755}, foreign},
+		{tar.Header{Name: "bin/zzlinked", Mode: 0o755}, linked},
 	}
 	for _, applet := range strings.Fields(string(applets)) {
 		if applet != "busybox" {
@@ -56,6 +80,14 @@ func fill(images http.Handler) error {
 			if err := put(images, repository, tag, "amd64", layers); err != nil {
 				return err
 			}
+		}
+	}
+	for repository, trigger := range map[string]string{
+		"zzteam/zzonbuildrun": "RUN false", "zzteam/zzonbuildcopy": "COPY zzfile.txt /",
+		"zzteam/zzonbuildfrom": "COPY --from=registry.zzhost.example/zzteam/zznone:1 /zzfile /",
+	} {
+		if err := put(images, repository, "1", "amd64", [][]byte{base}, trigger); err != nil {
+			return err
 		}
 	}
 	return put(images, "zzteam/zzarm", "1", "arm64", [][]byte{base})
@@ -93,8 +125,8 @@ func described(kind string, blob []byte) descriptor {
 
 func digest(blob []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(blob)) }
 
-// put pushes an image.
-func put(images http.Handler, repository, tag, architecture string, layers [][]byte) error {
+// put pushes an image, which may hold instructions back (ONBUILD).
+func put(images http.Handler, repository, tag, architecture string, layers [][]byte, heldBack ...string) error {
 	var contents []string
 	var descriptors []descriptor
 	for _, blob := range layers {
@@ -110,7 +142,8 @@ func put(images http.Handler, repository, tag, architecture string, layers [][]b
 		descriptors = append(descriptors, described(layerType, blob))
 	}
 	config, err := json.Marshal(map[string]any{
-		"architecture": architecture, "os": "linux", "config": map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"sh"}},
+		"architecture": architecture, "os": "linux",
+		"config": map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"sh"}, "OnBuild": heldBack},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": contents},
 	})
 	if err != nil {

@@ -208,6 +208,8 @@ impl Build<'_> {
             largest_id: self.registry.buildkit().largest_id(),
             content: Some(text),
             windows_lines: windows.as_deref(),
+            contexts: &self.source.contexts,
+            logins: &self.spec.logins,
         };
         let failure = explain(failed, step.as_ref(), build);
         let failure = JobFailure { warnings: progress.warnings().to_vec(), ..failure };

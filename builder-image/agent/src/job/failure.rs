@@ -4,7 +4,9 @@
 
 use std::collections::HashMap;
 
-use super::{ending::Failed, excerpt::Excerpt, progress::FailedStep};
+use kiln_agent_proto::Login;
+
+use super::{ending::Failed, excerpt::Excerpt, progress::FailedStep, source::NamedContext};
 use crate::{
     oom::Shortage,
     reasons::{JobFailure, Reason},
@@ -13,11 +15,12 @@ use crate::{
 mod answer;
 mod dockerfile;
 mod download;
+mod login;
 mod registry;
 mod step;
 
 /// What is known of the build beside its text.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Circumstances<'a> {
     /// The Dockerfile's path, relative to the context.
     pub dockerfile: &'a str,
@@ -39,6 +42,10 @@ pub struct Circumstances<'a> {
     pub content: Option<&'a str>,
     /// What of all that the failed step runs has line ends as on Windows.
     pub windows_lines: Option<&'a str>,
+    /// The build contexts beside the source.
+    pub contexts: &'a [NamedContext],
+    /// The logins for registries.
+    pub logins: &'a [Login],
 }
 
 /// Explains a failure, in which `step` failed.
@@ -128,7 +135,7 @@ fn classify(
     if let Some(told) = download::failure(failed, inner) {
         return told;
     }
-    if let Some(told) = registry::pull(inner, line_at(guilty, build), build) {
+    if let Some(told) = registry::pull(inner, line_at(guilty, build), step, build) {
         return told;
     }
     if let Some(told) = step::not_run(cause, step) {

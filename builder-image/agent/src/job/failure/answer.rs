@@ -2,6 +2,8 @@
 //! the registry's error code behind that or in its place
 //! (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes>), and what went wrong on the way.
 
+use super::super::mask::shorten;
+
 /// What they say before what a request came to.
 const WRAPPINGS: [&str; 11] = [
     "failed to copy: ",
@@ -16,6 +18,12 @@ const WRAPPINGS: [&str; 11] = [
     "error writing manifest blob: ",
     "error writing layer blob: ",
 ];
+
+/// How what a registry answered begins, of whose status no code is made.
+pub(super) const UNEXPECTED: &str = "unexpected status from ";
+
+/// The longest answer within a message, in bytes.
+const LONGEST_ANSWER: usize = 160;
 
 /// What was meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +46,8 @@ pub(super) enum Answer {
     Unsupported,
     /// It cannot be reached, or is in trouble: it may go well the next time.
     Unavailable,
+    /// There were too many requests.
+    Limited,
     /// Something else.
     Other,
 }
@@ -49,18 +59,12 @@ pub(super) fn read(said: &str) -> Answer {
 
 /// The same of a repository, whose name the registry may repeat in its words.
 pub(super) fn read_of(said: &str, repository: &str) -> Answer {
-    let mut rest = said.trim();
-    while let Some(inner) = unwrapped(rest) {
-        rest = inner;
-    }
+    let rest = innermost(said);
     if let Some(status) = rest.strip_prefix("invalid response status ") {
         return of_status(number(status), "", repository);
     }
-    if let Some(request) = rest.strip_prefix("unexpected status from ") {
-        // The address may hold anything but white space.
-        let status =
-            request.split_once(" request to ").and_then(|(_, rest)| rest.split_once(": ")).map(|(_, rest)| rest);
-        let status = status.unwrap_or_default();
+    if rest.starts_with(UNEXPECTED) {
+        let status = status(rest).unwrap_or_default();
         // `403 Forbidden: denied: …`.
         let body = status.split_once(": ").map_or("", |(_, body)| body);
         return of_status(number(status), body, repository);
@@ -90,6 +94,40 @@ pub(super) fn read_of(said: &str, repository: &str) -> Answer {
     }
 }
 
+/// The answer itself, in a few words: the status of HTTP, and what the registry said in a line beside it.
+pub(super) fn told(said: &str) -> String {
+    let rest = innermost(said);
+    let told = match status(rest) {
+        Some(status) => {
+            let (status, body) = status.split_once([':', '\n']).unwrap_or((status, ""));
+            let body = body.trim().lines().next().unwrap_or_default();
+            // A page helps nobody.
+            if body.is_empty() || body.starts_with(['<', '{']) {
+                format!("HTTP {status}")
+            } else {
+                format!("HTTP {status}: {body}")
+            }
+        }
+        None => rest.lines().next().unwrap_or_default().to_owned(),
+    };
+    shorten(told, LONGEST_ANSWER)
+}
+
+/// Without all that is said before what a request came to.
+pub(super) fn innermost(said: &str) -> &str {
+    let mut rest = said.trim();
+    while let Some(inner) = unwrapped(rest) {
+        rest = inner;
+    }
+    rest
+}
+
+/// The status of HTTP, and what follows it. The address before it may hold anything but white space.
+fn status(rest: &str) -> Option<&str> {
+    let request = rest.strip_prefix(UNEXPECTED)?;
+    request.split_once(" request to ")?.1.split_once(": ").map(|(_, status)| status)
+}
+
 /// What Go says of a certificate, and what helps where that is not to trust somebody more.
 pub(super) fn certificate(said: &str) -> Option<(&str, Option<&'static str>)> {
     let (_, why) = said.split_once("tls: failed to verify certificate: x509: ")?;
@@ -107,7 +145,7 @@ pub(super) fn certificate(said: &str) -> Option<(&str, Option<&'static str>)> {
 }
 
 /// What stands behind the next wrapping.
-fn unwrapped(text: &str) -> Option<&str> {
+pub(super) fn unwrapped(text: &str) -> Option<&str> {
     if let Some(inner) = WRAPPINGS.iter().find_map(|wrapping| text.strip_prefix(wrapping)) {
         return Some(inner);
     }
@@ -133,7 +171,8 @@ fn of_status(status: u16, body: &str, repository: &str) -> Answer {
         415 => Answer::Unsupported,
         501 | 505 => Answer::Other,
         507 => Answer::Quota,
-        408 | 425 | 429 | 500..600 => Answer::Unavailable,
+        429 => Answer::Limited,
+        408 | 425 | 500..600 => Answer::Unavailable,
         _ => of_code(body, repository),
     }
 }
@@ -144,7 +183,7 @@ fn of_code(text: &str, repository: &str) -> Answer {
         let answers: Vec<Answer> =
             several.lines().map(|line| of_code(line, repository)).filter(|answer| *answer != Answer::Other).collect();
         // What a credential may not do does not go away by itself.
-        let lasting = answers.iter().find(|answer| **answer != Answer::Unavailable);
+        let lasting = answers.iter().find(|answer| !matches!(answer, Answer::Unavailable | Answer::Limited));
         return lasting.or(answers.first()).copied().unwrap_or(Answer::Other);
     }
     let (code, words) = text.split_once(": ").unwrap_or((text, ""));
@@ -155,7 +194,8 @@ fn of_code(text: &str, repository: &str) -> Answer {
         "denied" if is_about_room(&without(repository, words)) => Answer::Quota,
         "denied" => Answer::Denied,
         // The last two: the connection broke off on the way.
-        "toomanyrequests" | "unavailable" | "EOF" | "unexpected EOF" => Answer::Unavailable,
+        "unavailable" | "EOF" | "unexpected EOF" => Answer::Unavailable,
+        "toomanyrequests" => Answer::Limited,
         // Every code that containerd does not know: the registry's words alone tell.
         "unknown" => of_words(&without(repository, words)),
         _ if is_of_the_way(text) => Answer::Unavailable,
@@ -241,6 +281,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn in_a_few_words() {
+        let head = "unexpected status from HEAD request to https://r.example/v2/x/manifests/1: ";
+        for (said, expected) in [
+            ("401 Unauthorized", "HTTP 401 Unauthorized"),
+            (
+                "401 Unauthorized: incorrect username or password",
+                "HTTP 401 Unauthorized: incorrect username or password",
+            ),
+            ("403 Forbidden\ndenied", "HTTP 403 Forbidden: denied"),
+            ("403 Forbidden: <html>\n403</html>", "HTTP 403 Forbidden"),
+        ] {
+            assert_eq!(told(&format!("failed to authorize: {head}{said}")), expected);
+        }
+        let hub = "pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed";
+        assert_eq!(told(hub), "insufficient_scope: authorization failed");
+        assert!(told(&"x".repeat(5000)).len() <= LONGEST_ANSWER + 3);
+    }
+
+    #[test]
     fn what_was_answered() {
         let put = "unexpected status from PUT request to https://r.example/v2/404/denied/blobs/uploads/1?x=401: ";
         for (said, expected) in [
@@ -274,7 +333,7 @@ mod tests {
                 "errors:\nunknown: provided digest did not match uploaded content\nunknown: blob unknown to registry\n",
                 Answer::Unavailable,
             ),
-            ("toomanyrequests: You have reached your pull rate limit", Answer::Unavailable),
+            ("toomanyrequests: You have reached your pull rate limit", Answer::Limited),
             (
                 "push access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
                 Answer::Unauthorized,
@@ -324,7 +383,7 @@ mod tests {
             ("408 Request Timeout", Answer::Unavailable),
             ("413 Request Entity Too Large: <html>404 not found</html>", Answer::TooLarge),
             ("415 Unsupported Media Type", Answer::Unsupported),
-            ("429 Too Many Requests", Answer::Unavailable),
+            ("429 Too Many Requests", Answer::Limited),
             ("400 Bad Request: unknown: manifest invalid", Answer::Unsupported),
             ("400 Bad Request: <html>", Answer::Other),
             ("500 Internal Server Error", Answer::Unavailable),

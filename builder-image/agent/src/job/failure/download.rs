@@ -40,6 +40,9 @@ fn from_web(inner: &str) -> (Reason, String) {
     }
     match answer::read(inner) {
         Answer::Unavailable => (Reason::DownloadFailed, format!("what ADD downloads cannot be reached: {inner}")),
+        Answer::Limited => {
+            (Reason::DownloadFailed, format!("the server that ADD downloads from limits requests (HTTP 429): {inner}"))
+        }
         Answer::NotFound => not_there(inner),
         Answer::Untrusted => untrusted(inner),
         Answer::NoTls => (

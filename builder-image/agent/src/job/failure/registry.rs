@@ -1,8 +1,11 @@
 //! Failures of registries and web servers: what they answered, and what to do.
 
+use kiln_registry::Reference;
+
 use super::{
-    Circumstances,
+    Circumstances, FailedStep,
     answer::{self, Answer},
+    login,
 };
 use crate::reasons::Reason;
 
@@ -59,6 +62,9 @@ pub(super) fn push(repository: &str, detail: &str) -> (Reason, String) {
             Reason::RegistryUnavailable,
             format!("the registry of {repository} cannot be reached or is in trouble: {detail}"),
         ),
+        Answer::Limited => {
+            (Reason::RegistryUnavailable, format!("the registry of {repository} limits requests (HTTP 429): {detail}"))
+        }
         Answer::Other if detail.starts_with("invalid reference format") => {
             (Reason::ReferenceInvalid, format!("spec.image.repository is not the name of a repository: {detail}"))
         }
@@ -75,12 +81,19 @@ pub(super) fn push(repository: &str, detail: &str) -> (Reason, String) {
 }
 
 /// A base image could not be had, which `line` of the Dockerfile names. None: it was something else.
-pub(super) fn pull(inner: &str, line: &str, build: Circumstances<'_>) -> Option<(Reason, String)> {
+pub(super) fn pull(
+    inner: &str,
+    line: &str,
+    step: Option<&FailedStep>,
+    build: Circumstances<'_>,
+) -> Option<(Reason, String)> {
     // Before that stands what the Dockerfile says: a name, which holds no white space.
     let looked_up = inner.split_once(RESOLVING).and_then(|(before, rest)| {
         let name = before.strip_suffix(": ").unwrap_or(before);
         if name.contains(char::is_whitespace) { None } else { rest.split_once(": ") }
     });
+    let (context, of_step) = step.and_then(|step| looked_up_by(&step.name)).unzip();
+    let context = context.flatten();
     let (image, said) = match looked_up {
         // BuildKit names it once more.
         Some((image, said)) => {
@@ -90,35 +103,66 @@ pub(super) fn pull(inner: &str, line: &str, build: Circumstances<'_>) -> Option<
             || inner.starts_with("mount callback failed on ")
             || OF_CONTENT.iter().any(|opening| inner.starts_with(opening)) =>
         {
-            (named_in(line).unwrap_or_else(|| "the base image".to_owned()), inner)
+            let of_step = of_step.map(str::to_owned);
+            let image = if context.is_some() { of_step } else { named_in(line).or(of_step) };
+            (image.unwrap_or_else(|| "the base image".to_owned()), inner)
         }
         None => return None,
     };
-    Some(not_pulled(&image, said, line, build))
+    let named_by = match context {
+        Some(context) => Some(format!("spec.contexts[{context}]")),
+        None => held_back(&image, line, build).map(|base| format!("an ONBUILD of {base}")),
+    };
+    Some(not_pulled(&image, said, named_by.as_deref(), line, build))
 }
 
-fn not_pulled(image: &str, said: &str, line: &str, build: Circumstances<'_>) -> (Reason, String) {
+/// What the FROM in this line names, where that is not the image: only an ONBUILD of it can be what names that.
+fn held_back(image: &str, line: &str, build: Circumstances<'_>) -> Option<String> {
+    let base = named_in(line)?;
+    if build.contexts.iter().any(|context| context.name.eq_ignore_ascii_case(&base)) {
+        return None;
+    }
+    let repository = |name: &str| Some(name.parse::<Reference>().ok()?.repository);
+    (repository(&base)? != repository(image)?).then_some(base)
+}
+
+/// The context whose image a step looks up, where it is one's, and the image: `[context NAME] load metadata for IMAGE`.
+fn looked_up_by(step: &str) -> Option<(Option<&str>, &str)> {
+    let (by, image) = step.split_once("] load metadata for ")?;
+    let by = by.strip_prefix('[')?;
+    Some((by.strip_prefix("context "), image))
+}
+
+fn not_pulled(
+    image: &str,
+    said: &str,
+    named_by: Option<&str>,
+    line: &str,
+    build: Circumstances<'_>,
+) -> (Reason, String) {
+    let named = named_by.map(|named_by| format!("{image}, which {named_by} names,"));
+    let image_of = named.as_deref().unwrap_or(image);
     if said.starts_with("no match for platform in manifest") {
         let named = line.split_whitespace().find_map(|word| word.strip_prefix("--platform="));
         if let Some(platform) = named.filter(|platform| !platform.contains('$')) {
             return (
                 Reason::BaseImageNotFound,
                 format!(
-                    "{image} is not there for {platform}, which FROM asks for; choose a base image that has this platform, or leave out --platform"
+                    "{image_of} is not there for {platform}, which FROM asks for; choose a base image that has this platform, or leave out --platform"
                 ),
             );
         }
         return (
             Reason::BaseImageNotFound,
             format!(
-                "{image} is not there for {}; choose a base image that has this platform, or leave it out of spec.platforms; a stage that only gives files away may name a platform that the image has: FROM --platform=linux/amd64",
+                "{image_of} is not there for {}; choose a base image that has this platform, or leave it out of spec.platforms; a stage that only gives files away may name a platform that the image has: FROM --platform=linux/amd64",
                 build.platform
             ),
         );
     }
     if let Some(why) = broken(said) {
         let message = format!(
-            "what the registry has as {image} is no image that can be built from: {why}; push it again, or use another base image"
+            "what the registry has as {image_of} is no image that can be built from: {why}; push it again, or use another base image"
         );
         return (Reason::BaseImageInvalid, message);
     }
@@ -130,23 +174,46 @@ fn not_pulled(image: &str, said: &str, line: &str, build: Circumstances<'_>) -> 
             if matches!(answer, Answer::Unauthorized | Answer::Denied)
                 || answer == Answer::NotFound && is_of_a_token(said) =>
         {
-            (
-                Reason::RegistryUnauthorized,
-                format!(
-                    "the registry does not hand out {image}: it does not exist, or needs a credential; check its name (a stage of that name may be meant) and the credential: {said}"
-                ),
-            )
+            (Reason::RegistryUnauthorized, refused(image, image_of, said, build))
         }
-        Answer::NotFound => (
-            Reason::BaseImageNotFound,
-            format!(
-                "there is no image {image}; check its name and tag in FROM or COPY --from, or the name of the stage that is meant"
-            ),
-        ),
+        Answer::NotFound => {
+            let place = match named_by {
+                None => "in FROM, COPY --from or RUN --mount, or the name of the stage that is meant",
+                Some(_) => "there",
+            };
+            let hidden = match login::shown(build.logins, image, said) {
+                None => {
+                    "; no login was shown, and a private image may be hidden so: it needs a Secret in pullSecretRefs"
+                }
+                Some(_) => "",
+            };
+            let image = image_of.trim_end_matches(',');
+            (Reason::BaseImageNotFound, format!("there is no image {image}; check its name and tag {place}{hidden}"))
+        }
         Answer::Unavailable => {
             (Reason::RegistryUnavailable, format!("the registry of {image} cannot be reached or is in trouble: {said}"))
         }
+        Answer::Limited => (
+            Reason::RegistryUnavailable,
+            format!(
+                "the registry of {image} limits requests (HTTP 429); a login in pullSecretRefs often has a higher limit, and a mirror in the pool's registries[].mirrors asks it less: {said}"
+            ),
+        ),
         _ => (Reason::BuildFailed, format!("the registry's answer for {image} cannot be used: {said}")),
+    }
+}
+
+/// What a registry, or its token realm, says of an image that it does not give: its answer first.
+fn refused(image: &str, image_of: &str, said: &str, build: Circumstances<'_>) -> String {
+    let answer = answer::told(said);
+    let stage = if image == image_of { " (a stage of that name may be meant)" } else { "" };
+    match login::shown(build.logins, image, said) {
+        Some(login) => format!(
+            "the registry answered {answer:?} for {image_of} and so refuses {login}; check user and password, and that this account may read the repository: {said}"
+        ),
+        None => format!(
+            "the registry answered {answer:?} for {image_of} and was shown no login: either the name is wrong{stage}, or the image is private and needs a Secret in pullSecretRefs: {said}"
+        ),
     }
 }
 

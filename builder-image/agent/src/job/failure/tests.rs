@@ -20,6 +20,8 @@ const BUILD: Circumstances<'_> = Circumstances {
     largest_id: Some(65_534),
     content: None,
     windows_lines: None,
+    contexts: &[],
+    logins: &[],
 };
 
 fn failed(message: &str) -> Failed {

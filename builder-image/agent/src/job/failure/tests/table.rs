@@ -3,13 +3,13 @@
 //! Most are recorded: `tests/failures/record` makes them again. The others have the words of a public report, with other names,
 //! and around them what the recorded ones have in such a place: step, line, code.
 
-use std::{collections::HashMap, fmt::Write as _, fs, path::Path};
+use std::{collections::HashMap, fmt::Write as _, fs, path::Path, rc::Rc};
 
 use kiln_agent_proto::failure::Class;
 use serde::Deserialize;
 
 use super::{
-    super::super::{ending::Ending, mask::Masker, progress::Progress},
+    super::super::{ending::Ending, line_ends, mask::Masker, progress::Progress, source::ContextContent},
     *,
 };
 
@@ -26,6 +26,9 @@ struct Job {
     platform: String,
     image: String,
     args: HashMap<String, String>,
+    files: HashMap<String, String>,
+    options: HashMap<String, String>,
+    logins: HashMap<String, String>,
     no_network: bool,
     /// The volume's size in MiB; 0: it is large.
     disk: u32,
@@ -39,6 +42,9 @@ impl Default for Job {
             platform: "linux/amd64".to_owned(),
             image: "registry.zzhost.example/zzteam/zzapp".to_owned(),
             args: HashMap::new(),
+            files: HashMap::new(),
+            options: HashMap::new(),
+            logins: HashMap::new(),
             no_network: false,
             disk: 0,
         }
@@ -52,6 +58,30 @@ struct Case {
     dockerfile: String,
     failed: Failed,
     step: Option<FailedStep>,
+    contexts: Vec<NamedContext>,
+    logins: Vec<Login>,
+    /// A directory with the files.
+    source: Rc<tempfile::TempDir>,
+}
+
+impl Job {
+    fn contexts(&self) -> Vec<NamedContext> {
+        let context = |(option, place): (&String, &String)| {
+            let content = match place.strip_prefix("docker-image://") {
+                Some(image) => ContextContent::Image(image.to_owned()),
+                None => ContextContent::Directory(place.into()),
+            };
+            Some(NamedContext { name: option.strip_prefix("context:")?.to_owned(), content })
+        };
+        self.options.iter().filter_map(context).collect()
+    }
+
+    fn logins(&self) -> Vec<Login> {
+        let named_by = "the Secret zzteam/zzlogin, which pullSecretRefs names";
+        let login =
+            |registry: &String| Login { registry: registry.clone(), named_by: named_by.to_owned(), ..Login::default() };
+        self.logins.keys().map(login).collect()
+    }
 }
 
 impl Case {
@@ -63,9 +93,19 @@ impl Case {
             progress.line(line.as_bytes());
         }
         let Some(Ending::Failed(failed)) = progress.ending() else { panic!("{} tells no failure", path.display()) };
+        let job: Job = serde_json::from_str(&text("case.json")).unwrap();
+        let source = tempfile::tempdir().unwrap();
+        for (name, content) in &job.files {
+            let file = source.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, content).unwrap();
+        }
         Self {
+            contexts: job.contexts(),
+            logins: job.logins(),
+            source: Rc::new(source),
             name: path.file_name().unwrap().to_string_lossy().into_owned(),
-            job: serde_json::from_str(&text("case.json")).unwrap(),
+            job,
             dockerfile: text("Dockerfile"),
             failed: (**failed).clone(),
             step: progress.failed_step(failed),
@@ -80,9 +120,12 @@ impl Case {
     }
 
     fn explain(&self) -> JobFailure {
-        let job = &self.job;
+        let (job, step, context) = (&self.job, self.step.as_ref(), self.source.path());
+        let windows = step.and_then(|step| line_ends::guilty(&self.failed, step, context, &self.dockerfile));
         let build = Circumstances {
-            windows_lines: None,
+            windows_lines: windows.as_deref(),
+            contexts: &self.contexts,
+            logins: &self.logins,
             largest_id: Some(65_534),
             shortage: Shortage { killed: Some(false), alone: true, first: true },
             dockerfile: &job.filename,
@@ -93,7 +136,7 @@ impl Case {
             volume_full: job.disk > 0,
             content: Some(&self.dockerfile),
         };
-        explain(&self.failed, self.step.as_ref(), build)
+        explain(&self.failed, step, build)
     }
 
     /// With `other` in the place of the strings that are the user's: of one, or of all.
