@@ -89,7 +89,7 @@ reasons! {
     ExecFormatError: User,
     /// The Dockerfile has a syntax error.
     DockerfileInvalid: User,
-    /// COPY or ADD names a file that the context or a stage lacks.
+    /// COPY, ADD or a mount names a file that the context, a stage or an image lacks.
     FileNotFound: User,
     /// A secret mount is required and its id is not in the build's `secrets`.
     SecretNotFound: User,

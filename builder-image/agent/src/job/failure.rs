@@ -15,6 +15,7 @@ use crate::{
 mod answer;
 mod dockerfile;
 mod download;
+mod instruction;
 mod login;
 mod registry;
 mod step;
@@ -57,9 +58,14 @@ pub fn explain(failed: &Failed, step: Option<&FailedStep>, build: Circumstances<
     let exit_code = failed.exit_code.and_then(|code| i32::try_from(code).ok());
     let guilty = place.as_ref().map(|place| place.line).unwrap_or_default();
     let (reason, message) = classify(failed, cause, step, guilty, build);
-    let (dockerfile, line) = place
-        .as_ref()
-        .map_or_else(|| (String::new(), line_in(cause).unwrap_or(0)), |place| (place.file.clone(), place.line));
+    let held_back = step.and_then(|step| instruction::held_back(step, guilty, build)).unwrap_or_default();
+    let (dockerfile, line) = place.as_ref().map_or_else(
+        || {
+            let line = line_in(cause).or_else(|| dockerfile::not_allowed(cause)?.line(build.content?));
+            (String::new(), line.unwrap_or(0))
+        },
+        |place| (place.file.clone(), place.line),
+    );
     let at = match (dockerfile.as_str(), line) {
         (_, 0) => String::new(),
         ("", line) => format!(" (line {line} of {})", build.dockerfile),
@@ -68,7 +74,7 @@ pub fn explain(failed: &Failed, step: Option<&FailedStep>, build: Circumstances<
     let excerpt = place.unwrap_or_else(|| Excerpt::of_line(build.dockerfile, line, content));
     JobFailure {
         reason,
-        message: format!("{message}{at}"),
+        message: format!("{message}{held_back}{at}"),
         step: step.map(|step| step.name.clone()).unwrap_or_default(),
         dockerfile: if dockerfile.is_empty() && line > 0 { build.dockerfile.to_owned() } else { dockerfile },
         line,
@@ -138,10 +144,10 @@ fn classify(
     if let Some(told) = registry::pull(inner, line_at(guilty, build), step, build) {
         return told;
     }
-    if let Some(told) = step::not_run(cause, step) {
+    if let Some(told) = step::not_run(cause, step, build) {
         return told;
     }
-    if let Some(told) = dockerfile::failure(cause, inner, failed, guilty, build) {
+    if let Some(told) = dockerfile::failure(cause, inner, failed, step, guilty, build) {
         return told;
     }
     let code = if ["", "Unknown"].contains(&failed.code.as_str()) { "" } else { &format!("{}: ", failed.code) };

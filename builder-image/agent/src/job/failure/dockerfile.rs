@@ -2,7 +2,7 @@
 
 use super::{
     super::dockerfile::{Dockerfile, references},
-    Circumstances, Failed, between, line_at, quoted,
+    Circumstances, Failed, FailedStep, between, instruction, line_at, quoted,
 };
 use crate::reasons::Reason;
 
@@ -31,11 +31,12 @@ pub(super) fn failure(
     cause: &str,
     inner: &str,
     failed: &Failed,
+    step: Option<&FailedStep>,
     guilty: u32,
     build: Circumstances<'_>,
 ) -> Option<(Reason, String)> {
     let told = if failed.vertex.is_empty() { of_the_frontend(cause, failed, guilty, build) } else { None };
-    told.or_else(|| not_there(cause, inner))
+    told.or_else(|| not_there(cause, inner, step, build))
 }
 
 /// Something that was there when nothing had run yet.
@@ -59,9 +60,7 @@ fn of_the_frontend(cause: &str, failed: &Failed, guilty: u32, build: Circumstanc
         rules.sort_unstable();
         return Some((Reason::LintFailed, format!("the lint of {file} warns of {}", rules.join(", "))));
     }
-    if let Some(asked) = cause.strip_prefix("failed to load LLB: ")
-        && [" is not allowed", " is not registered"].iter().any(|end| asked.ends_with(end))
-    {
+    if let Some(NotAllowed(asked)) = not_allowed(cause) {
         return Some((Reason::NotAllowed, format!("builders do not allow this: {asked}")));
     }
     if cause == "syntax error in pattern" {
@@ -85,8 +84,38 @@ fn of_the_frontend(cause: &str, failed: &Failed, guilty: u32, build: Circumstanc
     begins(&OF_OPTIONS).then(|| (Reason::InvalidJob, format!("what the build asks for is not valid: {cause}")))
 }
 
+/// What builders do not allow, in BuildKit's words.
+pub(super) struct NotAllowed<'a>(&'a str);
+
+/// What was asked for in vain. BuildKit tells no place of it.
+pub(super) fn not_allowed(cause: &str) -> Option<NotAllowed<'_>> {
+    let asked = cause.strip_prefix("failed to load LLB: ")?;
+    [" is not allowed", " is not registered"].iter().any(|end| asked.ends_with(end)).then_some(NotAllowed(asked))
+}
+
+impl NotAllowed<'_> {
+    /// The first line that asks for it.
+    pub(super) fn line(&self, content: &str) -> Option<u32> {
+        let (option, value) = match self.0 {
+            "network.host is not allowed" => ("network", "host"),
+            "security.insecure is not allowed" => ("security", "insecure"),
+            other => ("device", quoted(other.strip_prefix("required device ")?)?.0),
+        };
+        let dockerfile = Dockerfile::read(content);
+        let mut all = dockerfile.stages.iter().flat_map(|stage| &stage.instructions);
+        let asks = |given: &str| given == value || option == "device" && given.contains(value);
+        let found = all.find(|run| run.keyword == "RUN" && run.options(option).any(asks));
+        found.map(|run| run.line)
+    }
+}
+
 /// What a step names and nobody has.
-fn not_there(cause: &str, inner: &str) -> Option<(Reason, String)> {
+fn not_there(
+    cause: &str,
+    inner: &str,
+    step: Option<&FailedStep>,
+    build: Circumstances<'_>,
+) -> Option<(Reason, String)> {
     let named = |text: &str, before: &str, after: &str| {
         text.strip_prefix(before).and_then(|rest| rest.strip_suffix(after)).map(str::to_owned)
     };
@@ -111,10 +140,7 @@ fn not_there(cause: &str, inner: &str) -> Option<(Reason, String)> {
                 .and_then(|rest| rest.split_once(": lstat ")?.0.split_once("/buildkit-mount"))
                 .and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..])),
         }?;
-        let message = format!(
-            "there is no \"{path}\" in what COPY or ADD takes it from; check the path, and that .dockerignore does not exclude it"
-        );
-        return Some((Reason::FileNotFound, message));
+        return Some((Reason::FileNotFound, instruction::lacks(path, step, build)));
     }
     if cause.ends_with(": not a directory") || cause.starts_with("cannot copy to non-directory: ") {
         return Some((
@@ -123,7 +149,7 @@ fn not_there(cause: &str, inner: &str) -> Option<(Reason, String)> {
         ));
     }
     let path = named(cause, "lstat ", ": no such file or directory")?;
-    Some((Reason::FileNotFound, format!("there is no {path:?} in the stage or image that COPY takes it from")))
+    Some((Reason::FileNotFound, instruction::lacks(&path, step, build)))
 }
 
 /// An image's name that is none, most often because a variable in it has no value.

@@ -3,7 +3,7 @@
 
 use super::{
     super::{line_ends, mask::shorten},
-    Circumstances, FailedStep, quoted,
+    Circumstances, FailedStep, instruction, quoted,
 };
 use crate::{oom::Shortage, reasons::Reason};
 
@@ -42,9 +42,14 @@ const NO_ROUTE: [&str; 5] =
 const NO_START: &str = "runc run failed: unable to start container process: ";
 
 /// What to say of one that has no status, for it did not run. None: something else failed.
-pub(super) fn not_run(cause: &str, step: Option<&FailedStep>) -> Option<(Reason, String)> {
+pub(super) fn not_run(cause: &str, step: Option<&FailedStep>, build: Circumstances<'_>) -> Option<(Reason, String)> {
     let (_, rest) = quoted(cause.strip_prefix("process ")?)?;
     let why = rest.strip_prefix(" did not complete successfully: ")?;
+    // What a mount takes from a stage or an image is opened when all that comes before is made.
+    let opened = why.strip_prefix("open ").and_then(|rest| rest.strip_suffix(": no such file or directory"));
+    if let Some(path) = opened.filter(|_| step.is_some_and(instruction::mounts_files)) {
+        return Some((Reason::FileNotFound, instruction::lacks(path, step, build)));
+    }
     let name = shorten(step.map_or("a step", |step| step.name.as_str()).to_owned(), LONGEST_NAME);
     Some((Reason::StepFailed, format!("{name} could not start: {why}; check what USER and WORKDIR name")))
 }

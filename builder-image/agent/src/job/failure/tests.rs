@@ -9,7 +9,7 @@ use super::{
 
 mod table;
 
-const BUILD: Circumstances<'_> = Circumstances {
+pub(super) const BUILD: Circumstances<'_> = Circumstances {
     dockerfile: "Dockerfile",
     platform: "linux/amd64",
     repository: "registry.example/team/app",
