@@ -22,7 +22,7 @@ use super::{
     dockerfile::Dockerfile,
     ending::{Ending, Failed, Running},
     excerpt::{Excerpt, read_dockerfile},
-    failure::{Circumstances, explain, refused_image},
+    failure::{Circumstances, explain, not_started, refused_image},
     line_ends, pins, process_failure,
     programs::{
         Foreign, Verdict, origin,
@@ -30,7 +30,7 @@ use super::{
     },
     progress::{Progress, Update},
     request::{Request, Wanted},
-    stages, unused_logins,
+    scripts, stages, unused_logins,
 };
 use crate::{
     buildkit::SAMPLER,
@@ -197,6 +197,8 @@ impl Build<'_> {
         let dockerfile = self.source.dockerfile.to_string_lossy();
         let step = progress.failed_step(failed);
         let windows = step.as_ref().and_then(|step| line_ends::guilty(failed, step, &self.source.context, text));
+        let program = step.as_ref().and_then(not_started);
+        let interpreter = program.and_then(|program| scripts::interpreter(&self.source.context, program));
         let build = Circumstances {
             dockerfile: &dockerfile,
             platform: &self.spec.platform,
@@ -208,6 +210,7 @@ impl Build<'_> {
             largest_id: self.registry.buildkit().largest_id(),
             content: Some(text),
             windows_lines: windows.as_deref(),
+            interpreter: interpreter.as_deref(),
             contexts: &self.source.contexts,
             logins: &self.spec.logins,
         };

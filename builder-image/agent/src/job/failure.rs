@@ -17,6 +17,7 @@ mod dockerfile;
 mod download;
 mod instruction;
 mod login;
+mod not_found;
 mod registry;
 mod step;
 
@@ -43,6 +44,8 @@ pub struct Circumstances<'a> {
     pub content: Option<&'a str>,
     /// What of all that the failed step runs has line ends as on Windows.
     pub windows_lines: Option<&'a str>,
+    /// What the script that the failed step did not start asks for in its first line, where the source has it.
+    pub interpreter: Option<&'a str>,
     /// The build contexts beside the source.
     pub contexts: &'a [NamedContext],
     /// The logins for registries.
@@ -152,6 +155,15 @@ fn classify(
     }
     let code = if ["", "Unknown"].contains(&failed.code.as_str()) { "" } else { &format!("{}: ", failed.code) };
     (Reason::BuildFailed, format!("{code}{cause}"))
+}
+
+/// The program that the failed step did not start, by the words of what was to start it: a file.
+#[must_use]
+pub fn not_started(step: &FailedStep) -> Option<&str> {
+    match not_found::in_tail(&step.tail)? {
+        not_found::NotFound::File(program) | not_found::NotFound::Starter(program, _) => Some(program),
+        not_found::NotFound::Command(_) => None,
+    }
 }
 
 /// A file of an image that belongs to nobody whom a builder has.

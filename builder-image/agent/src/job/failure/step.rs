@@ -3,7 +3,9 @@
 
 use super::{
     super::{line_ends, mask::shorten},
-    Circumstances, FailedStep, instruction, quoted,
+    Circumstances, FailedStep, instruction,
+    not_found::{self, NotFound},
+    quoted,
 };
 use crate::{oom::Shortage, reasons::Reason};
 
@@ -37,6 +39,26 @@ const NO_HOST: [&str; 17] = [
 /// What they say of an address that no route leads to.
 const NO_ROUTE: [&str; 5] =
     ["Network is unreachable", "network is unreachable", "No route to host", "no route to host", "ENETUNREACH"];
+
+/// What they say of an address where nobody listens.
+const REFUSED: [&str; 11] = [
+    "curl: (7) ",
+    // Of libcurl: Git, cargo.
+    "Couldn't connect to server",
+    // busybox and GNU wget.
+    "): Connection refused",
+    "failed: Connection refused.",
+    // Go.
+    "connect: connection refused",
+    // Node.
+    "connect ECONNREFUSED ",
+    "code ECONNREFUSED",
+    // Python, apt, Rust, Java.
+    "[Errno 111] Connection refused",
+    "(111: Connection refused)",
+    "Connection refused (os error 111)",
+    "java.net.ConnectException: Connection refused",
+];
 
 /// What runc says where it did not start the program.
 const NO_START: &str = "runc run failed: unable to start container process: ";
@@ -73,7 +95,10 @@ pub(super) fn failure(code: u32, step: Option<&FailedStep>, build: Circumstances
             format!("{name} was killed (exit code {code}){sure} for want of memory; {MORE_MEMORY}"),
         );
     }
-    if line_with(&["exec format error", "Exec format error"]).is_some() {
+    let reads_program = |line: &String| not_found::is_read_as_script(line, step.map_or("", |step| step.name.as_str()));
+    if line_with(&["exec format error", "Exec format error"]).is_some()
+        || code == 127 && step.is_some_and(|step| step.tail.iter().any(reads_program))
+    {
         return (
             Reason::ExecFormatError,
             format!(
@@ -124,22 +149,77 @@ pub(super) fn failure(code: u32, step: Option<&FailedStep>, build: Circumstances
         );
         return (Reason::OutOfMemory, message);
     }
-    let (reason, message) = match code {
-        KILLED => (
-            Reason::StepFailed,
-            format!("{name} was killed (exit code {code}), as by a timeout of its own: memory was not wanting"),
-        ),
-        139 => (Reason::StepFailed, format!("{name} crashed (exit code 139, a segmentation fault)")),
-        127 => (Reason::StepFailed, format!("{name} failed with exit code 127: a command was not found")),
-        126 => (Reason::StepFailed, format!("{name} failed with exit code 126: a command is not executable")),
-        code => (Reason::StepFailed, format!("{name} failed with exit code {code}")),
+    let message = match code {
+        KILLED => format!("{name} was killed (exit code {code}), as by a timeout of its own: memory was not wanting"),
+        139 => format!("{name} crashed (exit code 139, a segmentation fault)"),
+        code => {
+            let why = not_started(code, step, build).or_else(|| {
+                let line = shorten(line_with(&REFUSED)?.trim().to_owned(), LONGEST_NAME);
+                Some(format!("a connection was refused ({line}); {}", refused(build)))
+            });
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            format!("{name} failed with exit code {code}{why}")
+        }
     };
+    let reason = Reason::StepFailed;
     if killed == Some(true) {
         let also =
             "meanwhile a process of this builder was killed for want of memory, of this build or of one beside it";
         return (reason, format!("{message}; {also}"));
     }
     (reason, message)
+}
+
+/// Why a program did not start, where the exit code says that one did not.
+fn not_started(code: u32, step: Option<&FailedStep>, build: Circumstances<'_>) -> Option<String> {
+    // runc has a code of its own.
+    if ![126, 127, 255].contains(&code) {
+        return None;
+    }
+    let found = step.and_then(|step| not_found::in_tail(&step.tail));
+    let short = |text: &str| shorten(text.to_owned(), LONGEST_NAME);
+    let asked = found.and_then(|found| match found {
+        NotFound::Starter(_, Some(interpreter)) => Some(interpreter),
+        NotFound::File(_) | NotFound::Starter(..) => build.interpreter,
+        NotFound::Command(_) => None,
+    });
+    let asks = asked.map(|asked| {
+        format!("the first line of the script asks for the interpreter {:?}: have the image have that", short(asked))
+    });
+    Some(match (code, found) {
+        (255, None | Some(NotFound::Command(_) | NotFound::File(_))) => return None,
+        (126, None | Some(NotFound::Command(_) | NotFound::File(_))) => "a command is not executable".to_owned(),
+        (_, Some(NotFound::Command(command))) => {
+            format!("a command was not found: {:?}; install it, or check PATH", short(command))
+        }
+        (_, Some(NotFound::File(file))) => {
+            let why = asks.map_or_else(
+                || format!("if there is such a file, what starts it is missing: {STARTERS}"),
+                |asks| format!("if there is such a file, what starts it is missing: {asks}"),
+            );
+            format!("{:?} was not found; {why}", short(file))
+        }
+        (_, Some(NotFound::Starter(file, _))) => {
+            let why = asks.unwrap_or_else(|| STARTERS.to_owned());
+            format!("{:?} is there, and what starts it is not: {why}", short(file))
+        }
+        (_, None) => "a command was not found".to_owned(),
+    })
+}
+
+/// What starts a file.
+const STARTERS: &str = "a script's interpreter, which its first line names, or a program's loader, as where it was linked \
+                        with glibc and the image has musl (Alpine), or where it is for another architecture";
+
+/// What to do where a connection was refused.
+fn refused(build: Circumstances<'_>) -> &'static str {
+    if build.no_network {
+        "nothing listens there, and spec.network is None: a step reaches only what it starts itself"
+    } else {
+        "nothing listens there: within a step, localhost is where the step runs, so what it needs there has to be started in \
+         the same RUN; for another host check its name and port, the proxy in spec.args or the pool's args, and what the \
+         builders' NetworkPolicy lets through"
+    }
 }
 
 /// What to say of a build in whose `step` buildkitd ended.

@@ -20,6 +20,7 @@ pub(super) const BUILD: Circumstances<'_> = Circumstances {
     largest_id: Some(65_534),
     content: None,
     windows_lines: None,
+    interpreter: None,
     contexts: &[],
     logins: &[],
 };

@@ -9,7 +9,7 @@ use kiln_agent_proto::failure::Class;
 use serde::Deserialize;
 
 use super::{
-    super::super::{ending::Ending, line_ends, mask::Masker, progress::Progress, source::ContextContent},
+    super::super::{ending::Ending, line_ends, mask::Masker, progress::Progress, scripts, source::ContextContent},
     *,
 };
 
@@ -122,8 +122,10 @@ impl Case {
     fn explain(&self) -> JobFailure {
         let (job, step, context) = (&self.job, self.step.as_ref(), self.source.path());
         let windows = step.and_then(|step| line_ends::guilty(&self.failed, step, context, &self.dockerfile));
+        let interpreter = step.and_then(not_started).and_then(|program| scripts::interpreter(context, program));
         let build = Circumstances {
             windows_lines: windows.as_deref(),
+            interpreter: interpreter.as_deref(),
             contexts: &self.contexts,
             logins: &self.logins,
             largest_id: Some(65_534),
