@@ -49,7 +49,13 @@ pub async fn bounded<T>(reading: impl Future<Output = T>) -> T {
     BUNDLES.scope(Bundles::default(), reading).await
 }
 
+fn remember(version: SecretVersion) {
+    // Elsewhere nobody asks for them.
+    let _ = BUNDLES.try_with(|read| read.versions.lock().unwrap_or_else(PoisonError::into_inner).push(version));
+}
+
 /// The objects in which the CA bundles were that have been read within [`bounded`].
+#[must_use]
 pub fn bundle_versions() -> Vec<SecretVersion> {
     let versions = BUNDLES.try_with(|read| read.versions.lock().unwrap_or_else(PoisonError::into_inner).clone());
     versions.unwrap_or_default()
@@ -222,7 +228,8 @@ fn key_of(
 
 /// Reads a CA bundle, in PEM.
 pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, field: &str) -> Result<String, Error> {
-    let text = ca_bundle_in(&READING, client, namespace, reference, field).await?;
+    let (text, version) = ca_bundle_in(&READING, client, namespace, reference, field).await?;
+    remember(version);
     let before = BUNDLES.try_with(|read| read.bytes.fetch_add(text.len(), Ordering::Relaxed)).unwrap_or_default();
     if before + text.len() > MOST_BUNDLES {
         let message = format!(
@@ -235,26 +242,20 @@ pub async fn ca_bundle(client: &Client, namespace: &str, reference: &CaRef, fiel
     Ok(text)
 }
 
+/// A bundle, and the version of what it is in.
 async fn ca_bundle_in(
     room: &Room,
     client: &Client,
     namespace: &str,
     reference: &CaRef,
     field: &str,
-) -> Result<String, Error> {
+) -> Result<(String, SecretVersion), Error> {
     let (name, key) = (&reference.name, reference.key());
-    let remember = |resource_version: String| {
-        let version = SecretVersion { name: name_of_ca(reference), resource_version };
-        let is_pools = std::ptr::eq(room, &*OF_POOLS);
-        let version = if is_pools { registry::in_namespace(namespace, version) } else { version };
-        let _ = BUNDLES.try_with(|read| read.versions.lock().unwrap_or_else(PoisonError::into_inner).push(version));
-    };
-    let (kind, text) = match reference.kind() {
+    let (kind, text, version) = match reference.kind() {
         CaRefKind::Secret => {
             let SecretData { data, version, .. } = secret_in(room, client, namespace, name, field).await?;
-            remember(version.resource_version);
             let value = key_of(data, namespace, name, key, field)?;
-            ("Secret", Some(String::from_utf8_lossy(&value).into_owned()))
+            ("Secret", Some(String::from_utf8_lossy(&value).into_owned()), version.resource_version)
         }
         CaRefKind::ConfigMap => {
             let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
@@ -267,12 +268,14 @@ async fn ca_bundle_in(
                 );
                 return Err(Fault::credential(Reason::CaNotFound, message).into());
             };
-            remember(found.resource_version().unwrap_or_default());
-            ("ConfigMap", found.data.unwrap_or_default().remove(key))
+            let version = found.resource_version().unwrap_or_default();
+            ("ConfigMap", found.data.unwrap_or_default().remove(key), version)
         }
     };
     match text {
-        Some(text) if text.contains("-----BEGIN CERTIFICATE-----") => Ok(text),
+        Some(text) if text.contains("-----BEGIN CERTIFICATE-----") => {
+            Ok((text, SecretVersion { name: name_of_ca(reference), resource_version: version }))
+        }
         Some(_) => {
             let message = format!(
                 "the key {key} of the {kind} {namespace}/{name}, which {field} names, holds no PEM certificate: \
@@ -303,7 +306,11 @@ pub async fn pool_bundles(context: &Context, pool: &BuilderPool) -> Result<Vec<S
     let field = format!("the BuilderPool {}", pool.name_any());
     let read =
         references.into_iter().map(|reference| ca_bundle_in(&OF_POOLS, &context.client, namespace, reference, &field));
-    futures::future::try_join_all(read).await
+    let read = futures::future::try_join_all(read).await?.into_iter().map(|(text, version)| {
+        remember(registry::in_namespace(namespace, version));
+        text
+    });
+    Ok(read.collect())
 }
 
 /// How a Git server is reached with what an ImageBuild names.

@@ -134,6 +134,7 @@ fn not_found(field: &str, reference: &Reference) -> Fault {
 }
 
 /// A failure to read, in the words of a pull.
+#[must_use]
 pub fn unreadable(field: &str, error: &kiln_registry::Error) -> Fault {
     let mut fault = Fault::from(error.clone());
     fault.message = format!("{field}: {}", fault.message);

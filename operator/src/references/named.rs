@@ -17,7 +17,7 @@ const OF_DOWNLOADS: [&str; 2] = ["HTTP_AUTH_", "GIT_AUTH_"];
 /// field of the Git repository. `None`: it is not known which one of those that the spec names.
 #[must_use]
 pub fn told(message: &str, reason: &str, about: Option<&str>, spec: &ImageBuildSpec, namespace: &str) -> String {
-    let Some(objects) = objects(reason, about, spec, namespace) else { return message.to_owned() };
+    let Some(objects) = objects(message, reason, about, spec, namespace) else { return message.to_owned() };
     let room = MESSAGE.saturating_sub(objects.chars().count() + 2);
     format!("{}; {objects}", message.chars().take(room).collect::<String>())
 }
@@ -49,7 +49,7 @@ fn bundle(ca: &CaRef, namespace: &str) -> String {
 /// A field, and the object that it names. `None`: it names none.
 type Named = (String, Option<String>);
 
-fn objects(reason: &str, about: Option<&str>, spec: &ImageBuildSpec, namespace: &str) -> Option<String> {
+fn objects(message: &str, reason: &str, about: Option<&str>, spec: &ImageBuildSpec, namespace: &str) -> Option<String> {
     let secret = |field: String, named: Option<&SecretRef>| -> Named {
         (field, named.map(|secret| format!("the Secret {namespace}/{}", secret.name)))
     };
@@ -103,6 +103,10 @@ fn objects(reason: &str, about: Option<&str>, spec: &ImageBuildSpec, namespace: 
         && (http.is_none() || reason != "SourceUnauthorized");
     let objects: Vec<String> =
         named.iter().filter_map(|(field, object)| Some(format!("{}, which {field} names", object.as_ref()?))).collect();
+    // Who met the failure knew which one it was.
+    if objects.iter().any(|object| message.contains(object)) {
+        return None;
+    }
     let mut without: Vec<&str> =
         named.iter().filter(|(_, object)| object.is_none()).map(|(field, _)| field.as_str()).collect();
     if named.is_empty() && of_registry {
@@ -254,5 +258,6 @@ mod tests {
         let told = told(&"ä".repeat(5000), "PushDenied", None, &of, "web");
         assert_eq!(told.chars().count(), MESSAGE);
         assert!(told.ends_with("ä; see the Secret web/login, which image.secretRef names"));
+        assert_eq!(self::told(&told, "PushDenied", None, &of, "web"), told, "it is told once");
     }
 }

@@ -247,8 +247,10 @@ async fn neither_image_nor_both() {
 
     let mut check = good_inline();
     check["spec"]["image"].take();
-    let cases: [Case; 8] = [
+    let cases: [Case; 10] = [
         ("/spec/archive", json!({"path": "app.tar"}), None),
+        ("/spec/archive", json!({"path": "a{b}-{{ run }}.tar"}), None),
+        ("/spec/archive", json!({"path": "{{brnach}}.tar"}), Some("no such variable")),
         ("/spec/archive", json!({"path": "images/{{shortCommit}}.tar"}), None),
         ("/spec/archive", json!({"path": "app.tar.gz"}), ARCHIVE),
         ("/spec/archive", json!({"path": "/app.tar"}), ARCHIVE),
