@@ -28,7 +28,9 @@ type logins struct {
 	hosts map[string]string
 	// mirrors are hosts whose scopes may name what they mirror in the place of what is theirs.
 	mirrors []string
-	lock    sync.Mutex
+	// plain are hosts that are spoken to without TLS.
+	plain []string
+	lock  sync.Mutex
 	// always has the rights that all requests for tokens of a host were for. BuildKit asks for those of one repository
 	// together with what the host's first challenge was for, whichever that was (resolver/authorizer.go, doBearerAuth), so
 	// these tell nothing of the request at hand.
@@ -42,7 +44,8 @@ func readLogins(wanted *job) (*logins, error) {
 		return nil, errors.New("the logins for registries cannot be read")
 	}
 	of := &logins{
-		all: file.AuthConfigs, order: wanted.Logins, hosts: wanted.Hosts, mirrors: wanted.Mirrors, always: map[string]map[right]bool{},
+		all: file.AuthConfigs, order: wanted.Logins, hosts: wanted.Hosts, mirrors: wanted.Mirrors, plain: wanted.Plain,
+		always: map[string]map[right]bool{},
 	}
 	return of, nil
 }
@@ -121,7 +124,8 @@ func (of *logins) forScopes(host string, scopes []string) (repository, key strin
 }
 
 // about gives the repository that a request for a token is about: one that is pushed to rather than one that a layer is taken
-// from, and then what not all requests of the host were for.
+// from, then what not all requests of the host were for, and then that with a login of its own: a registry behind a proxy may
+// call one repository by another name.
 func (of *logins) about(host string, rights []right) string {
 	of.lock.Lock()
 	defer of.lock.Unlock()
@@ -144,7 +148,13 @@ func (of *logins) about(host string, rights []right) string {
 		}
 		return rank
 	}
-	return slices.MinFunc(rights, func(a, b right) int { return cmp.Compare(rank(a), rank(b)) }).repository
+	path := func(each right) int {
+		_, path, _ := strings.Cut(of.forRepository(host, each.repository), "/")
+		return len(path)
+	}
+	return slices.MinFunc(rights, func(a, b right) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(path(b), path(a)))
+	}).repository
 }
 
 // isOfHost compares as the agent does (registry/src/login.rs).
@@ -152,8 +162,10 @@ func isOfHost(pattern, host string) bool {
 	if pattern == host {
 		return true
 	}
+	pattern, port, _ := strings.Cut(pattern, ":")
+	host, itsPort, _ := strings.Cut(host, ":")
 	parts, names := strings.Split(pattern, "."), strings.Split(host, ".")
-	if !strings.Contains(pattern, "*") || len(parts) != len(names) {
+	if port != itsPort || !strings.Contains(pattern, "*") || len(parts) != len(names) {
 		return false
 	}
 	for i, part := range parts {
@@ -166,8 +178,10 @@ func isOfHost(pattern, host string) bool {
 	return true
 }
 
+// called is Kiln's name of a host, which BuildKit asks for as it is written in a Dockerfile or the pool.
 func called(host string) string {
-	if host == authprovider.DockerHubRegistryHost {
+	host = strings.ToLower(host)
+	if slices.Contains([]string{authprovider.DockerHubRegistryHost, "index.docker.io", "registry.hub.docker.com"}, host) {
 		return dockerHub
 	}
 	return host

@@ -142,3 +142,53 @@ func TestALayerThatMayNotBeTakenIsNotAskedFor(t *testing.T) {
 		t.Error("nobody's repository is read")
 	}
 }
+
+// BuildKit asks for a host as it is written: by any case, and Docker Hub by any of its names.
+func TestAHostByWhateverNameItIsAskedFor(t *testing.T) {
+	of := testLogins("r.example", "r.example/team", "docker.io/team")
+	of.hosts["r.example"] = "r.example"
+	of.mirrors = []string{"r.example"}
+	for _, each := range [][3]string{
+		{"R.Example", "team/app", "r.example/team"},
+		{"registry.hub.docker.com", "team/app", "docker.io/team"},
+		{"index.docker.io", "team/app", "docker.io/team"},
+	} {
+		if got := of.forRepository(each[0], each[1]); got != each[2] {
+			t.Errorf("%s/%s: %q instead of %q", each[0], each[1], got, each[2])
+		}
+	}
+	if got, err := of.provide(context.Background(), "R.EXAMPLE", nil, nil); err != nil || got.Username != "r.example" {
+		t.Errorf("%q, %v", got.Username, err)
+	}
+	scopes := []string{"repository:library/debian:pull", "repository:team/library/debian:pull"}
+	if _, key := of.forScopes("R.Example", scopes); key != "r.example/team" {
+		t.Errorf("a mirror: %q", key)
+	}
+}
+
+// Behind a proxy that has a path of its own, a registry's challenge calls a repository by another name than the image does.
+func TestARepositoryThatItsRegistryCallsOtherwise(t *testing.T) {
+	for _, scopes := range []string{
+		"repository:app:pull,push repository:docker/app:pull,push",
+		"repository:docker/app:pull,push repository:team/app:pull,push",
+		"repository:app:pull repository:docker/app:pull",
+	} {
+		of := testLogins("r.example", "r.example/docker")
+		if _, key := of.forScopes("r.example", strings.Fields(scopes)); key != "r.example/docker" {
+			t.Errorf("%s: %q", scopes, key)
+		}
+	}
+}
+
+// A port is a part of what a key names, as the kubelet has it: another one is another server's.
+func TestAnyPartOfANameIsNoPort(t *testing.T) {
+	of := testLogins("10.0.0.*", "*", "prod-*.r.example:5000")
+	for host, expected := range map[string]string{
+		"10.0.0.7": "10.0.0.*", "10.0.0.7:5000": "", "localhost": "*", "localhost:5000": "",
+		"prod-1.r.example:5000": "prod-*.r.example:5000", "prod-1.r.example": "",
+	} {
+		if key := of.forRepository(host, "x"); key != expected {
+			t.Errorf("%s: %q instead of %q", host, key, expected)
+		}
+	}
+}

@@ -59,6 +59,8 @@ type job struct {
 	Logins []string `json:"logins"`
 	// Mirrors are hosts that stand for other registries.
 	Mirrors []string `json:"mirrors"`
+	// Plain are hosts that are spoken to without TLS, whose realms may be, too.
+	Plain []string `json:"plain"`
 }
 
 type entry struct {

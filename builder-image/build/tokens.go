@@ -38,19 +38,46 @@ type registry struct{}
 type transports struct {
 	own    map[string]http.RoundTripper
 	others http.RoundTripper
+	// plain are registries that are spoken to without TLS.
+	plain []string
 }
+
+// longestAnswer of a realm is in bytes.
+const longestAnswer = 256 << 10
+
+var (
+	errPlain     = errors.New("the registry names a token service without https, to which Kiln sends no credential")
+	errElsewhere = errors.New("the registry's token service redirects to another one, to which Kiln sends no credential")
+)
 
 func (of *transports) RoundTrip(request *http.Request) (*http.Response, error) {
 	host, _ := request.Context().Value(registry{}).(string)
-	if own, ok := of.own[host]; ok {
-		return own.RoundTrip(request)
+	if request.URL.Scheme != "https" && !slices.Contains(of.plain, called(host)) {
+		return nil, errPlain
 	}
-	return of.others.RoundTrip(request)
+	to := of.others
+	if own, ok := of.own[called(host)]; ok {
+		to = own
+	}
+	answer, err := to.RoundTrip(request)
+	if err == nil {
+		answer.Body = http.MaxBytesReader(nil, answer.Body, longestAnswer)
+	}
+	return answer, err
+}
+
+// stay has a request follow redirects within the realm alone: Go would take the body, and at times the login, along.
+func stay(request *http.Request, via []*http.Request) error {
+	first := via[0].URL
+	if request.URL.Scheme != first.Scheme || request.URL.Host != first.Host || len(via) > 5 {
+		return errElsewhere
+	}
+	return nil
 }
 
 // newTokens takes files with the CAs of realms, by the registry's host, and what registries are shown.
 func newTokens(authorities map[string]string, logins *logins) (*tokens, error) {
-	all := &transports{own: map[string]http.RoundTripper{}, others: http.DefaultTransport}
+	all := &transports{own: map[string]http.RoundTripper{}, others: http.DefaultTransport, plain: logins.plain}
 	for host, file := range authorities {
 		bundle, err := os.ReadFile(file)
 		if err != nil {
@@ -63,10 +90,11 @@ func newTokens(authorities map[string]string, logins *logins) (*tokens, error) {
 		pool.AppendCertsFromPEM(bundle)
 		own := http.DefaultTransport.(*http.Transport).Clone()
 		own.TLSClientConfig = &tls.Config{RootCAs: pool}
-		all.own[host] = own
+		all.own[called(host)] = own
 	}
 	// BuildKit's provider takes this one.
 	httptrace.DefaultClient.Transport = httptrace.NewTransport(all)
+	httptrace.DefaultClient.CheckRedirect = stay
 	provider := authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
 		AuthConfigProvider: logins.provide,
 	})

@@ -53,6 +53,8 @@ pub struct Request {
     logins: Vec<String>,
     /// Hosts that stand for other registries.
     mirrors: Vec<String>,
+    /// Hosts that are spoken to without TLS.
+    plain: Vec<String>,
 }
 
 /// A cache.
@@ -127,6 +129,7 @@ impl Wanted<'_> {
             output: self.output(),
             logins: registries::logins(spec).iter().map(Login::key).collect(),
             mirrors: spec.registry_mirrors.iter().flat_map(|of| &of.mirrors).map(|mirror| host_of(mirror)).collect(),
+            plain: spec.plain_http_registries.iter().map(|host| host.to_ascii_lowercase()).collect(),
             // A check gives nothing away.
             look: self.archive.is_some() || !spec.repository.is_empty(),
             ..Request::default()
