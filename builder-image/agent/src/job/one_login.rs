@@ -9,6 +9,9 @@ use kiln_registry::{Login, Repository};
 use super::registries::{self, Registries};
 use crate::reasons::{JobFailure, Reason};
 
+/// How many registries are asked whether they give tokens: an honest build has two logins for one or two.
+const MOST_ASKED: usize = 16;
+
 /// Two repositories of one registry with different logins.
 type Differing<'a> = (&'a Repository, &'a Repository);
 
@@ -20,17 +23,18 @@ pub async fn of(
     registries: &Registries,
 ) -> Result<BTreeMap<String, String>, JobFailure> {
     let (chosen, differing) = choose(repositories, &registries::logins(spec));
-    for (one, other) in differing {
+    let asked = differing.into_iter().take(MOST_ASKED).map(|(one, other)| async move {
         // Who does not answer here is BuildKit's to tell of.
-        let Ok(client) = registries.client(spec, one) else { continue };
-        if matches!(client.is_basic(one).await, Ok(true)) {
-            let registry = &one.registry;
-            let message = format!(
-                "the registry {registry} is shown one login in a build, for it gives no tokens (Basic authentication), but {} and {} have different logins; let the login of {} read the other too, and name no other for {registry}",
-                one.path, other.path, one.path
-            );
-            return Err(JobFailure::new(Reason::RegistryLoginAmbiguous, message));
-        }
+        let client = registries.client(spec, one).ok()?;
+        matches!(client.is_basic(one).await, Ok(true)).then_some((one, other))
+    });
+    if let Some((one, other)) = futures::future::join_all(asked).await.into_iter().flatten().next() {
+        let registry = &one.registry;
+        let message = format!(
+            "the registry {registry} is shown one login in a build, for it gives no tokens (Basic authentication), but {} and {} have different logins; let the login of {} read the other too, and name no other for {registry}",
+            one.path, other.path, one.path
+        );
+        return Err(JobFailure::new(Reason::RegistryLoginAmbiguous, message));
     }
     Ok(chosen)
 }

@@ -134,6 +134,11 @@ fn bounded<'w>(words: impl IntoIterator<Item = &'w String>) -> Vec<String> {
     words.into_iter().take(MOST_WORDS).take_while(fits).cloned().collect()
 }
 
+/// A path as people write it: without `/./` and `//`.
+fn plain(path: &str) -> String {
+    path.split('/').filter(|part| !matches!(*part, "" | ".")).fold(String::new(), |path, part| path + "/" + part)
+}
+
 /// What is known of a file.
 enum Seen<'a> {
     Unread,
@@ -190,7 +195,8 @@ impl<'a> Looking<'a> {
             self.directories.iter().map(|directory| format!("{directory}/{name}")).collect()
         };
         // All are asked for at once, and the first that is there counts.
-        let known: Vec<_> = paths.into_iter().map(|path| (self.get(&path, FIRST), path)).collect();
+        let paths = paths.iter().map(|path| plain(path));
+        let known: Vec<_> = paths.map(|path| (self.get(&path, FIRST), path)).collect();
         for (bytes, path) in known {
             match bytes {
                 Seen::Bytes(bytes) => return Some((path, bytes)),

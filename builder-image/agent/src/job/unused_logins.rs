@@ -16,10 +16,13 @@ pub fn warnings(spec: &Spec, repositories: &BTreeSet<Repository>) -> Vec<Warning
         return Vec::new();
     }
     let logins = registries::logins(spec);
-    let used = repositories.iter().filter_map(|repository| {
-        let found = Login::find(&logins, repository)?;
-        logins.iter().position(|login| std::ptr::eq(login, found))
-    });
+    // The login of the push has a path of its own; the Secret that it is from may be named for pulls, too.
+    let found: Vec<&Login> = repositories.iter().filter_map(|repository| Login::find(&logins, repository)).collect();
+    let is_used = |login: &Login| {
+        let shows = |found: &&Login| std::ptr::eq(login, *found) || login.covers(found) && login.is_same_account(found);
+        found.iter().any(shows)
+    };
+    let used = logins.iter().enumerate().filter_map(|(index, login)| is_used(login).then_some(index));
     let used: BTreeSet<&str> = used.map(|index| spec.logins[index].named_by.as_str()).collect();
     let named: BTreeSet<&str> = spec.logins.iter().map(|login| login.named_by.as_str()).collect();
     let unused = named.difference(&used).filter(|name| !name.is_empty());
@@ -50,6 +53,7 @@ mod tests {
             registry: registry.to_owned(),
             path: path.to_owned(),
             named_by: by.to_owned(),
+            username: by.to_owned(),
             ..Named::default()
         };
         let logins = [
@@ -72,5 +76,24 @@ mod tests {
         insta::assert_snapshot!(warnings(&spec, &of(&[]))[3].message, @"the third, is not used: its logins are for b.example/team, c.example, where this build asks for nothing, or with a login that fits better");
         spec.allow_frontends = true;
         assert_eq!(told(&spec, &[]), "");
+    }
+
+    /// One Secret for all: `image.secretRef` and `pullSecretRefs` name it, and the base images are public.
+    #[test]
+    fn what_is_shown_for_the_push_is_used() {
+        let login = |path: &str, user: &str, by: &str| Named {
+            registry: "a.example".to_owned(),
+            path: path.to_owned(),
+            username: user.to_owned(),
+            password: "p".to_owned(),
+            named_by: by.to_owned(),
+            ..Named::default()
+        };
+        let repositories = BTreeSet::from(["a.example/team/app"].map(|name| Repository::parse(name).unwrap()));
+        for (user, count) in [("robot", 0), ("another", 1)] {
+            let logins = vec![login("team/app", "robot", ""), login("", user, "the Secret")];
+            let spec = Spec { logins, ..Spec::default() };
+            assert_eq!(warnings(&spec, &repositories).len(), count, "{user}");
+        }
     }
 }

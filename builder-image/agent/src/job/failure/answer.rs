@@ -208,7 +208,8 @@ const WORDS: [&str; 5] = ["quota", "internal", "unavailable", "timeout", "mediat
 
 /// The words without such parts of the repository's name.
 fn without(repository: &str, words: &str) -> String {
-    let names = || repository.split('/').filter(|name| WORDS.iter().any(|word| name.contains(word)));
+    // Neither the host's port nor the tag is told with a name always.
+    let names = || repository.split(['/', ':', '@']).filter(|name| WORDS.iter().any(|word| name.contains(word)));
     let is_part = |char: char| char.is_ascii_alphanumeric() || "-_.".contains(char);
     let kept = words.split_inclusive(|char| !is_part(char)).map(|word| {
         let name = word.trim_end_matches(|char| !is_part(char));

@@ -166,7 +166,7 @@ fn not_pulled(
         );
         return (Reason::BaseImageInvalid, message);
     }
-    match answer::read(said) {
+    match answer::read_of(said, image) {
         Answer::Untrusted => (Reason::RegistryCertificateUntrusted, untrusted(image, said)),
         Answer::NoTls => (Reason::RegistryCertificateUntrusted, no_tls(image)),
         // A token server that knows nothing of the repository says so in different ways.

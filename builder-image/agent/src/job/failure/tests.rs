@@ -114,6 +114,39 @@ fn answers_that_no_test_registry_gives() {
     assert_eq!(explain(&exit(1), None, BUILD).reason, Reason::StepFailed);
 }
 
+/// A host, too, may be called what a sign is, and a base image as well as what is pushed.
+#[test]
+fn a_registry_s_words_hold_names() {
+    let put = |host: &str, said: &str| {
+        let manifest = format!("https://{host}/v2/team/app/manifests/sha256:1");
+        format!("failed to push {host}/team/app: unexpected status from PUT request to {manifest}: {said}")
+    };
+    let get = |path: &str, said: &str| {
+        let manifest = format!("https://r.example/v2/{path}/manifests/1");
+        let resolving = format!("x: failed to resolve source metadata for r.example/{path}:1");
+        format!("{resolving}: unexpected status from GET request to {manifest}: {said}")
+    };
+    for (error, expected) in [
+        (put("registry.internal", "400 Bad Request: unknown: registry.internal/team/app is locked"), Reason::BuildFailed),
+        (
+            put("registry.internal:5000", "400 Bad Request: unknown: registry.internal:5000/team/app is locked"),
+            Reason::BuildFailed,
+        ),
+        (put("quota.example:5000", "403 Forbidden: denied: no access to quota.example:5000/team/app"), Reason::PushDenied),
+        (get("quota/base", "403 Forbidden: denied: no access to quota/base"), Reason::RegistryUnauthorized),
+        (
+            get("internal/base", "400 Bad Request: unknown: The repository 'internal/base' does not exist"),
+            Reason::BaseImageNotFound,
+        ),
+        (
+            "x: failed to resolve source metadata for r.example/timeouts/base:1: unknown: repository timeouts/base not found".to_owned(),
+            Reason::BaseImageNotFound,
+        ),
+    ] {
+        assert_eq!(explain(&failed(&error), None, BUILD).reason, expected, "{error}");
+    }
+}
+
 #[test]
 fn want_of_memory_is_told_by_the_kernel_s_count() {
     use Reason::{BuilderOutOfMemory, BuildkitUnavailable, OutOfMemory, StepFailed};

@@ -88,6 +88,18 @@ fn no_more_programs_are_followed_than_are_counted() {
     assert!(looking.started <= MOST_STARTED, "{}", looking.started);
 }
 
+/// As `allowForeignPrograms` and a Dockerfile's COPY name it.
+#[test]
+fn a_program_has_one_path() {
+    for command in ["./app", "/w/./app", "//w//app", ".//app", "/w/app"] {
+        let config = config(&serde_json::json!({"Cmd": [command], "WorkingDir": "/w"}).to_string());
+        let image = [("/w/app", elf(AMD64, None))];
+        let found = |permitted| looked(&config, "linux/arm64", permitted, &image).0.foreign.map(|foreign| foreign.path);
+        assert_eq!(found(&[]).as_deref(), Some("/w/app"), "{command}");
+        assert_eq!(found(&["/w/app"]), None, "{command}");
+    }
+}
+
 #[test]
 fn the_program_that_is_foreign() {
     let (own, other) = (elf(ARM64, None), elf(AMD64, None));
@@ -99,7 +111,7 @@ fn the_program_that_is_foreign() {
         (r#"{"Cmd":["app"],"Env":["PATH=/a:relative:/b/"]}"#, vec![("/b/app", other.clone())], Some("/b/app")),
         // The first in PATH counts.
         (r#"{"Cmd":["app"],"Env":["PATH=/a:/b"]}"#, vec![("/a/app", own.clone()), ("/b/app", other.clone())], None),
-        (r#"{"Cmd":["./app"],"WorkingDir":"/w/"}"#, vec![("/w/./app", other.clone())], Some("/w/./app")),
+        (r#"{"Cmd":["./app"],"WorkingDir":"/w/"}"#, vec![("/w/app", other.clone())], Some("/w/app")),
         (
             r#"{"Cmd":["/bin/sh","-c","exec /app"]}"#,
             vec![("/bin/sh", own.clone()), ("/app", other.clone())],
