@@ -30,7 +30,8 @@ pub fn of_url(rule: &str, message: &str) -> Rule {
 /// A repository: registry and path, without a scheme, tag or digest.
 pub fn repository(schema: &mut Schema) {
     // What Docker takes for a host, and not for the first word of a path on Docker Hub.
-    const HOST: &str = "([A-Za-z0-9-]+([.][A-Za-z0-9-]+)+(:[0-9]+)?|[A-Za-z0-9-]+:[0-9]+|localhost)";
+    const HOST: &str =
+        "([A-Za-z0-9-]+([.][A-Za-z0-9-]+)+(:[0-9]+)?|[A-Za-z0-9-]+:[0-9]+|localhost|[[][0-9A-Fa-f:.]+[]](:[0-9]+)?)";
     const WORD: &str = "[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*";
     let lower = format!("(!self.matches('[A-Z]') || self.matches('^{HOST}(/[^A-Z]*)?$'))");
     // What a rule before has refused passes the later ones: one message says it.

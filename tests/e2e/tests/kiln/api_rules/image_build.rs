@@ -113,6 +113,9 @@ async fn target() {
         ("/spec/image/repository", json!("ghcr.io/acme//app"), REPOSITORY),
         ("/spec/image/repository", json!("ghcr.io/acme/a pp"), REPOSITORY),
         ("/spec/image/repository", json!("localhost:5000/app"), None),
+        ("/spec/image/repository", json!("[fd00::1]:5000/app"), None),
+        ("/spec/image/repository", json!("[fd00::1]/acme/app"), None),
+        ("/spec/image/repository", json!("[fd00::1]:5000"), HOST),
         ("/spec/image/repository", json!("acme/my__app"), None),
         (
             "/spec/image/tags",
