@@ -109,6 +109,10 @@ reasons! {
     RegistryProtocol,
     /// The registry refuses to overwrite a tag.
     TagImmutable,
+    /// The registry has no room for the image.
+    QuotaExceeded,
+    /// The registry does not take the image's manifest or index.
+    MediaTypesUnsupported,
     /// The address is one that builds must not reach.
     AddressForbidden,
 

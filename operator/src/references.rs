@@ -113,11 +113,13 @@ impl From<kiln_registry::Error> for Fault {
             Kind::Denied => Reason::PushDenied,
             Kind::NotFound | Kind::NameUnknown | Kind::NameInvalid => Reason::RepositoryInvalid,
             Kind::TagImmutable => Reason::TagImmutable,
+            Kind::Quota => Reason::QuotaExceeded,
+            Kind::Unsupported => Reason::MediaTypesUnsupported,
             Kind::TagContended => Reason::TagConflict,
             Kind::RateLimited | Kind::Unavailable | Kind::BlobUnknown => Reason::RegistryUnavailable,
             Kind::CertificateUntrusted | Kind::CertificateNameMismatch => Reason::RegistryCertificateUntrusted,
             Kind::AddressForbidden => Reason::AddressForbidden,
-            Kind::Protocol | Kind::NotTls => Reason::RegistryProtocol,
+            Kind::Protocol | Kind::NotTls | Kind::Elsewhere => Reason::RegistryProtocol,
         };
         let about = Some(error.registry().to_owned());
         Self { class: class(reason, error.class()), reason, message: error.to_string(), about }

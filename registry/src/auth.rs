@@ -253,13 +253,19 @@ fn realm_url(realm: &str, plain_http: bool) -> Result<Url, &'static str> {
     Ok(url)
 }
 
-/// A server's text without the credential, should it have echoed it.
+/// A server's text without the credential, should it have echoed it, in any of the forms in which it is sent.
 pub(super) fn mask(body: &[u8], login: Option<&Login>) -> Vec<u8> {
-    let text = String::from_utf8_lossy(body);
-    match login.map(|login| login.secret.expose()).filter(|secret| secret.len() >= 4) {
-        Some(secret) => text.replace(secret, "***").into_bytes(),
-        None => text.into_owned().into_bytes(),
-    }
+    let text = String::from_utf8_lossy(body).into_owned();
+    let Some(Login { username, secret, .. }) = login.filter(|login| login.secret.expose().len() >= 4) else {
+        return text.into_bytes();
+    };
+    let secret = secret.expose();
+    let forms = [
+        STANDARD.encode(format!("{username}:{secret}")),
+        url::form_urlencoded::byte_serialize(secret.as_bytes()).collect(),
+        secret.to_owned(),
+    ];
+    forms.iter().fold(text, |text, form| text.replace(form, "***")).into_bytes()
 }
 
 #[cfg(test)]
@@ -285,5 +291,12 @@ mod tests {
             secret: LoginSecret::Password(SecretString::new("hunter2")),
         };
         assert_eq!(mask(b"bad password hunter2!", Some(&login)), b"bad password ***!");
+        // As they are sent: proxies answer with the request's headers at times.
+        let sent = STANDARD.encode("me:hunter2");
+        let echoed = mask(format!("Authorization: Basic {sent}").as_bytes(), Some(&login));
+        assert!(!String::from_utf8_lossy(&echoed).contains(&sent), "{}", String::from_utf8_lossy(&echoed));
+        let login = Login { secret: LoginSecret::IdentityToken(SecretString::new("a+b/c==d")), ..login };
+        let echoed = mask(b"grant_type=refresh_token&refresh_token=a%2Bb%2Fc%3D%3Dd", Some(&login));
+        assert_eq!(echoed, b"grant_type=refresh_token&refresh_token=***");
     }
 }

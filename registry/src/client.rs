@@ -9,7 +9,7 @@ use reqwest::Url;
 
 use super::auth::{Auth, Scope};
 use super::challenge::{self, Challenge};
-use super::error::{Attempt, Error};
+use super::error::{Attempt, Error, ErrorKind};
 use super::login::Login;
 use super::reference::{Identifier, Repository};
 use super::request::Request;
@@ -62,8 +62,8 @@ pub(super) enum Upload {
     Mounted,
     /// Bytes can be sent there.
     Session(Url),
-    /// The registry agreed, but said not where to.
-    Nowhere,
+    /// The registry agreed, but said not where to, or named a place without https, as it is written.
+    Nowhere(String),
 }
 
 impl Client {
@@ -119,10 +119,16 @@ impl Client {
     /// Whether the credential may push to `repository`: starts an upload, and cancels it.
     pub async fn check_push(&self, repository: &Repository) -> Result<(), Error> {
         let attempt = self.attempt(repository, "start a push to");
-        if let Upload::Session(url) = self.begin_upload(&attempt, repository, None).await? {
-            self.cancel_upload(&attempt, repository, url).await;
+        match self.begin_upload(&attempt, repository, None).await? {
+            Upload::Mounted => Ok(()),
+            Upload::Session(url) if self.url(&attempt, repository, "")?.origin() == url.origin() => {
+                self.cancel_upload(&attempt, repository, url).await;
+                Ok(())
+            }
+            // BuildKit takes its credential nowhere else.
+            Upload::Session(url) => Err(led_elsewhere(&attempt, url.origin().ascii_serialization())),
+            Upload::Nowhere(named) => Err(led_elsewhere(&attempt, named)),
         }
-        Ok(())
     }
 
     /// Starts an upload (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-blobs>), or
@@ -143,7 +149,13 @@ impl Client {
         match response.status() {
             StatusCode::CREATED if mount.is_some() => Ok(Upload::Mounted),
             StatusCode::ACCEPTED | StatusCode::CREATED => {
-                Ok(self.location(attempt, &url, response.headers()).map_or(Upload::Nowhere, Upload::Session))
+                Ok(self.location(attempt, &url, response.headers()).map_or_else(
+                    |_| {
+                        let named = response.headers().get(header::LOCATION).and_then(|place| place.to_str().ok());
+                        Upload::Nowhere(crate::text::plain_text(named.unwrap_or("nowhere"), 200))
+                    },
+                    Upload::Session,
+                ))
             }
             // A login page, say: whoever says yes to everything stores nothing.
             status if status.is_success() => Err(attempt.protocol(format!(
@@ -264,6 +276,13 @@ impl Client {
             _ => Err(self.refused(&attempt, response).await),
         }
     }
+}
+
+fn led_elsewhere(attempt: &Attempt, named: impl std::fmt::Display) -> Error {
+    let cause = format!(
+        "the registry has uploads sent to {named}, where builds show no credential: let it, and a proxy before it, name itself by the host and scheme that it is asked by (X-Forwarded-Host and X-Forwarded-Proto, Harbor's external_url, REGISTRY_HTTP_HOST)"
+    );
+    attempt.fail(ErrorKind::Elsewhere, cause)
 }
 
 fn length(headers: &HeaderMap) -> Option<u64> {

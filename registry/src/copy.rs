@@ -92,7 +92,7 @@ async fn copy_blob(ends: Ends<'_>, blob: Descriptor) -> Result<(), Error> {
             Ok(Upload::Mounted) => return Ok(()),
             // It would be too old once there is room for the transfer.
             Ok(Upload::Session(url)) => target.cancel_upload(&attempt, to, url).await,
-            Ok(Upload::Nowhere) => return Err(nowhere(&attempt)),
+            Ok(Upload::Nowhere(_)) => return Err(nowhere(&attempt)),
             // The login for the one repository need not be good for the other.
             Err(error) if matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::Denied) => {}
             Err(error) => return Err(error),
@@ -102,7 +102,7 @@ async fn copy_blob(ends: Ends<'_>, blob: Descriptor) -> Result<(), Error> {
     let upload = match target.begin_upload(&attempt, to, None).await? {
         Upload::Mounted => return Ok(()),
         Upload::Session(url) => url,
-        Upload::Nowhere => return Err(nowhere(&attempt)),
+        Upload::Nowhere(_) => return Err(nowhere(&attempt)),
     };
     let open = || -> BoxFuture<'_, Result<BlobStream, Error>> { Box::pin(fetch_blob(source, from, digest)) };
     target.upload(&attempt, to, upload, &blob, &open).await

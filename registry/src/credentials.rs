@@ -122,6 +122,17 @@ impl Credentials {
         Login::choose(&self.logins(Some(repository)), repository)
     }
 
+    /// The logins for what is at the registry of `any`.
+    #[must_use]
+    pub fn for_registry(&self, any: &Repository) -> Vec<Login> {
+        let mut logins = self.logins(Some(any));
+        logins.retain(|login| login.is_of(&any.registry));
+        for login in &mut logins {
+            login.registry.clone_from(&any.registry);
+        }
+        logins
+    }
+
     /// All logins. `repository` is the one that the Secret is named for, if any: a `username`/`password` Secret is for all of
     /// its registry, and else for none.
     #[must_use]
@@ -164,7 +175,8 @@ fn account(entry: Entry) -> Result<Option<(String, LoginSecret)>, ()> {
     }
     let pair = decoded.or_else(|| entry.username.zip(entry.password)).filter(|(username, _)| !username.is_empty());
     let Some((username, password)) = pair else { return Ok(None) };
-    if [&username, &password].into_iter().any(|text| text.chars().any(char::is_control)) {
+    // A password may be a file, as Google's keys are: it is sent in base64.
+    if username.chars().any(char::is_control) {
         return Err(());
     }
     Ok(Some((username, LoginSecret::Password(SecretString::new(password)))))
@@ -278,6 +290,36 @@ mod tests {
             config(r#"{"auths": {"acr.example": {"auth": "PHRva2VuPjo=", "identitytoken": "refresh"}}}"#).unwrap();
         let login = credentials.for_repository(&Repository::parse("acr.example/x").unwrap()).unwrap();
         assert_eq!(login.secret, LoginSecret::IdentityToken(SecretString::new("refresh")));
+    }
+
+    #[test]
+    fn what_is_for_a_registry() {
+        let any = Repository { registry: "r.example".into(), path: String::new() };
+        let auth = base64::engine::general_purpose::STANDARD.encode("me:p");
+        let entry = || serde_json::json!({"auth": auth});
+        let auths = serde_json::json!({"r.example/hub": entry(), "*.example": entry(), "s.example": entry()});
+        let read = config(&serde_json::json!({"auths": auths}).to_string()).unwrap();
+        let keys: Vec<String> = read.for_registry(&any).iter().map(Login::key).collect();
+        assert_eq!(keys.join(" "), "r.example r.example/hub");
+    }
+
+    /// Google's registries take a key file as the password of `_json_key`, and it has lines
+    /// (<https://cloud.google.com/artifact-registry/docs/docker/authentication#json-key>).
+    #[test]
+    fn a_password_may_have_lines() {
+        let key = "{\n  \"type\": \"service_account\"\n}\n";
+        let auth = base64::engine::general_purpose::STANDARD.encode(format!("_json_key:{key}"));
+        let entries = [
+            serde_json::json!({"auth": auth}),
+            serde_json::json!({"username": "_json_key", "password": key}),
+            serde_json::json!({"username": "_json_key", "password": key, "auth": auth}),
+        ];
+        for entry in entries {
+            let file = serde_json::json!({"auths": {"https://europe-docker.pkg.dev": entry}}).to_string();
+            let shown = config(&file).map(|read| user(&read, "europe-docker.pkg.dev/project/team/app"));
+            let shown = shown.map_err(|error| error.to_string()).map(Option::unwrap_or_default);
+            assert_eq!(shown.as_ref().map(|shown| shown.trim_end()), Ok(&*format!("_json_key:{}", key.trim_end())));
+        }
     }
 
     #[test]

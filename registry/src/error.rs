@@ -37,6 +37,10 @@ pub enum ErrorKind {
     TagImmutable,
     /// Someone else keeps moving the tag.
     TagContended,
+    /// There is no room for more: a quota is used up.
+    Quota,
+    /// It does not take such a manifest.
+    Unsupported,
     /// Too many requests.
     RateLimited,
     /// No connection, no answer in time, or a server error.
@@ -53,6 +57,8 @@ pub enum ErrorKind {
     Protocol,
     /// It speaks no TLS.
     NotTls,
+    /// It has uploads sent to another place.
+    Elsewhere,
 }
 
 impl Error {
@@ -71,9 +77,12 @@ impl Error {
             | ErrorKind::NameUnknown
             | ErrorKind::NameInvalid
             | ErrorKind::TagImmutable
+            | ErrorKind::Quota
+            | ErrorKind::Unsupported
             | ErrorKind::CertificateUntrusted
             | ErrorKind::CertificateNameMismatch
             | ErrorKind::NotTls
+            | ErrorKind::Elsewhere
             | ErrorKind::AddressForbidden => FailureClass::User,
             ErrorKind::TagContended
             | ErrorKind::RateLimited
@@ -154,7 +163,7 @@ impl Attempt {
     /// Reads a refusal: status, headers and the body's beginning.
     pub(super) fn refused(&self, status: StatusCode, headers: &HeaderMap, body: &[u8], now: jiff::Timestamp) -> Error {
         let answer = Answer::read(body);
-        let kind = classify(status, &answer, self.writes_tag);
+        let kind = classify(status, &answer, self.writes_tag, &self.action);
         let said = answer.said();
         let advice = match kind {
             ErrorKind::Unauthorized if self.has_login => "the registry refused the credential",
@@ -170,6 +179,12 @@ impl Attempt {
             ErrorKind::NameInvalid => "the registry does not allow this repository name",
             ErrorKind::TagImmutable => {
                 "the tag exists and the registry does not let it be moved: use a new tag, or allow overwriting there"
+            }
+            ErrorKind::Quota => {
+                "the registry has no room for more: delete images there, or have the quota of the project or user raised"
+            }
+            ErrorKind::Unsupported => {
+                "the registry does not take this manifest: one that knows no OCI images takes it with spec.image.mediaTypes: Docker"
             }
             ErrorKind::RateLimited => "the registry limits requests",
             ErrorKind::Unavailable => "the registry failed",
@@ -225,21 +240,36 @@ impl Answer {
     }
 }
 
-fn classify(status: StatusCode, answer: &Answer, writes_tag: bool) -> ErrorKind {
+/// `action` has the names of repository and tag, which the message may repeat.
+fn classify(status: StatusCode, answer: &Answer, writes_tag: bool, action: &str) -> ErrorKind {
+    // Harbor, GitLab, Artifactory and others say of a quota what they like, for there is no code.
+    const ROOM: [&str; 5] =
+        ["quota", "configured upper limit", "storage limit", "insufficient storage", "repositories, limit is"];
+    const FIXED: [&str; 2] = ["immutable", "cannot be overwritten"];
+    let has = |text: &str, signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
+    let names = action.split([' ', '/', ':']).map(str::to_ascii_lowercase);
+    let names = names.filter(|name| has(name, &ROOM) || has(name, &FIXED));
+    let message = names.fold(answer.message.to_ascii_lowercase(), |message, name| message.replace(&name, ""));
     // Registries that keep tags from moving say so with 400 (ECR), 403, 405, 409 (Quay, GAR) or 412 (Harbor).
-    let message = answer.message.to_ascii_lowercase();
     let immutable = matches!(answer.code.as_str(), "TAG_IMMUTABLE" | "TAG_ALREADY_EXISTS")
-        || message.contains("immutable")
-        || message.contains("cannot be overwritten")
+        || has(&message, &FIXED)
         || (answer.code == "TAG_INVALID" && message.contains("already exists"));
     match status.as_u16() {
-        409 if writes_tag => ErrorKind::TagImmutable,
+        409 | 412 if writes_tag => ErrorKind::TagImmutable,
         400..=499 if writes_tag && immutable => ErrorKind::TagImmutable,
         429 => ErrorKind::RateLimited,
         _ if answer.code == "TOOMANYREQUESTS" => ErrorKind::RateLimited,
+        507 => ErrorKind::Quota,
+        // Whatever does not know the request will not know it later.
+        501 | 505 => ErrorKind::Protocol,
         408 | 425 | 500..=599 => ErrorKind::Unavailable,
         401 => ErrorKind::Unauthorized,
+        // Amazon's, whose passwords last for half a day.
+        403 if message.contains("authorization token has expired") => ErrorKind::Unauthorized,
+        403 if has(&message, &ROOM) => ErrorKind::Quota,
         403 => ErrorKind::Denied,
+        415 => ErrorKind::Unsupported,
+        _ if answer.code == "MANIFEST_INVALID" => ErrorKind::Unsupported,
         _ if answer.code == "NAME_INVALID" => ErrorKind::NameInvalid,
         // It has taken what a manifest names, and does not find it yet: it answers so to the PUT of the manifest.
         _ if answer.code == "MANIFEST_BLOB_UNKNOWN" => ErrorKind::BlobUnknown,
@@ -282,7 +312,7 @@ mod tests {
             (503, "", "", false, ErrorKind::Unavailable),
             (408, "", "", false, ErrorKind::Unavailable),
             (425, "", "", false, ErrorKind::Unavailable),
-            (400, "MANIFEST_INVALID", "manifest invalid", true, ErrorKind::Protocol),
+            (400, "MANIFEST_INVALID", "manifest invalid", true, ErrorKind::Unsupported),
             // Amazon ECR
             (
                 400,
@@ -307,6 +337,45 @@ mod tests {
         }
     }
 
+    /// Amazon's registries take a password for twelve hours.
+    #[test]
+    fn a_password_that_has_expired_lacks_no_right() {
+        let said = "Your authorization token has expired. Reauthenticate and try again.";
+        assert_eq!(kind(403, "DENIED", said, false), ErrorKind::Unauthorized);
+        assert_eq!(kind(403, "DENIED", "access to expired/app is denied", false), ErrorKind::Denied);
+    }
+
+    /// What no later try mends.
+    #[test]
+    fn what_a_server_does_not_do_is_no_failure_of_it() {
+        for (status, expected) in [
+            (500, ErrorKind::Unavailable),
+            (501, ErrorKind::Protocol),
+            (503, ErrorKind::Unavailable),
+            (505, ErrorKind::Protocol),
+            (520, ErrorKind::Unavailable),
+        ] {
+            assert_eq!(kind(status, "", "", false), expected, "{status}");
+        }
+    }
+
+    /// A repository or tag may be called anything, and registries repeat its name.
+    #[test]
+    fn a_name_is_no_reason() {
+        let attempt = Attempt { action: "push the tag v1 of team/immutable-infra".into(), ..attempt(true) };
+        let said = "requested access to the repository team/immutable-infra is denied";
+        for (status, code, expected) in [
+            (401, "UNAUTHORIZED", ErrorKind::Unauthorized),
+            (403, "DENIED", ErrorKind::Denied),
+            (404, "NAME_UNKNOWN", ErrorKind::NameUnknown),
+        ] {
+            let body = serde_json::json!({"errors": [{"code": code, "message": said}]}).to_string();
+            let status = StatusCode::from_u16(status).unwrap();
+            let now = jiff::Timestamp::UNIX_EPOCH;
+            assert_eq!(attempt.refused(status, &HeaderMap::new(), body.as_bytes(), now).kind, expected, "{status}");
+        }
+    }
+
     #[test]
     fn messages() {
         let text = |status: u16, body: &str| {
@@ -314,6 +383,9 @@ mod tests {
             attempt(true).refused(status, &HeaderMap::new(), body.as_bytes(), jiff::Timestamp::UNIX_EPOCH).to_string()
         };
         insta::assert_snapshot!(text(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication\u001b[31m required"}]}"#), @r#"could not push the tag v1 of team/app at reg.example: the registry refused the credential (HTTP 401, UNAUTHORIZED: "authentication [31m required")"#);
+        // Harbor, where a project's quota is used up: no credential helps.
+        let full = r#"{"errors":[{"code":"DENIED","message":"adding 29.0 MiB of storage resource, which when updated to current usage of 150.0 MiB will exceed the configured upper limit of 160.0 MiB."}]}"#;
+        assert!(!text(403, full).contains("credential"), "{}", text(403, full));
         insta::assert_snapshot!(text(502, "<html>Bad gateway</html>"), @"could not push the tag v1 of team/app at reg.example: the registry failed (HTTP 502)");
         insta::assert_snapshot!(text(500, "oops"), @r#"could not push the tag v1 of team/app at reg.example: the registry failed (HTTP 500, "oops")"#);
         insta::assert_snapshot!(attempt(false).transport(&TransportFailure::CertificateUntrusted), @"could not push the tag v1 of team/app at reg.example: the server's certificate was issued by no CA that counts for it: name its CA in the caRef of this very server, or in the pool's caRefs");

@@ -59,6 +59,12 @@ impl Login {
         if path.is_empty() { registry.clone() } else { format!("{registry}/{path}") }
     }
 
+    /// Whether it is for something at a registry.
+    #[must_use]
+    pub fn is_of(&self, registry: &str) -> bool {
+        is_of_host(&self.registry, registry)
+    }
+
     /// Whether it is for all repositories that `other` is for.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
@@ -80,7 +86,10 @@ fn is_of_host(pattern: &str, host: &str) -> bool {
     pattern == host
         || pattern.contains('*') && {
             let parts = |host: &'_ str| host.matches('.').count();
-            parts(pattern) == parts(host)
+            let with_port = |host| str::split_once(host, ':').unwrap_or((host, ""));
+            let ((pattern, port), (host, its_port)) = (with_port(pattern), with_port(host));
+            port == its_port
+                && parts(pattern) == parts(host)
                 && pattern.split('.').zip(host.split('.')).all(|(part, text)| fits(part, text))
         }
 }
@@ -129,5 +138,20 @@ mod tests {
             assert_eq!(chosen.as_ref().map_or("-", |login| &login.username), expected, "{repository}");
         }
         assert!(logins[1].covers(&logins[3]) && !logins[3].covers(&logins[1]));
+    }
+
+    /// As the kubelet has it: another port is another server.
+    #[test]
+    fn any_part_of_a_name_is_no_port() {
+        for (pattern, host, expected) in [
+            ("10.0.0.*", "10.0.0.7", true),
+            ("10.0.0.*", "10.0.0.7:5000", false),
+            ("*", "localhost", true),
+            ("*", "localhost:5000", false),
+            ("prod-*.r.example:5000", "prod-1.r.example:5000", true),
+            ("prod-*.r.example:5000", "prod-1.r.example", false),
+        ] {
+            assert_eq!(is_of_host(pattern, host), expected, "{pattern} {host}");
+        }
     }
 }

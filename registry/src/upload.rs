@@ -43,7 +43,7 @@ impl Client {
         match self.begin_upload(&attempt, repository, None).await? {
             Upload::Session(url) => self.upload(&attempt, repository, url, blob, open).await,
             Upload::Mounted => Ok(()),
-            Upload::Nowhere => Err(nowhere(&attempt)),
+            Upload::Nowhere(_) => Err(nowhere(&attempt)),
         }
     }
 

@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use kiln_crds::BuilderPoolSpec;
 use kiln_crds::builder_pool::PoolRegistry;
+use kiln_registry::{DOCKER_HUB, DOCKER_HUB_NAMES};
 use sha2::{Digest, Sha256};
 
 use super::identity::hex;
@@ -100,9 +101,9 @@ fn buildkitd(pool: &BuilderPoolSpec, bundles: &Bundles) -> String {
     // Its history would keep what steps print on the volume, secrets and all.
     text.push_str("[history]\n  maxEntries = 0\n");
     for (host, Reached { mirrors, plain_http, ca }) in registries(&pool.registries, bundles) {
-        let _ = writeln!(text, "[registry.{}]", quoted(host));
+        let _ = writeln!(text, "[registry.{}]", quoted(&host));
         if !mirrors.is_empty() {
-            let mirrors: Vec<String> = mirrors.into_iter().map(quoted).collect();
+            let mirrors: Vec<String> = mirrors.iter().map(|mirror| quoted(mirror)).collect();
             let _ = writeln!(text, "  mirrors = [{}]", mirrors.join(", "));
         }
         if plain_http {
@@ -117,28 +118,32 @@ fn buildkitd(pool: &BuilderPoolSpec, bundles: &Bundles) -> String {
 
 /// How one registry is reached.
 #[derive(Default)]
-struct Reached<'a> {
-    mirrors: Vec<&'a str>,
+struct Reached {
+    mirrors: Vec<String>,
     plain_http: bool,
     ca: Option<String>,
 }
 
 /// The registries by the name that BuildKit looks them up by. Several of the pool's entries may mean one registry, and a
 /// second table of one name would keep buildkitd from starting.
-fn registries<'a>(named: &'a [PoolRegistry], bundles: &'a Bundles) -> BTreeMap<&'a str, Reached<'a>> {
-    let mut registries: BTreeMap<&str, Reached<'_>> = BTreeMap::new();
+fn registries(named: &[PoolRegistry], bundles: &Bundles) -> BTreeMap<String, Reached> {
+    let mut registries: BTreeMap<String, Reached> = BTreeMap::new();
     for registry in named {
         // What image references call docker.io goes by older names too.
-        let host = match registry.host.as_str() {
-            "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        let host = match registry.host.to_ascii_lowercase() {
+            host if DOCKER_HUB_NAMES.contains(&&*host) => DOCKER_HUB.to_owned(),
             host => host,
         };
         let reached = registries.entry(host).or_default();
-        reached.mirrors.extend(registry.mirrors.iter().map(String::as_str));
+        reached.mirrors.extend(registry.mirrors.iter().map(|mirror| {
+            let (host, path) = mirror.split_at(mirror.find('/').unwrap_or(mirror.len()));
+            host.to_ascii_lowercase() + path
+        }));
         reached.plain_http |= registry.plain_http;
     }
     for registry in bundles.iter().filter_map(|bundle| bundle.registry.as_deref()) {
-        registries.entry(registry).or_default().ca = Some(format!("{DIRECTORY}/{}", registry_path(registry)));
+        registries.entry(registry.to_owned()).or_default().ca =
+            Some(format!("{DIRECTORY}/{}", registry_path(registry)));
     }
     registries
 }
@@ -174,6 +179,31 @@ mod tests {
         let bundles =
             [Bundle::of_pool("p"), own("own.example:5000", "a"), own("own.example:5000", "b"), own("docker.io", "c")];
         insta::assert_snapshot!(buildkitd(&pool, &bundles.into()));
+    }
+
+    /// As images have them: BuildKit looks a registry up by its name as it is written, and Kiln writes it so.
+    #[test]
+    fn hosts_are_written_in_small_letters() {
+        let registry = |host: &str, mirrors: &[&str]| PoolRegistry {
+            host: host.into(),
+            mirrors: mirrors.iter().map(|mirror| (*mirror).to_owned()).collect(),
+            plain_http: true,
+            ..PoolRegistry::default()
+        };
+        let registries = vec![
+            registry("Docker.io", &["Mirror.Example:5000/hub"]),
+            registry("GHCR.io", &[]),
+            registry("ghcr.io", &[]),
+        ];
+        let written = buildkitd(&BuilderPoolSpec { registries, ..BuilderPoolSpec::default() }, &Bundles::new());
+        for (text, count) in [
+            ("[registry.\"docker.io\"]", 1),
+            ("\"mirror.example:5000/hub\"", 1),
+            ("[registry.\"ghcr.io\"]", 1),
+            ("GHCR", 0),
+        ] {
+            assert_eq!(written.matches(text).count(), count, "{text}\n{written}");
+        }
     }
 
     #[test]

@@ -145,13 +145,13 @@ pub async fn registry_access(
         &targets,
         &pull.iter().map(|(credentials, _)| credentials.clone()).collect::<Vec<_>>(),
         &account.into_iter().filter_map(|(credentials, _)| credentials).collect::<Vec<_>>(),
-        of_pool.into_iter().map(|(login, _)| login).collect(),
+        of_pool.into_iter().flat_map(|(logins, _)| logins).collect(),
         cache.as_ref().map(|cache| &cache.repository),
     );
     let pulls = pull.into_iter().map(|(credentials, version)| (version.name, credentials.logins(None))).collect();
     let registries = &pool.spec.registries;
     let plain_http: Vec<String> =
-        registries.iter().filter(|registry| registry.plain_http).map(|registry| registry.host.clone()).collect();
+        registries.iter().filter(|registry| registry.plain_http).map(|registry| canonical(&registry.host)).collect();
     let mut targets = Vec::new();
     let mut trusted = Bundles::new();
     let mut main_ca = None;
@@ -325,8 +325,8 @@ async fn account_credentials(
     futures::future::join_all(read).await.into_iter().collect()
 }
 
-/// The credentials that the pool's `registries` name, each for its own host.
-async fn pool_logins(context: &Context, pool: &BuilderPool) -> Result<Vec<(Login, SecretVersion)>, Error> {
+/// The credentials that the pool's `registries` name, each for its own host and paths there.
+async fn pool_logins(context: &Context, pool: &BuilderPool) -> Result<Vec<(Vec<Login>, SecretVersion)>, Error> {
     let namespace = &context.settings.builders_namespace;
     let read = pool.spec.registries.iter().filter_map(|registry| {
         let reference = registry.secret_ref.as_ref()?;
@@ -335,14 +335,15 @@ async fn pool_logins(context: &Context, pool: &BuilderPool) -> Result<Vec<(Login
             let (credentials, version) = credentials(context, namespace, &reference.name, &field).await?;
             let registry = canonical(&registry.host);
             let any = Repository { registry: registry.clone(), path: String::new() };
-            let login = credentials.for_repository(&any).ok_or_else(|| {
+            let logins = credentials.for_registry(&any);
+            if logins.is_empty() {
                 let message = format!(
                     "the Secret {namespace}/{}, which {field} names, holds no credential for {registry}: add one",
                     reference.name
                 );
-                Fault::credential(Reason::SecretInvalid, message)
-            })?;
-            Ok((login, in_namespace(namespace, version)))
+                return Err(Fault::credential(Reason::SecretInvalid, message).into());
+            }
+            Ok((logins, in_namespace(namespace, version)))
         })
     });
     futures::future::join_all(read).await.into_iter().collect()

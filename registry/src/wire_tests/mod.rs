@@ -455,3 +455,34 @@ async fn parts_are_no_larger_for_a_registry_that_asks_for_it() {
     client.push_blob(&repository, &blob, open).await.unwrap();
     assert_eq!(server.requests().iter().filter(|request| request.starts_with("PATCH")).count(), 3, "of 4 MiB each");
 }
+
+/// BuildKit takes its credential nowhere else, so a push would fail once all is built: as behind a proxy that does not tell the
+/// registry its own name or that there is TLS before it.
+#[tokio::test]
+async fn the_push_check_finds_uploads_that_lead_elsewhere() {
+    for location in ["http://registry.internal:5000/v2/app/blobs/uploads/1", "https:///v2/app/blobs/uploads/1"] {
+        let server = Server::start(Auth::Basic).await;
+        let headers = vec![("location", location.to_owned())];
+        server.fault("POST", Fault { status: 202, headers, ..Fault::default() });
+        let checked = server.client(Some(PASSWORD)).check_push(&server.repository("app")).await;
+        let told = checked.expect_err(location).to_string();
+        assert!(told.contains("registry.internal:5000") || !location.contains("internal"), "{told}");
+    }
+}
+
+/// A registry that takes images of OCI's types, and no index of them.
+#[tokio::test]
+async fn an_index_that_is_not_taken_names_the_cure() {
+    for (status, code) in [(400, "MANIFEST_INVALID"), (415, "UNSUPPORTED")] {
+        let server = Server::start(Auth::None).await;
+        let body = format!(r#"{{"errors":[{{"code":"{code}","message":"manifest invalid"}}]}}"#);
+        server.fault("PUT", Fault { status, body, ..Fault::default() });
+        let index = Bytes::from_static(br#"{"schemaVersion":2,"manifests":[]}"#);
+        let by_digest = Identifier::from(sha256_digest(&index));
+        let client = server.client(None);
+        let error =
+            client.put_manifest(&server.repository("app"), &by_digest, INDEX_MEDIA_TYPE, index).await.unwrap_err();
+        assert!(error.to_string().contains("mediaTypes: Docker"), "{error}");
+        assert_eq!(error.class(), FailureClass::User, "no later try mends it");
+    }
+}
