@@ -92,7 +92,7 @@ reasons! {
     /// COPY, ADD or a mount names a file that the context, a stage or an image lacks.
     FileNotFound: User,
     /// A secret mount is required and its id is not in the build's `secrets`.
-    SecretNotFound: User,
+    SecretIdNotFound: User,
     /// The registry has no room for the image.
     QuotaExceeded: User,
     /// The registry, or a proxy before it, takes no layer of this size.

@@ -199,7 +199,8 @@ pub struct ImageBuildSpec {
     pub silence_timeout: Option<Duration>,
 
     /// How often a platform's build is tried again when the infrastructure failed (a lost node, an unreachable
-    /// registry). A failure that the Dockerfile causes is never tried again. Omitted: 3.
+    /// registry). A failure that the Dockerfile causes is never tried again. What follows the builds, the push of index and
+    /// tags, is tried again for an hour, whatever stands here. Omitted: 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10))]
     pub retries: Option<u32>,

@@ -11,8 +11,8 @@ use crate::rules;
 #[serde(rename_all = "camelCase")]
 pub struct BuildSecret {
     /// The id that the Dockerfile names. For ADD of a private file it is `HTTP_AUTH_TOKEN_HOST`, of a private repository
-    /// `GIT_AUTH_TOKEN.HOST`, such as `GIT_AUTH_TOKEN.github.com`.
-    #[schemars(length(min = 1, max = 128), regex(pattern = "^[A-Za-z0-9_.-]+$"))]
+    /// `GIT_AUTH_TOKEN.HOST`, such as `GIT_AUTH_TOKEN.github.com`; a port belongs to the host.
+    #[schemars(length(min = 1, max = 128), regex(pattern = "^[A-Za-z0-9_.:-]+$"))]
     pub id: String,
     /// The Secret and the key that hold the value.
     pub secret_ref: SecretKeyRef,

@@ -237,7 +237,11 @@ pub fn failure(problem: Problem, remote: &Remote, id: &str, name: &str, stderr: 
         ),
         Problem::Untrusted => (
             Reason::GitCertificateUntrusted,
-            format!("the certificate of {host} is not trusted; its CA belongs into a ConfigMap or Secret"),
+            format!(
+                "the certificate of {host} is not trusted ({}); name its CA in caRef of this repository; one that has expired, or is for another name, has to be replaced on the server",
+                // The rest is a path in the builder.
+                detail.split(" failed. CAfile: ").next().unwrap_or_default()
+            ),
         ),
         Problem::Redirected => (
             Reason::GitFailed,

@@ -87,7 +87,7 @@ const MISTAKES: &[Mistake] = &[
     },
     Mistake {
         name: "missing-secret",
-        reason: "SecretNotFound",
+        reason: "SecretIdNotFound",
         dockerfile: "FROM busybox\nRUN --mount=type=secret,id=token,required=true true\n",
         line: Some(2),
         words: &["token", "spec.secrets"],

@@ -94,7 +94,7 @@ const DOCKERFILES: &[(&str, &str, Option<u32>, &str)] = &[
     ("DockerfileInvalid", "FROM busybox\nRUNN true\n", Some(2), "RUNN"),
     ("FileNotFound", "FROM busybox\nCOPY nowhere /there\n", Some(2), "nowhere"),
     ("BaseImageNotFound", "FROM busybox:no-such-tag\n", Some(1), "busybox:no-such-tag"),
-    ("SecretNotFound", "FROM busybox\nRUN --mount=type=secret,id=token,required=true true\n", Some(2), "token"),
+    ("SecretIdNotFound", "FROM busybox\nRUN --mount=type=secret,id=token,required=true true\n", Some(2), "token"),
 ];
 
 async fn dockerfiles_that_cannot_be_built() {

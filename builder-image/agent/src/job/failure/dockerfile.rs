@@ -121,7 +121,7 @@ fn not_there(
     };
     if let Some(id) = named(cause, "secret ", ": not found") {
         let message = format!("a step needs the secret {id:?}; add it to spec.secrets with this id");
-        return Some((Reason::SecretNotFound, message));
+        return Some((Reason::SecretIdNotFound, message));
     }
     if let Some((id, " forwarded from the client")) = cause.strip_prefix("no SSH key ").and_then(quoted) {
         let id = if id.is_empty() { "default" } else { id };

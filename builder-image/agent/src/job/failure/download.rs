@@ -89,7 +89,7 @@ fn not_there(told: &str) -> (Reason, String) {
 
 fn refused(told: &str) -> (Reason, String) {
     let message = format!(
-        "the server refuses to hand out what ADD downloads: {told}; where it wants a credential, add it to spec.secrets with the id HTTP_AUTH_TOKEN_ and the host, for a repository GIT_AUTH_TOKEN"
+        "the server refuses to hand out what ADD downloads: {told}; where it wants a credential, add it to spec.secrets with the id HTTP_AUTH_TOKEN_ and the host, for a repository GIT_AUTH_TOKEN. and the host"
     );
     (Reason::DownloadRefused, message)
 }

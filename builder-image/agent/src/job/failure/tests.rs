@@ -46,7 +46,7 @@ fn answers_that_no_test_registry_gives() {
             "failed to run Build function: failed to load cache key: Get \"https://r.io/x\": tls: failed to verify certificate: x509: unknown",
             Reason::DownloadCertificateUntrusted,
         ),
-        ("failed to run Build function: secret token: not found", Reason::SecretNotFound),
+        ("failed to run Build function: secret token: not found", Reason::SecretIdNotFound),
         ("failed to push r.io/x: unknown: unknown error", Reason::RegistryUnavailable),
         (
             "failed to push r.io/x: denied: adding 29.0 MiB of storage resource, which when updated to current usage of 152.4 MiB will exceed the configured upper limit of 160.0 MiB.",
