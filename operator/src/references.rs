@@ -475,3 +475,43 @@ fn named_secrets(spec: &ImageBuildSpec) -> impl Iterator<Item = &str> {
     let whole = git.chain(http).chain(image).chain(copies).chain(&spec.pull_secret_refs).chain(ssh);
     whole.map(|reference| reference.name.as_str()).chain(spec.secrets.iter().map(|of| of.secret_ref.name.as_str()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_object_whose_change_may_mend_a_build() {
+        let spec = serde_json::json!({
+            "source": {"git": {"url": "https://g/a", "secretRef": {"name": "1"}, "caRef": {"name": "a"}}},
+            "contexts": [{"name": "x", "git": {"url": "https://h/a", "secretRef": {"name": "2"}, "caRef": {"name": "b"}}}],
+            "image": {
+                "repository": "r/app", "secretRef": {"name": "3"}, "caRef": {"kind": "Secret", "name": "c"},
+                "copies": [{"repository": "s/app", "secretRef": {"name": "4"}, "caRef": {"name": "d"}}],
+            },
+            "pullSecretRefs": [{"name": "5"}],
+            "ssh": [{"id": "default", "secretRef": {"name": "6"}}],
+            "secrets": [{"id": "t", "secretRef": {"name": "7", "key": "t"}}],
+        });
+        let web = serde_json::json!({
+            "source": {"http": {"url": "https://w/a", "checksum": "", "secretRef": {"name": "8"}, "caRef": {"name": "e"}}},
+        });
+        for (spec, secrets, cas) in
+            [(spec, "1 2 3 4 5 6 7", "ConfigMap/a ConfigMap/b c ConfigMap/d"), (web, "8", "ConfigMap/e")]
+        {
+            let spec: ImageBuildSpec = serde_json::from_value(spec).unwrap();
+            let mut named: Vec<&str> = named_secrets(&spec).collect();
+            named.sort_unstable();
+            assert_eq!(named.join(" "), secrets);
+            assert_eq!(named_cas(&spec).map(name_of_ca).collect::<Vec<_>>().join(" "), cas);
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_waits_for_its_ca() {
+        assert_eq!(class(Reason::RegistryCertificateUntrusted, FailureClass::User), FailureClass::Credential);
+        assert_eq!(class(Reason::GitNotFound, FailureClass::User), FailureClass::Credential);
+        assert_eq!(class(Reason::RegistryProtocol, FailureClass::User), FailureClass::User);
+        assert_eq!(class(Reason::GitUnavailable, FailureClass::Infrastructure), FailureClass::Infrastructure);
+    }
+}
