@@ -137,12 +137,18 @@ fn not_there(
             _ => said
                 .strip_prefix("failed to walk ")
                 .filter(|_| said.ends_with(": no such file or directory"))
-                .and_then(|rest| rest.split_once(": lstat ")?.0.split_once("/buildkit-mount"))
-                .and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..])),
+                .and_then(|rest| Some(in_image(rest.split_once(": lstat ")?.0))),
         }?;
         return Some((Reason::FileNotFound, instruction::lacks(path, step, build)));
     }
-    if cause.ends_with(": not a directory") || cause.starts_with("cannot copy to non-directory: ") {
+    if let Some(place) = cause.strip_prefix("cannot copy to non-directory: ") {
+        let message = format!(
+            "COPY or ADD has a directory for {}, where the image has a file or a link; remove that before, or copy to where a link leads",
+            in_image(place)
+        );
+        return Some((Reason::BuildFailed, message));
+    }
+    if cause.ends_with(": not a directory") {
         return Some((
             Reason::BuildFailed,
             format!("a step needs a directory where there is a file; check where COPY, ADD and WORKDIR lead: {cause}"),
@@ -150,6 +156,12 @@ fn not_there(
     }
     let path = named(cause, "lstat ", ": no such file or directory")?;
     Some((Reason::FileNotFound, instruction::lacks(&path, step, build)))
+}
+
+/// A path as the image has it: what stands before is where BuildKit has mounted it, a directory of a number.
+fn in_image(path: &str) -> &str {
+    let mounted = ["/buildkit-mount", "/cachemounts/buildkit"].into_iter().find_map(|place| path.split_once(place));
+    mounted.and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..])).unwrap_or(path)
 }
 
 /// An image's name that is none, most often because a variable in it has no value.
