@@ -3,6 +3,7 @@
 
 mod answers;
 mod builders;
+mod burst;
 pub mod host;
 mod late;
 mod leader;
@@ -14,4 +15,4 @@ mod rotation;
 mod stage;
 mod upgrade;
 
-kiln_e2e::tests![in answers, builders, late, leader, memory, points, rotation, upgrade];
+kiln_e2e::tests![in answers, builders, burst, late, leader, memory, points, rotation, upgrade];
