@@ -1,17 +1,19 @@
 //! Answers of the API server get lost: of each kind of request that the operator makes, the first one. Its connection stays, and
-//! nothing comes. A build goes on all the same.
+//! nothing comes. A build goes on all the same. `make test-all` alone has an API server that is away for ten minutes.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use kiln_e2e::Tenant;
+use kiln_e2e::{Build, Tenant};
+use kube::ResourceExt as _;
 
 use crate::recovery::host::{self, is_local};
-use crate::recovery::operator::Operator;
+use crate::recovery::operator::{Operator, address};
 use crate::recovery::proxy::{Held, Seen, When};
 use crate::recovery::stage::Stage;
 
-kiln_e2e::tests![alone one_lost_answer_of_each_kind_stops_no_build];
+kiln_e2e::tests![alone one_lost_answer_of_each_kind_stops_no_build, alone ignored the_api_server_is_away_for_ten_minutes];
 
 /// More than there are kinds of requests.
 const MOST: usize = 60;
@@ -61,11 +63,41 @@ async fn one_lost_answer_of_each_kind_stops_no_build() {
         ] {
             assert!(lost.contains(kind), "no {kind} was made: {lost:#?}");
         }
-        let leader = operator.leader().await;
-        let mut containers = leader.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-        assert!(containers.all(|container| container.restart_count == 0), "the operator was not restarted");
+        not_restarted(&operator).await;
     })
     .await;
+}
+
+/// Long enough for whatever grows with each attempt. No packet gets through, and no connection ends.
+async fn the_api_server_is_away_for_ten_minutes() {
+    if !is_local("the_api_server_is_away_for_ten_minutes") {
+        return;
+    }
+    Tenant::fresh("away", async |tenant| {
+        let api = host::before_api_server(&tenant.cluster).await;
+        let mut operator = Operator::of(tenant);
+        operator.start(1, Some(api.address)).await;
+        let app = |name: &str| Build::inline(tenant, name, &[("Dockerfile", "FROM busybox\n")]).amd64();
+        tenant.build(&app("before")).await;
+        api.cut(address(&operator.leader().await));
+        tokio::time::sleep(Duration::from_mins(5)).await;
+        tenant.create_build(&app("during")).await;
+        tokio::time::sleep(Duration::from_mins(5)).await;
+        let back = Instant::now();
+        api.mend();
+        tenant.built("during").await;
+        let took = back.elapsed();
+        eprintln!("built {took:.1?} after the API server was back");
+        assert!(took < Duration::from_secs(15), "it goes on soon: {took:?}");
+        not_restarted(&operator).await;
+    })
+    .await;
+}
+
+async fn not_restarted(operator: &Operator<'_>) {
+    let leader = operator.leader().await;
+    let mut containers = leader.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    assert!(containers.all(|container| container.restart_count == 0), "{} was not restarted", leader.name_any());
 }
 
 /// The verb, and the path without what names an object.
