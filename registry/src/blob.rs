@@ -9,11 +9,12 @@ use reqwest::Response;
 
 use super::auth::Scope;
 use super::client::{Client, digest_like};
+use super::copy::STALL;
 use super::error::Error;
 use super::reference::Repository;
 use super::request::Request;
 use super::transfer;
-use crate::http_client::read_bounded;
+use crate::http_client::{TransportFailure, read_bounded};
 
 impl Client {
     /// Fetches a blob of at most `limit` bytes, and checks its digest.
@@ -38,7 +39,9 @@ impl Client {
         let attempt = self.attempt(repository, &format!("fetch the blob {digest} of"));
         let url = self.url(&attempt, repository, &format!("blobs/{digest}"))?;
         let request = Request { timeout: Some(LONGEST), ..Request::new(Method::GET, url) };
-        let response = self.send(&attempt, &[Scope::pull(repository)], request).await?;
+        let scopes = [Scope::pull(repository)];
+        let answer = tokio::time::timeout(STALL, self.send(&attempt, &scopes, request)).await;
+        let response = answer.map_err(|_| attempt.transport(&TransportFailure::Timeout))??;
         if response.status().is_success() { Ok(response) } else { Err(self.refused(&attempt, response).await) }
     }
 

@@ -23,7 +23,7 @@ use crate::http_client::TransportFailure;
 const DEPTH: usize = 4;
 const BLOBS_AT_ONCE: usize = 4;
 /// How long the source may send nothing.
-const STALL: Duration = Duration::from_secs(30);
+pub(super) const STALL: Duration = Duration::from_secs(30);
 
 /// Both ends of a copy.
 #[derive(Clone, Copy)]

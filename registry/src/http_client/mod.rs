@@ -11,10 +11,12 @@ mod failure;
 mod tls;
 
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
 use reqwest::{Method, RequestBuilder, Response, Url};
 use sha2::{Digest as _, Sha256};
 
@@ -27,6 +29,10 @@ pub use tls::BundleError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for one exchange, body included; transfers of blobs set their own.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a body may send nothing, whatever time the whole exchange has.
+const STALL: Duration = Duration::from_secs(30);
+/// How long the body of a refusal is read: what it says is only told.
+const REFUSAL: Duration = Duration::from_secs(10);
 /// How many clients [`Clients`] keeps; each has its own connections.
 const KEPT_CLIENTS: usize = 64;
 
@@ -51,6 +57,13 @@ impl HttpClient {
             }
         }
         Ok(client.request(method, url))
+    }
+
+    /// One that waits no longer than this for an exchange.
+    #[cfg(test)]
+    pub(crate) fn impatient(policy: AddressPolicy, timeout: Duration) -> Self {
+        let key = (Default::default(), policy.clone());
+        Self { inner: build(None, policy, timeout).unwrap(), listed: None, key }
     }
 
     /// Which addresses it reaches.
@@ -91,8 +104,9 @@ impl Clients {
         if let Some(client) = self.touch(&key) {
             return Ok(client);
         }
-        let listed = policy.lists_hosts().then(|| build(ca_pem, policy.everywhere_in_the_cluster())).transpose()?;
-        let client = HttpClient { inner: build(ca_pem, policy)?, listed, key: key.clone() };
+        let everywhere = || build(ca_pem, policy.everywhere_in_the_cluster(), TIMEOUT);
+        let listed = policy.lists_hosts().then(everywhere).transpose()?;
+        let client = HttpClient { inner: build(ca_pem, policy, TIMEOUT)?, listed, key: key.clone() };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT_CLIENTS {
             kept.remove(0);
@@ -112,14 +126,14 @@ impl Clients {
     }
 }
 
-fn build(ca_pem: Option<&[u8]>, policy: AddressPolicy) -> Result<reqwest::Client, BundleError> {
+fn build(ca_pem: Option<&[u8]>, policy: AddressPolicy, timeout: Duration) -> Result<reqwest::Client, BundleError> {
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls::client_config(ca_pem)?)
         .dns_resolver(address::Resolver(policy))
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(TIMEOUT)
+        .timeout(timeout)
         .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(|e| BundleError::Client(e.to_string()))
@@ -159,9 +173,18 @@ pub async fn read_chunks(
     if announced.is_some_and(|n| n > limit) {
         return Err(BodyError::TooLarge(limit));
     }
+    read_stream(response.bytes_stream(), limit, STALL, &mut each).await
+}
+
+async fn read_stream(
+    chunks: impl Stream<Item = reqwest::Result<Bytes>>,
+    limit: usize,
+    stall: Duration,
+    each: &mut impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), BodyError> {
     let mut read = 0;
-    let mut chunks = response.bytes_stream();
-    while let Some(chunk) = chunks.next().await {
+    let mut chunks = pin!(chunks);
+    while let Some(chunk) = tokio::time::timeout(stall, chunks.next()).await.map_err(|_| TransportFailure::Timeout)? {
         let chunk = chunk.map_err(|e| TransportFailure::from_reqwest(&e))?;
         read += chunk.len();
         if read > limit {
@@ -180,7 +203,8 @@ pub async fn read_chunks(
 pub async fn read_prefix(response: Response, limit: usize) -> Vec<u8> {
     let mut body = Vec::new();
     let mut chunks = response.bytes_stream();
-    while let Some(Ok(chunk)) = chunks.next().await {
+    let deadline = tokio::time::Instant::now() + REFUSAL;
+    while let Ok(Some(Ok(chunk))) = tokio::time::timeout_at(deadline, chunks.next()).await {
         let room = limit - body.len();
         body.extend_from_slice(&chunk[..chunk.len().min(room)]);
         if body.len() == limit {
@@ -243,6 +267,19 @@ mod tests {
             }
         }
         assert_eq!(clients.kept.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stalls_is_given_up() {
+        let mut read = 0;
+        let chunks = futures::stream::iter([Ok(Bytes::from_static(b"abc"))]).chain(futures::stream::pending());
+        let mut each = |chunk: &[u8]| {
+            read += chunk.len();
+            ControlFlow::Continue(())
+        };
+        let ended = read_stream(chunks, 9, Duration::from_millis(20), &mut each).await;
+        assert!(matches!(ended, Err(BodyError::Transport(TransportFailure::Timeout))), "{ended:?}");
+        assert_eq!(read, 3);
     }
 
     #[test]
