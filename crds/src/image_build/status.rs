@@ -20,6 +20,10 @@ pub struct ImageBuildStatus {
     /// The last good image. A failure never takes it away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<BuiltImage>,
+    /// The run that pushed that image. Absent where it is the newest, which `run` names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub image_run: Option<String>,
     /// The tags that belong to this ImageBuild, the newest first: it has moved each of them last, and its spec can still give
     /// it. Those that the spec names without a `{{…}}` all stay, of the others the newest 32.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

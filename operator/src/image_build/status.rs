@@ -71,6 +71,7 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         observed_generation: generation,
         conditions,
         image: former.image,
+        image_run: None,
         tags: ownership::held(build, runs.iter().map(|run| &**run)),
         source: former.source,
         input_hash: newest.map_or(former.input_hash, |run| Some(run.spec.input_hash.clone())),
@@ -80,22 +81,23 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
         failure: newest.and_then(|run| failure(run)).map(Box::new),
         summary: None,
     };
-    // The newest image wins; a run that history has dropped takes nothing with it.
-    let mut runs = runs.to_vec();
-    runs.sort_by_key(|run| run.spec.number);
-    for run in runs {
-        let Some(image) = run.status.as_ref().and_then(|status| status.image.as_ref()) else { continue };
+    // The newest run's image wins, whatever a clock says; a run that history has dropped takes nothing with it.
+    let newest_pushed = runs.iter().filter(|run| image_of(run).is_some()).max_by_key(|run| run.spec.number);
+    let mut pushed_by = pushed_by(build, runs);
+    if let Some(run) = newest_pushed.filter(|run| pushed_by.is_none_or(|number| number <= run.spec.number))
+        && let Some(image) = image_of(run)
+    {
         // Of the same image what is known already stays: a copy of the run may show less of it.
-        let is_known = |known: &BuiltImage| {
-            known.pushed_at == image.pushed_at && known.reference == image.reference && known.tags == image.tags
-        };
-        if status.image.as_ref().is_none_or(|known| known.pushed_at.0 <= image.pushed_at.0) {
-            if !status.image.as_ref().is_some_and(is_known) {
-                status.image = Some(image.clone());
-            }
-            status.source = source(&run.spec);
+        if !status.image.as_ref().is_some_and(|known| is_same(known, image)) {
+            status.image = Some(image.clone());
         }
+        status.source = source(&run.spec);
+        pushed_by = Some(run.spec.number);
     }
+    let name = build.name_any();
+    let by_newest = pushed_by == plan::recorded_number(&name, status.run.as_deref());
+    status.image_run =
+        pushed_by.filter(|_| status.image.is_some() && !by_newest).map(|number| format!("{name}-{number}"));
     if status.image.is_none() {
         // Of a check, what was checked.
         let checked = newest.filter(|run| run.status.as_ref().is_some_and(|run| run.phase == RunPhase::Succeeded));
@@ -110,11 +112,30 @@ pub fn status(observed: &Observed<'_>, now: Timestamp) -> ImageBuildStatus {
 pub fn shown(runs: &[Arc<ImageBuildRun>]) -> BTreeSet<usize> {
     let all =
         || runs.iter().enumerate().filter_map(|(index, run)| Some((index, run.spec.number, run.status.as_ref()?)));
-    let finished = all().filter(|(.., status)| matches!(status.phase, RunPhase::Succeeded | RunPhase::Failed));
-    let pushed = all().filter_map(|(index, number, status)| Some((index, number, status.image.as_ref()?.pushed_at.0)));
-    let finished = finished.max_by_key(|(_, number, _)| *number).map(|(index, ..)| index);
-    let pushed = pushed.max_by_key(|(_, number, at)| (*at, *number)).map(|(index, ..)| index);
+    let newest = |of: &dyn Fn(&ImageBuildRunStatus) -> bool| {
+        all().filter(|(.., status)| of(status)).max_by_key(|(_, number, _)| *number).map(|(index, ..)| index)
+    };
+    let finished = newest(&|status| matches!(status.phase, RunPhase::Succeeded | RunPhase::Failed));
+    let pushed = newest(&|status| status.image.is_some());
     finished.into_iter().chain(pushed).collect()
+}
+
+fn image_of(run: &ImageBuildRun) -> Option<&BuiltImage> {
+    run.status.as_ref()?.image.as_ref()
+}
+
+fn is_same(known: &BuiltImage, image: &BuiltImage) -> bool {
+    known.pushed_at == image.pushed_at && known.reference == image.reference && known.tags == image.tags
+}
+
+/// The number of the run that pushed the image which the status shows.
+fn pushed_by(build: &ImageBuild, runs: &[Arc<ImageBuildRun>]) -> Option<u64> {
+    let status = build.status.as_ref()?;
+    let image = status.image.as_ref()?;
+    let number = |run: &Option<String>| plan::recorded_number(&build.name_any(), run.as_deref());
+    // A status from before this was recorded shows the image of some run up to its newest.
+    let same = || runs.iter().find(|run| image_of(run).is_some_and(|of| is_same(image, of))).map(|run| run.spec.number);
+    number(&status.image_run).or_else(same).or_else(|| number(&status.run))
 }
 
 /// What a run's image was made from. `None`: from inline files alone.

@@ -128,3 +128,67 @@ fn a_first_failure_names_its_commit_platforms_and_duration() {
     };
     assert_eq!(status.summary, Some(shown));
 }
+
+/// The image of the newest run that pushed one is shown, whatever the clocks say by which it was pushed, and in whatever order
+/// the runs end.
+#[test]
+fn the_image_is_that_of_the_newest_run_that_pushed_one() {
+    let image = |number: u64, pushed_at: u64| {
+        let digest = format!("sha256:{number}");
+        json!({
+            "ref": format!("registry.example/app@{digest}"), "repository": "registry.example/app", "digest": digest,
+            "pushedAt": format!("2026-01-01T00:00:0{pushed_at}Z"),
+        })
+    };
+    let pushed = |(number, pushed_at): (u64, u64)| {
+        let mut pushed = (*run(if pushed_at > 0 { "Succeeded" } else { "Failed" }, "why")).clone();
+        pushed.metadata.name = Some(format!("app-{number}"));
+        pushed.spec.number = number;
+        pushed.spec.commit = Some(number.to_string());
+        let image = (pushed_at > 0).then(|| serde_json::from_value(image(number, pushed_at)).unwrap());
+        pushed.status.as_mut().unwrap().image = image;
+        Arc::new(pushed)
+    };
+    // The runs with the second in which each was pushed (0: it failed), what is known (the run whose image is shown, its
+    // second, the newest run, and the run that is named for it), and what is shown.
+    for (runs, known, shown) in [
+        (vec![(1, 5)], None, (1, None)),
+        (vec![(1, 5), (2, 6)], None, (2, None)),
+        // Its clock is late, or it was held up.
+        (vec![(1, 5), (2, 3)], None, (2, None)),
+        (vec![(1, 9), (2, 3)], Some((2, 3, "app-2", None)), (2, None)),
+        (vec![(1, 9), (2, 3)], Some((1, 9, "app-1", None)), (2, None)),
+        (vec![(1, 5), (2, 0)], None, (1, Some("app-1"))),
+        (vec![(1, 5), (2, 0)], Some((1, 5, "app-2", Some("app-1"))), (1, Some("app-1"))),
+        // History has dropped the run.
+        (vec![(1, 9), (3, 0)], Some((2, 5, "app-2", None)), (2, Some("app-2"))),
+        (vec![(1, 9), (3, 0)], Some((2, 5, "app-3", Some("app-2"))), (2, Some("app-2"))),
+        (vec![(3, 0)], Some((2, 5, "app-3", Some("app-2"))), (2, Some("app-2"))),
+        (vec![(3, 2)], Some((2, 5, "app-2", None)), (3, None)),
+        // A former version did not say whose image it is.
+        (vec![(1, 5), (2, 0)], Some((1, 5, "app-2", None)), (1, Some("app-1"))),
+        (vec![(1, 5), (2, 0)], Some((9, 5, "app-2", None)), (9, None)),
+    ] {
+        let mut build = build(false);
+        if let Some((number, second, newest, by)) = known {
+            let status = json!({"image": image(number, second), "run": newest, "imageRun": by, "source": {"commit": number.to_string()}});
+            build.status = serde_json::from_value(status).unwrap();
+        }
+        let case = format!("{runs:?} {known:?}");
+        let runs: Vec<_> = runs.into_iter().map(pushed).collect();
+        for runs in [runs.clone(), runs.into_iter().rev().collect()] {
+            let observed = Observed { build: &build, runs: &runs, fault: None, held_back: false };
+            let status = status(&observed, Timestamp::UNIX_EPOCH);
+            let image = status.image.as_ref().unwrap();
+            assert_eq!(
+                (image.digest.clone(), status.image_run.as_deref()),
+                (format!("sha256:{}", shown.0), shown.1),
+                "{case}"
+            );
+            let newest = runs.iter().enumerate().filter(|(_, run)| run.status.as_ref().unwrap().image.is_some());
+            if let Some((index, _)) = newest.max_by_key(|(_, run)| run.spec.number) {
+                assert!(super::shown(&runs).contains(&index), "{case}");
+            }
+        }
+    }
+}
