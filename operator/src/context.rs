@@ -33,6 +33,7 @@ use crate::leader::LeaderToken;
 use crate::metrics::Metrics;
 use crate::reason::Reason;
 use crate::tags::claims::Claims;
+use crate::tags::moving::Moving;
 use crate::trace::Traces;
 use crate::watches::{Synced, Wake};
 use kiln_registry::RegistryClients;
@@ -114,8 +115,12 @@ pub struct Context {
     pub cancelled: Notify,
     /// The tags that runs are about to move.
     pub claims: Claims,
-    /// The tags that a run has moved, and the warning of those that were elsewhere, by its UID: its status may have changed
-    /// before it could say so.
+    /// Whose tags move now.
+    pub moving: Moving,
+    /// When the tags that a run has moved were looked at again last, by its UID.
+    pub looked: Remembered<Option<Timestamp>>,
+    /// How the tags of a run that publishes stand, and the warning of those that were elsewhere, by its UID: its status may have
+    /// changed before it could say so. Of a run that publishes and has none here, a former operator has written tags.
     pub moved: Remembered<(Vec<TagStatus>, Option<BuildWarning>)>,
     /// What the copy of the runs may still show, though this operator has written something newer.
     pub replaced: Replaced,
@@ -163,6 +168,8 @@ impl Context {
             image_builds: Remembered::default(),
             cancelled: Notify::new(),
             claims: Claims::default(),
+            moving: Moving::default(),
+            looked: Remembered::default(),
             moved: Remembered::default(),
             replaced: Replaced::default(),
             publishing: Remembered::default(),

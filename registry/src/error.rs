@@ -104,6 +104,17 @@ impl Error {
         self.retry_after
     }
 
+    /// Whether what was asked is not done, and will not be: the registry said so, or was not asked at all. Where it is not,
+    /// nobody knows.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self.status {
+            // With 408 it has lost patience with a request that may be on its way.
+            Some(status) => (400..500).contains(&status) && status != 408,
+            None => self.class() == FailureClass::User,
+        }
+    }
+
     /// The registry's host.
     #[must_use]
     pub fn registry(&self) -> &str {

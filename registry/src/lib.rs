@@ -37,7 +37,7 @@ pub use inspect::{Image, Layer, inspect};
 pub use login::{Login, LoginSecret};
 use oci_spec::image::Sha256Digest;
 pub use oci_spec::image::{Descriptor, Digest};
-pub use publish::{PublishOutcome, publish};
+pub use publish::{PublishOutcome, Step, TAG_DEADLINE, publish, write_tag};
 pub use reference::{DOCKER_HUB, DOCKER_HUB_NAMES, Identifier, Reference, ReferenceError, Repository, Tag};
 pub use upload::{BlobStream, OpenBlob};
 

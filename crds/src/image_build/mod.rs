@@ -21,7 +21,7 @@ pub use self::platform::PlatformSpec;
 pub use self::source::{BuildContext, GitSource, HttpSource, ImageBuildName, ImageSource, InlineSource, Source};
 pub use self::status::{
     BuildFailure, BuildWarning, BuiltImage, ImageBuildStatus, ImageContent, ImageLayer, PlatformImage, PushedCopy,
-    Resolved, SourceStatus, Summary, TagStatus,
+    Resolved, SourceStatus, Summary, TagStatus, UnknownWrite,
 };
 pub use self::step::{BuildSecret, BuildSsh, HostAlias, Network, PullPolicy, Ulimit};
 use crate::reference::SecretRef;

@@ -57,7 +57,7 @@ pub struct ImageBuildStatus {
 }
 
 /// A tag that Kiln moves.
-#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TagStatus {
     /// Registry and path.
@@ -73,6 +73,22 @@ pub struct TagStatus {
     /// When that was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moved_at: Option<MicroTime>,
+    /// Of a run: its write of the tag that the registry has not answered. Whether it was done, or will be, is unknown: a newer
+    /// run waits for it, and looks again after it has moved the tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<UnknownWrite>,
+}
+
+/// A write of a tag without an answer.
+#[derive(Clone, Debug, Deserialize, Eq, KubeSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnknownWrite {
+    /// Digest of the OCI index that it moves the tag to. Absent where the operator ended before it could say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 160))]
+    pub digest: Option<String>,
+    /// When it was sent, at the latest.
+    pub sent_at: MicroTime,
 }
 
 /// An image in a registry.

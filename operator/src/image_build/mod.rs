@@ -429,7 +429,7 @@ async fn tidy(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context
             apply::cancel(&context.client, run).await?;
         }
     }
-    for run in plan::to_trim(runs, build.spec.history.as_ref()) {
+    for run in plan::to_trim(runs, build.spec.history.as_ref(), Timestamp::now()) {
         apply::delete(&context.client, &run).await?;
     }
     Ok(())

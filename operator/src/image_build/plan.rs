@@ -13,6 +13,7 @@ use kube::ResourceExt;
 
 use crate::reason::{Reason, is_credential};
 use crate::references::Fault;
+use crate::tags::late;
 
 /// How often a ref is looked at unless its ImageBuild says it.
 const INTERVAL: Duration = Duration::from_mins(5);
@@ -130,12 +131,18 @@ pub fn cure(run: &ImageBuildRun) -> Option<Cure> {
         return Some(Cure::Credential);
     }
     // Where a tag has moved, it was not another ImageBuild that kept the run from it.
-    (reason == Reason::TagConflict.as_str() && status.tags.is_empty()).then_some(Cure::Tag)
+    let has_moved = status.tags.iter().any(|tag| tag.digest.is_some());
+    (reason == Reason::TagConflict.as_str() && !has_moved).then_some(Cure::Tag)
 }
 
-/// The finished runs that history has no room for. The newest run always stays.
+/// The finished runs that history has no room for. The newest run always stays, and for a time one that wrote a tag without an
+/// answer: it alone says so.
 #[must_use]
-pub fn to_trim(runs: &[Arc<ImageBuildRun>], history: Option<&HistorySpec>) -> Vec<Arc<ImageBuildRun>> {
+pub fn to_trim(runs: &[Arc<ImageBuildRun>], history: Option<&HistorySpec>, now: Timestamp) -> Vec<Arc<ImageBuildRun>> {
+    let is_unknown = |run: &ImageBuildRun| {
+        let mut writes = run.status.iter().flat_map(|status| &status.tags).filter_map(|tag| tag.unknown.as_ref());
+        writes.any(|write| late::is_reckoned(write, now))
+    };
     let mut runs = runs.to_vec();
     runs.sort_by_key(|run| std::cmp::Reverse(run.spec.number));
     let keep = |limit: Option<u32>| limit.unwrap_or(3) as usize;
@@ -150,7 +157,7 @@ pub fn to_trim(runs: &[Arc<ImageBuildRun>], history: Option<&HistorySpec>) -> Ve
         };
         if *room > 0 {
             *room -= 1;
-        } else if position > 0 {
+        } else if position > 0 && !is_unknown(run) {
             surplus.push(run.clone());
         }
     }
@@ -298,8 +305,13 @@ mod tests {
             let mut failed = (*run(1, RunPhase::Failed)).clone();
             let status = failed.status.as_mut().unwrap();
             status.failure = Some(Box::new(BuildFailure { reason: reason.into(), ..BuildFailure::default() }));
-            let tag = TagStatus { repository: "r.example/app".into(), tag: "v1".into(), digest: None, moved_at: None };
-            status.tags = moved.then_some(tag).into_iter().collect();
+            let digest = moved.then(|| "sha256:1".into());
+            status.tags = vec![TagStatus {
+                repository: "r.example/app".into(),
+                tag: "v1".into(),
+                digest,
+                ..TagStatus::default()
+            }];
             failed
         };
         assert_eq!(cure(&failed("PushDenied", false)), Some(Cure::Credential));
@@ -316,14 +328,23 @@ mod tests {
             .map(|(n, p)| run(n, p));
         let trimmed = |successful, failed| {
             let history = HistorySpec { successful: Some(successful), failed: Some(failed) };
-            to_trim(&runs, Some(&history)).iter().map(|run| run.spec.number).collect::<Vec<_>>()
+            to_trim(&runs, Some(&history), Timestamp::UNIX_EPOCH).iter().map(|run| run.spec.number).collect::<Vec<_>>()
         };
         assert_eq!(trimmed(1, 1), [3, 2, 1]);
         assert_eq!(trimmed(9, 0), [4, 2]);
         let newest = [run(1, Failed), run(2, Failed)];
         let none = HistorySpec { successful: Some(0), failed: Some(0) };
-        assert_eq!(to_trim(&newest, Some(&none)).len(), 1);
-        assert_eq!(to_trim(&newest, None).len(), 0);
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        assert_eq!(to_trim(&newest, Some(&none), now).len(), 1);
+        assert_eq!(to_trim(&newest, None, now).len(), 0);
+        // Nobody else knows of its write.
+        for (second, trimmed) in [(now.as_second() - 3000, 0), (now.as_second() - 4000, 1)] {
+            let mut older = (*run(1, Failed)).clone();
+            let unknown = serde_json::json!({"sentAt": Timestamp::from_second(second).unwrap().to_string().replace('Z', ".000000Z")});
+            let tag = serde_json::json!([{"repository": "r.example/app", "tag": "v1", "unknown": unknown}]);
+            older.status.as_mut().unwrap().tags = serde_json::from_value(tag).unwrap();
+            assert_eq!(to_trim(&[Arc::new(older), run(2, Failed)], Some(&none), now).len(), trimmed);
+        }
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! How a run ends: published, failed or cancelled; then its places are given back, and it is let go of.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,24 +15,23 @@ use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use tracing::warn;
 
-use super::dereference::dereference;
 use super::plan::job_id;
-use super::publish::{Published, publish};
+use super::publish::Published;
+use super::publish_try::{left, publish_while_wanted};
 use super::replaced::write_status;
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
-use super::{Error, FINALIZER, agent_of, image_build, is_held, pod_of, taken, tell, waits_for, warnings};
-use crate::context::{Context, backoff, is_conflict, namespaced, until, whole};
+use super::{Error, FINALIZER, agent_of, is_held, pod_of, taken, tell, waits_for, warnings};
+use crate::context::{Context, backoff, is_conflict, namespaced, until};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::tags::ownership::{self, Place};
 use crate::tags::template::Values;
 use crate::trim;
 use kiln_registry::http_client::FailureClass;
-use kiln_registry::transfer;
 
-/// How long a cancelled run may go on with the tags that it has begun to move.
-const LAST_TAGS: Duration = Duration::from_secs(2);
+/// How often a run looks whether the write of another run that it waits for has been answered.
+const LOOK: Duration = Duration::from_secs(2);
 /// How often an agent that seems alive is asked to cancel a job.
 const CANCEL_TRIES: u32 = 6;
 
@@ -59,26 +57,26 @@ pub(super) async fn finish(
         // The write wakes it, for a turn of the other kind.
         return Ok(Action::await_change());
     }
+    // Held until the status says how it went.
+    let Some(_turn) = context.moving.begin(&run.spec.image_build.uid) else {
+        return wait(&run, status, "waiting for another run of this ImageBuild to leave its tags", context, now).await;
+    };
     let moving = Tagging::new(status.tags.clone(), left(&run, context));
-    let published = publish_while_wanted(&run, &mut status, context, &moving).await;
-    if published.is_none() && !moving.has_begun() {
+    let Some(published) = publish_while_wanted(&run, &mut status, context, &moving).await else {
         return Ok(Action::await_change());
-    }
+    };
+    let expects = moving.expects();
     let (tags, strays) = moving.end();
     let warning = tagging::warning(&strays).or(context.moved.get(&uid).1);
-    if tags.iter().any(|tag| tag.digest.is_some()) {
-        // A run that is cancelled meanwhile has changed: the next reconcile says so in its place.
-        context.moved.set(&uid, (tags.clone(), warning.clone()));
-    }
+    // A run that is cancelled meanwhile has changed: the next reconcile says so in its place.
+    context.moved.set(&uid, (tags.clone(), warning.clone()));
     status.tags = tags;
     if let Some(warning) = warning {
         tagging::warn(&mut status, warning);
     }
-    let Some(published) = published else {
-        write_status(context, &run, &status).await?;
-        return Ok(Action::await_change());
-    };
     match published {
+        // The next leader goes on.
+        Ok(_) if !context.leader.is_leader() => Ok(Action::await_change()),
         Ok(published @ (Published::Image(_) | Published::Nothing)) => {
             context.publishing.remove(&uid);
             if let Published::Image(image) = published {
@@ -88,6 +86,10 @@ pub(super) async fn finish(
             let now = Timestamp::now();
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
             let written = write(&run, &status, context).await?;
+            if expects {
+                // The tags are looked at again later.
+                context.looked.set(&uid, Some(now));
+            }
             context.metrics.ended("Succeeded", Reason::Succeeded.as_str(), &status);
             for warning in status.warnings.iter().filter(|warning| warnings::is_growth(warning)) {
                 context.event(&*run, EventType::Warning, &warning.rule, &warning.message);
@@ -102,16 +104,17 @@ pub(super) async fn finish(
             status.publishing_at = None;
             status.tags.clear();
             context.claims.release(&uid);
+            context.moved.remove(&uid);
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
             write_status(context, &run, &status).await?;
             // The write wakes it.
             Ok(Action::await_change())
         }
-        Ok(Published::Superseded) if !context.leader.is_leader() => Ok(Action::await_change()),
+        Ok(Published::Waits(late)) => wait(&run, status, &late.waiting(), context, now).await,
         Ok(Published::Superseded) => {
             let failure = BuildFailure {
                 reason: Reason::Superseded.to_string(),
-                message: "a newer run took its place".to_owned(),
+                message: format!("a newer run took its place{}", tagging::too_late(&status.tags)),
                 ..BuildFailure::default()
             };
             end(&run, status, RunPhase::Cancelled, failure, context, now).await
@@ -145,6 +148,22 @@ pub(super) async fn finish(
     }
 }
 
+/// Says what a run waits for that publishes, and looks again soon.
+async fn wait(
+    run: &Arc<ImageBuildRun>,
+    mut status: ImageBuildRunStatus,
+    message: &str,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Action, Error> {
+    let waiting = Waiting { reason: Reason::Publishing, message: message.to_owned() };
+    status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
+    if run.status.as_ref() != Some(&status) {
+        write_status(context, run, &status).await?;
+    }
+    Ok(Action::requeue(LOOK))
+}
+
 /// Says that the run publishes, and which tags it is about to move. Written once: what a failed try wrote stays until the
 /// next one has ended.
 async fn claim(
@@ -173,6 +192,9 @@ async fn claim(
         }
     }
     status::complete(status, &run.spec, None, run.metadata.generation, now);
+    // From here on this process knows what it has written of them.
+    let warning = context.moved.get(&uid).1;
+    context.moved.set(&uid, (status.tags.clone(), warning));
     let written = write(run, status, context).await.inspect_err(|error| {
         // Where there is no answer it is not known whether the claim is written: it stays.
         // Nor where the copy is out of date: the claim may be what it does not show.
@@ -184,91 +206,6 @@ async fn claim(
         context.jobs.release(&job_id(&uid, &platform.name, platform.attempt));
     }
     Ok(written)
-}
-
-/// Publishes, and stops where the run is cancelled or deleted meanwhile: `None`. The change that says so wakes the next
-/// reconcile, which ends the run. Tags that move already do so to their end.
-async fn publish_while_wanted(
-    run: &ImageBuildRun,
-    status: &mut ImageBuildRunStatus,
-    context: &Context,
-    tagging: &Tagging,
-) -> Option<Result<Published, references::Error>> {
-    let namespace = run.namespace().unwrap_or_default();
-    let mut publishing = Box::pin(transfer::of_tenant(&namespace, try_publish(run, status, context, tagging)));
-    tokio::select! {
-        biased;
-        published = &mut publishing => Some(published),
-        () = unwanted(context, run) => {
-            if !tagging.has_begun() {
-                return None;
-            }
-            tokio::time::timeout(LAST_TAGS, publishing).await.ok()
-        }
-    }
-}
-
-/// Where the run's ImageBuild has left its tags, as far as it is known.
-fn left(run: &ImageBuildRun, context: &Context) -> Vec<TagStatus> {
-    let Some(build) = image_build(context, run) else { return Vec::new() };
-    let own = context.stores.runs.state_filter(|other| {
-        other.metadata.namespace == run.metadata.namespace && other.spec.image_build.uid == run.spec.image_build.uid
-    });
-    ownership::held(&build, own.iter().map(|run| &**run))
-}
-
-/// Ends once the run is cancelled or deleted.
-async fn unwanted(context: &Context, run: &ImageBuildRun) {
-    loop {
-        let mut told = std::pin::pin!(context.cancelled.notified());
-        // From now on nothing is missed.
-        told.as_mut().enable();
-        if super::is_unwanted(context, run) {
-            return;
-        }
-        told.await;
-    }
-}
-
-/// Publishes with credentials read afresh; where they are refused, they are read once more before it counts.
-async fn try_publish(
-    run: &ImageBuildRun,
-    status: &mut ImageBuildRunStatus,
-    context: &Context,
-    tagging: &Tagging,
-) -> Result<Published, references::Error> {
-    let pool = super::pool(context, run)?;
-    let mut inputs = dereference(context, run, &pool).await?.for_publishing();
-    let annotations = annotations(run, context).await?;
-    let mut result = publish(context, run, status, &inputs, &annotations, tagging).await;
-    if result.as_ref().is_err_and(|fault| fault.class == FailureClass::Credential) {
-        inputs = dereference(context, run, &pool).await?.for_publishing();
-        result = publish(context, run, status, &inputs, &annotations, tagging).await;
-    }
-    let percent = run.spec.build.image.as_ref().and_then(|image| image.growth_warning_percent);
-    if let (Ok(Published::Image(_)), Some(percent), Some(last_good)) = (&result, percent, &inputs.last_good) {
-        status.warnings.retain(warnings::is_of_tags);
-        status.warnings.extend(warnings::grown(&status.platforms, last_good, percent));
-    }
-    status.secrets = inputs.versions;
-    Ok(result?)
-}
-
-/// The annotations of the index.
-async fn annotations<'a>(
-    run: &'a ImageBuildRun,
-    context: &Context,
-) -> Result<Cow<'a, BTreeMap<String, String>>, references::Error> {
-    if trim::has_whole_spec(run) {
-        return Ok(Cow::Borrowed(&run.spec.build.annotations));
-    }
-    let _in_memory = context.large.acquire().await;
-    let whole = whole(&context.client, run).await.map_err(|source| references::Error::Api {
-        what: format!("the ImageBuildRun {}", run.name_any()),
-        source: source.into(),
-    })?;
-    // Of one that is gone nothing is published.
-    Ok(Cow::Owned(whole.map(|whole| whole.spec.build.annotations).unwrap_or_default()))
 }
 
 pub(super) async fn secret_versions(
@@ -329,7 +266,7 @@ pub(super) async fn end(
     let former = run.status.clone().unwrap_or_default();
     context.publishing.remove(&run.uid().unwrap_or_default());
     status.phase = phase;
-    status.tags.retain(|tag| tag.digest.is_some());
+    status.tags.retain(|tag| tag.digest.is_some() || tag.unknown.is_some());
     let reason = failure.reason.clone();
     status.failure = Some(Box::new(failure));
     status::complete(&mut status, &run.spec, None, run.metadata.generation, now);

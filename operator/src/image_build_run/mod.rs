@@ -8,6 +8,7 @@ pub mod end;
 pub mod execution;
 pub mod job;
 pub mod labels;
+mod look_again;
 pub mod make;
 pub mod memory;
 pub mod order;
@@ -15,6 +16,7 @@ pub mod outcome;
 pub mod place;
 pub mod plan;
 pub mod publish;
+mod publish_try;
 pub mod queue;
 pub mod replaced;
 mod start;
@@ -114,7 +116,10 @@ async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Err
         // From now on the copy of the runs tells what it has moved.
         context.claims.release(&run.uid().unwrap_or_default());
         context.moved.remove(&run.uid().unwrap_or_default());
-        return conclude(run, &former, context).await;
+        let concluded = conclude(run, &former, context).await?;
+        // What is held changes by that, which wakes the next reconcile.
+        let has_time = !is_held(run) && run.metadata.deletion_timestamp.is_none();
+        return if has_time { look_again::look_again(run, &former, context, now).await } else { Ok(concluded) };
     }
     let bounds = Bounds::of(&run.spec.build);
     let mut status = observe(run, &former, bounds, context, now);
@@ -147,6 +152,9 @@ fn observe(
     let (moved, warning) = context.moved.get(&uid);
     if !moved.is_empty() {
         status.tags = moved;
+    } else if former.phase == RunPhase::Publishing {
+        tagging::left_by_former(&mut status.tags, now);
+        context.moved.set(&uid, (status.tags.clone(), None));
     }
     if let Some(warning) = warning {
         tagging::warn(&mut status, warning);

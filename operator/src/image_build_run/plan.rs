@@ -9,7 +9,7 @@ use kiln_crds::image_build::{BuildFailure, ImageBuildSpec};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
 
 use super::memory::{self, Cause};
-use super::outcome;
+use super::{outcome, tagging};
 use crate::agent::Observation;
 use crate::builder::observe::Ended;
 use crate::reason::Reason;
@@ -182,11 +182,13 @@ pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, now: Ti
     let ended = |phase, reason: Reason, message: String| {
         Next::End(phase, Box::new(BuildFailure { reason: reason.to_string(), message, ..BuildFailure::default() }))
     };
-    if stop.cancelled && stop.superseded {
-        return ended(RunPhase::Cancelled, Reason::Superseded, "a newer run took its place".to_owned());
-    }
     if stop.cancelled {
-        return ended(RunPhase::Cancelled, Reason::Cancelled, "the run was cancelled".to_owned());
+        let (reason, why) = if stop.superseded {
+            (Reason::Superseded, "a newer run took its place")
+        } else {
+            (Reason::Cancelled, "the run was cancelled")
+        };
+        return ended(RunPhase::Cancelled, reason, format!("{why}{}", tagging::too_late(&status.tags)));
     }
     let phases = || status.platforms.iter().map(|platform| platform.phase);
     if let Some(failed) = status.platforms.iter().find(|platform| platform.phase == PlatformPhase::Failed) {
@@ -371,6 +373,11 @@ mod tests {
             };
             assert_eq!(got, expected, "{phases:?} {stop:?} {now}");
         }
+        let tag = serde_json::json!([{"repository": "r.example/app", "tag": "v1", "digest": "sha256:1"}]);
+        let status =
+            ImageBuildRunStatus { tags: serde_json::from_value(tag).unwrap(), ..ImageBuildRunStatus::default() };
+        let Next::End(_, failure) = next(&status, cancel, Duration::from_secs(100), at(10)) else { panic!("it ends") };
+        assert!(failure.message.contains("too late") && failure.message.contains("v1"), "{}", failure.message);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kiln_crds::image_build::{BuiltImage, MediaTypes, PlatformImage, PushedCopy};
+use kiln_crds::image_build::{BuiltImage, MediaTypes, PlatformImage, PushedCopy, TagStatus};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformStatus};
 use kiln_crds::{ImageBuildRun, Platform};
 use kube::ResourceExt;
@@ -17,12 +17,14 @@ use crate::condition::seconds;
 use crate::context::Context;
 use crate::reason::Reason;
 use crate::references::{Fault, Target};
+use crate::tags::late::{self, Late};
+use crate::tags::ownership::Place;
 use crate::tags::template::{self, Values, render};
 use crate::tags::{self, Asker};
 use kiln_registry::http_client::FailureClass;
 use kiln_registry::{
     Digest, Error, ErrorKind, INDEX_MEDIA_TYPE, IndexBytes, MANIFEST_LIST_MEDIA_TYPE, PublishOutcome, Reference,
-    Repository, Tag, copy_image, inspect,
+    Repository, Step, Tag, copy_image, inspect,
 };
 
 /// How publishing ended.
@@ -36,6 +38,8 @@ pub enum Published {
     Superseded,
     /// The last good image cannot be copied, for this reason; no tag was written.
     CopyFailed(String),
+    /// A write of another run may still come; no tag was written.
+    Waits(Late),
 }
 
 /// Whether layers are copied from one repository to another before the index is pushed.
@@ -86,8 +90,10 @@ pub async fn publish(
     };
     // All that the tags will need first: those of one repository do not move before another is known to take the image.
     futures::future::try_join_all(others.iter().map(|other| distribute(main, other, &content))).await?;
+    if let Some(late) = wait(context, run, status, &tagged, tagging).await? {
+        return Ok(Published::Waits(late));
+    }
     let still_newest = || async {
-        tagging.begin();
         // A run that was deleted with its finalizer has no claim any more.
         let known = context.stores.runs.get(&ObjectRef::from_obj(run));
         let is_there = known.is_some_and(|known| known.metadata.uid == run.metadata.uid);
@@ -95,10 +101,8 @@ pub async fn publish(
     };
     for (target, tags) in &tagged {
         let Target { repository, client, .. } = target;
-        let moved = |tag: &Tag, found: Option<&Digest>| {
-            tagging.moved(repository, tag, found, &index.digest, Timestamp::now());
-        };
-        let outcome = kiln_registry::publish(client, repository, &index, tags, still_newest, moved).await?;
+        let told = |tag: &Tag, step: Step<'_>| tagging.told(repository, tag, step, &index.digest, Timestamp::now());
+        let outcome = kiln_registry::publish(client, repository, &index, tags, still_newest, told).await?;
         if outcome == PublishOutcome::Superseded {
             return Ok(Published::Superseded);
         }
@@ -117,6 +121,34 @@ pub async fn publish(
         platforms: platforms(status),
         copies: copies.collect(),
     })))
+}
+
+/// The write of another run that is waited for before the first tag is moved. A tag is looked at only where there is one.
+async fn wait(
+    context: &Context,
+    run: &ImageBuildRun,
+    status: &ImageBuildRunStatus,
+    tagged: &[(&Target, Vec<Tag>)],
+    tagging: &Tagging,
+) -> Result<Option<Late>, Error> {
+    let Some(began) = status.publishing_at.as_ref().map(|at| at.0) else { return Ok(None) };
+    let others = context.stores.runs.state_filter(|other| late::matters(run, other));
+    let moved = |other: &ImageBuildRun| context.moved.get(&other.uid().unwrap_or_default()).0;
+    let late = late::of_others(run, &status.tags, began, &others, moved, Timestamp::now());
+    let mut found = BTreeMap::new();
+    for (Target { repository, client, .. }, tags) in tagged {
+        for tag in tags {
+            let of = TagStatus { repository: repository.to_string(), tag: tag.to_string(), ..TagStatus::default() };
+            let place = Place::of(&of);
+            if late.iter().any(|late| late.place == place) {
+                let there = client.head_manifest(repository, &tag.clone().into()).await?;
+                found.insert(place, there.map(|there| there.digest().to_string()));
+            }
+        }
+    }
+    let waits = late::wait(&late, |place| found.get(place).cloned().flatten(), Timestamp::now()).cloned();
+    tagging.expect(late);
+    Ok(waits)
 }
 
 fn platforms(status: &ImageBuildRunStatus) -> Vec<PlatformImage> {

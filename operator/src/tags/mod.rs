@@ -1,6 +1,8 @@
 //! The tags that runs move: what templates give, whom a tag belongs to, and who is about to move it.
 
 pub mod claims;
+pub mod late;
+pub mod moving;
 pub mod ownership;
 pub mod template;
 

@@ -37,6 +37,12 @@ impl Place {
     pub fn of(tag: &TagStatus) -> Self {
         Self { repository: canonical(&tag.repository), tag: tag.tag.clone() }
     }
+
+    /// The tag alone.
+    #[must_use]
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
 }
 
 fn canonical(repository: &str) -> String {
@@ -106,7 +112,7 @@ pub fn of_cache<'a>(spec: &ImageBuildSpec, platforms: impl IntoIterator<Item = &
 }
 
 fn claim(repository: &Repository, tag: &str) -> TagStatus {
-    TagStatus { repository: repository.to_string(), tag: tag.to_owned(), digest: None, moved_at: None }
+    TagStatus { repository: repository.to_string(), tag: tag.to_owned(), ..TagStatus::default() }
 }
 
 /// The tags that an ImageBuild has moved last as far as it knows, and that its spec can still give; the newest first.
@@ -170,7 +176,9 @@ fn of_run(status: &ImageBuildRunStatus) -> Told<'_> {
 
 /// The tags that have been moved. A status from before tags were recorded has them in its image alone.
 fn recorded((tags, image): Told<'_>) -> Vec<TagStatus> {
-    let moved: Vec<TagStatus> = tags.iter().filter(|tag| tag.digest.is_some()).cloned().collect();
+    let moved = tags.iter().filter(|tag| tag.digest.is_some());
+    // What is unknown is told by the run whose write it is.
+    let moved: Vec<TagStatus> = moved.map(|tag| TagStatus { unknown: None, ..tag.clone() }).collect();
     let Some(image) = image.filter(|_| tags.is_empty()) else { return moved };
     let copies = image.copies.iter().map(|copy| (&copy.repository, &copy.tags));
     std::iter::once((&image.repository, &image.tags))
@@ -181,6 +189,7 @@ fn recorded((tags, image): Told<'_>) -> Vec<TagStatus> {
             tag: tag.clone(),
             digest: Some(image.digest.clone()),
             moved_at: Some(MicroTime(image.pushed_at.0)),
+            unknown: None,
         })
         .collect()
 }

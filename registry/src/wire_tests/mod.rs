@@ -1,5 +1,6 @@
 //! The client against a registry in memory: authentication, refusals, redirects, nonsense, publishing, copying.
 
+mod late;
 mod server;
 
 use std::collections::BTreeMap;
@@ -294,8 +295,10 @@ async fn puts_right_what_a_rival_wrote_but_not_for_ever() {
     let repository = server.repository("app");
     server.content.lock().unwrap().rival = 2;
     let told = std::sync::Mutex::new(Vec::new());
-    let moved = |tag: &Tag, there: Option<&Digest>| {
-        told.lock().unwrap().push((tag.to_string(), there.map(|there| *there == index().digest)));
+    let moved = |tag: &Tag, step: Step<'_>| {
+        if let Step::Moved(there) = step {
+            told.lock().unwrap().push((tag.to_string(), there.map(|there| *there == index().digest)));
+        }
     };
     let outcome = publish(&client, &repository, &index(), &[tag("v1")], || async { true }, moved).await.unwrap();
     assert_eq!(outcome, PublishOutcome::Published);
@@ -316,7 +319,8 @@ async fn leaves_tags_alone_once_superseded() {
     let client = server.client(None);
     let repository = server.repository("app");
     let asked = AtomicUsize::new(0);
-    let newest = || async { asked.fetch_add(1, Ordering::Relaxed) < 1 };
+    // Asked before the look and before the write of the first tag.
+    let newest = || async { asked.fetch_add(1, Ordering::Relaxed) < 2 };
     let outcome = publish(&client, &repository, &index(), &[tag("v1"), tag("v2")], newest, |_, _| ()).await.unwrap();
     assert_eq!(outcome, PublishOutcome::Superseded);
     assert!(client.head_manifest(&repository, &tag("v1").into()).await.unwrap().is_some());

@@ -29,6 +29,11 @@ pub(super) struct Fault {
     pub(super) body: String,
 }
 
+/// The status of a fault that is no answer: the connection stays, and nothing comes.
+pub(super) const MUTE: u16 = 0;
+/// The status of a fault whose body never ends: a byte comes now and then.
+pub(super) const ENDLESS: u16 = 1;
+
 #[derive(Debug)]
 pub(super) struct Content {
     /// By repository and tag or digest.
@@ -44,6 +49,9 @@ pub(super) struct Content {
     pub(super) mounts: bool,
     /// After each write of a tag, another digest is put there, so often.
     pub(super) rival: usize,
+    /// How many writes of tags are not answered yet, and are done with [`Server::deliver`].
+    pub(super) late: usize,
+    held: Vec<((String, String), (String, Bytes))>,
 }
 
 #[derive(Clone)]
@@ -67,6 +75,8 @@ impl Server {
             faults: VecDeque::new(),
             mounts: true,
             rival: 0,
+            late: 0,
+            held: Vec::new(),
         };
         let server =
             Self { content: Arc::new(Mutex::new(content)), auth, host: listener.local_addr().unwrap().to_string() };
@@ -92,6 +102,13 @@ impl Server {
 
     pub(super) fn fault(&self, request: &'static str, fault: Fault) {
         self.content.lock().unwrap().faults.push_back((request, fault));
+    }
+
+    /// Does the writes of tags that came and were held up; nobody waits for their answers any more.
+    pub(super) fn deliver(&self) {
+        let mut content = self.content.lock().unwrap();
+        let held = std::mem::take(&mut content.held);
+        content.manifests.extend(held);
     }
 
     /// The requests so far, without their credentials.
@@ -175,6 +192,11 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
         at.and_then(|at| content.faults.remove(at))
     };
     if let Some((_, fault)) = fault {
+        match fault.status {
+            MUTE => return std::future::pending().await,
+            ENDLESS => return endless(),
+            _ => {}
+        }
         let headers: Vec<_> = fault.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         return reply(fault.status, &headers, fault.body);
     }
@@ -187,8 +209,11 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
     if let Some(challenge) = server.challenge(&authorization) {
         return challenge;
     }
-    let mut content = server.content.lock().unwrap();
     let rest = path.strip_prefix("/v2/").unwrap();
+    if is_held(&server, &parts.method, rest, &content_type, &body) {
+        return std::future::pending().await;
+    }
+    let mut content = server.content.lock().unwrap();
     if rest.is_empty() {
         return reply(200, &[], "{}");
     }
@@ -248,6 +273,29 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
         ),
         None => reply(404, &[], r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#),
     }
+}
+
+/// Keeps the write of a tag that is to come late.
+fn is_held(server: &Server, method: &Method, rest: &str, content_type: &str, body: &Bytes) -> bool {
+    let Some((repository, tag)) = rest.split_once("/manifests/").filter(|(_, of)| !of.starts_with("sha256:")) else {
+        return false;
+    };
+    let mut content = server.content.lock().unwrap();
+    if *method != Method::PUT || content.late == 0 {
+        return false;
+    }
+    content.late -= 1;
+    content.held.push(((repository.to_owned(), tag.to_owned()), (content_type.to_owned(), body.clone())));
+    true
+}
+
+/// A manifest that is as long as it may be, and comes a byte at a time.
+fn endless() -> Response {
+    let bytes = futures::stream::unfold((), |()| async {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        Some((Ok::<_, std::io::Error>(Bytes::from_static(b" ")), ()))
+    });
+    reply(200, &[("content-type", "application/vnd.oci.image.index.v1+json")], Body::from_stream(bytes))
 }
 
 /// A part of a blob, or its end.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 const REPOSITORY: &str = "r.example/app";
 
 pub(in crate::tags) fn tag(repository: &str, tag: &str) -> TagStatus {
-    TagStatus { repository: repository.into(), tag: tag.into(), digest: None, moved_at: None }
+    TagStatus { repository: repository.into(), tag: tag.into(), ..TagStatus::default() }
 }
 
 fn moved(repository: &str, name: &str, second: i64) -> TagStatus {

@@ -9,10 +9,11 @@ mod late;
 mod leader;
 mod memory;
 mod operator;
+mod overtaken;
 mod points;
 mod proxy;
 mod rotation;
 mod stage;
 mod upgrade;
 
-kiln_e2e::tests![in answers, builders, burst, late, leader, memory, points, rotation, upgrade];
+kiln_e2e::tests![in answers, builders, burst, late, leader, memory, overtaken, points, rotation, upgrade];

@@ -92,6 +92,8 @@ pub enum When {
     Before,
     /// The server has done it; its answer is stopped.
     After,
+    /// Whoever sent it loses the connection at once; the server sees it when it is let go.
+    Late,
 }
 
 struct Rule {
@@ -242,9 +244,10 @@ async fn pass(
         status: None,
     };
     let rule = shared.rule(&seen);
-    let (mut before, mut after) = (None, None);
+    let (mut before, mut after, mut late) = (None, None, None);
     match rule {
         Some(rule) if rule.when == When::Before => before = Some(rule),
+        Some(rule) if rule.when == When::Late => late = Some(rule),
         other => after = other,
     }
     if let Some(rule) = before.take() {
@@ -253,6 +256,11 @@ async fn pass(
             return broken();
         }
     }
+    let go = late.map(|rule| {
+        let _ = rule.caught.send(seen.clone());
+        rule.go
+    });
+    let is_late = go.is_some();
     // The Host header goes on as it came: a registry makes the addresses of its uploads from it.
     let sent =
         shared.http.request(parts.method, format!("{}{}", shared.url, seen.path)).headers(parts.headers).body(body);
@@ -260,12 +268,18 @@ async fn pass(
     let answered = {
         let shared = shared.clone();
         tokio::spawn(async move {
+            if let Some(go) = go {
+                go.await.ok()?;
+            }
             let answer = sent.send().await.ok()?;
             seen.status = Some(answer.status());
             shared.seen.lock().unwrap().push(seen.clone());
             Some((answer, seen))
         })
     };
+    if is_late {
+        return broken();
+    }
     let Ok(Some((answer, seen))) = answered.await else { return broken() };
     if let Some(rule) = after.take() {
         let _ = rule.caught.send(seen);
