@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::BuilderPool;
 use kiln_crds::image_build_run::BuilderRef;
@@ -16,7 +16,7 @@ use super::BuilderId;
 use super::ensure;
 use super::node::NodeFacts;
 use super::pick::{Builder, Volume};
-use super::pod::{BUILDKITD_CONTAINER, BUNDLES, LAST_USED, TEMPLATE_HASH, Template, bytes};
+use super::pod::{AGENT_CONTAINER, BUILDKITD_CONTAINER, BUNDLES, LAST_USED, TEMPLATE_HASH, Template, bytes};
 use super::profile::{Profile, choose};
 use crate::agent::Agent;
 use crate::builder_pool::activity::Activity;
@@ -78,6 +78,24 @@ pub fn is_going(context: &Context, object: &ObjectMeta) -> bool {
     object.deletion_timestamp.is_some() || object.uid.as_deref().is_some_and(|uid| context.removed_pods.get(uid))
 }
 
+/// Whether a pod takes no job any more, for it is on its way out or has no future.
+#[must_use]
+pub fn is_leaving(context: &Context, pod: &Pod) -> bool {
+    is_going(context, &pod.metadata) || has_ended(pod) || is_breaking(pod)
+}
+
+/// Whether what runs in a pod is about to end or just has: something evicts it, or one of its containers is down. The kubelet
+/// says so before it says that the pod has failed, and meanwhile each job that was sent there would be one more attempt lost.
+fn is_breaking(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let is_evicted = |condition: &PodCondition| condition.type_ == "DisruptionTarget" && condition.status == "True";
+    let own = [BUILDKITD_CONTAINER, AGENT_CONTAINER];
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let mut own = containers.filter(|container| own.contains(&container.name.as_str()));
+    status.conditions.iter().flatten().any(is_evicted)
+        || own.any(|container| container.state.as_ref().is_some_and(|state| state.terminated.is_some()))
+}
+
 /// Whether a pod should have been gone long since, as on a lost node.
 #[must_use]
 pub fn is_stuck(pod: &Pod, now: Timestamp) -> bool {
@@ -132,7 +150,7 @@ pub fn builders(
                 bundles,
                 current,
                 taken: activity.taken.contains(&name),
-                terminating: is_going(context, &pod.metadata),
+                terminating: is_leaving(context, pod),
                 stuck: is_stuck(pod, now),
                 id,
             })
@@ -228,6 +246,40 @@ pub fn has_ended(pod: &Pod) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_ends_is_given_no_job() {
+        let container = |name: &str, state: &str| {
+            serde_json::json!([{
+                "name": name, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {state: if state == "terminated" { serde_json::json!({"exitCode": 0}) } else { serde_json::json!({}) }},
+            }])
+        };
+        let condition = |kind: &str, status: &str| serde_json::json!([{"type": kind, "status": status}]);
+        let running = serde_json::json!({"phase": "Running", "podIP": "10.0.0.1"});
+        for (field, value, expected) in [
+            ("phase", "Running".into(), false),
+            ("phase", "Pending".into(), false),
+            ("phase", "Failed".into(), true),
+            ("phase", "Succeeded".into(), true),
+            ("conditions", condition("DisruptionTarget", "True"), true),
+            ("conditions", condition("DisruptionTarget", "False"), false),
+            ("conditions", condition("Ready", "True"), false),
+            ("containerStatuses", container("agent", "terminated"), true),
+            ("containerStatuses", container("agent", "waiting"), false),
+            ("containerStatuses", container("agent", "running"), false),
+            ("initContainerStatuses", container("buildkitd", "terminated"), true),
+            ("initContainerStatuses", container("buildkitd", "running"), false),
+            // Somebody's webhook adds containers that end when they have done their work.
+            ("initContainerStatuses", container("other", "terminated"), false),
+        ] {
+            let mut status = running.clone();
+            status[field] = value;
+            let pod: Pod = serde_json::from_value(serde_json::json!({"status": status})).unwrap();
+            assert_eq!(has_ended(&pod) || is_breaking(&pod), expected, "{status}");
+        }
+        assert!(!has_ended(&Pod::default()) && !is_breaking(&Pod::default()));
+    }
 
     #[test]
     fn how_buildkitd_ended_last() {

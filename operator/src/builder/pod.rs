@@ -25,6 +25,8 @@ pub const BUNDLES: &str = "kiln.build/ca-bundles";
 pub const LAST_USED: &str = "kiln.build/last-used";
 /// The container in which RUN steps run.
 pub const BUILDKITD_CONTAINER: &str = "buildkitd";
+/// The container with the agent.
+pub const AGENT_CONTAINER: &str = "agent";
 /// Where the agent listens.
 pub const AGENT_PORT: u16 = 8443;
 /// Which files builders find where in their ConfigMap: an older one is replaced once it is idle.
@@ -291,7 +293,7 @@ impl Template<'_> {
             mounts.push(VolumeMount { sub_path: Some(directory), ..mount("archives", ARCHIVES) });
         }
         Container {
-            name: "agent".to_owned(),
+            name: AGENT_CONTAINER.to_owned(),
             image: Some(self.image.to_owned()),
             command: Some(vec!["/usr/local/bin/kiln-agent".to_owned()]),
             env: Some(env),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::image_build::BuildFailure;
@@ -16,12 +17,12 @@ use super::make::make;
 use super::plan::job_id;
 use super::queue::{Queue, Turn, queue};
 use super::status::Waiting;
-use super::waiting::{Unplaced, coming, not_ready};
+use super::waiting::{Unplaced, coming, ended, not_ready};
 use crate::builder::BuilderId;
 use crate::builder::config::Bundle;
 use crate::builder::node::NodeFacts;
 use crate::builder::observe::{
-    builders, describe_again, is_described, pod, ready, remove_pod, remove_with_volume, template, volumes,
+    builders, describe_again, has_ended, is_described, pod, ready, remove_pod, remove_with_volume, template, volumes,
 };
 use crate::builder::pick::{Choice, Limits, Wait, pick};
 use crate::builder_pool::IDLE_GRACE;
@@ -128,7 +129,7 @@ pub async fn place(
             Choice::Wait(wait) => {
                 // Capacity wakes the run; a slot whose pod hangs on a lost node is given up by time alone.
                 placed.look_again = now.checked_add(LOOK_AGAIN).ok();
-                full(platform, *wait, pool, &limits)
+                full(context, run, platform, &placement, *wait, pool, &limits)
             }
         };
         placed.waiting.get_or_insert(waiting);
@@ -167,9 +168,9 @@ pub fn wait_for_capacity(
         return None;
     }
     let mut waiting = None;
-    for (index, _, choice) in choices {
+    for (index, placement, choice) in choices {
         let Choice::Wait(wait) = choice else { return None };
-        waiting.get_or_insert_with(|| full(&platforms[index], wait, pool, &limits));
+        waiting.get_or_insert_with(|| full(context, run, &platforms[index], &placement, wait, pool, &limits));
     }
     waiting.as_ref()?;
     Some(Placed { waiting, look_again: now.checked_add(LOOK_AGAIN).ok(), ..Placed::default() })
@@ -209,7 +210,26 @@ fn choose(
     Chosen { choices: choices.collect(), limits, impossible }
 }
 
-fn full(platform: &PlatformStatus, wait: Wait, pool: &BuilderPool, limits: &Limits) -> Waiting {
+fn full(
+    context: &Context,
+    run: &ImageBuildRun,
+    platform: &PlatformStatus,
+    placement: &Placement,
+    wait: Wait,
+    pool: &BuilderPool,
+    limits: &Limits,
+) -> Waiting {
+    let in_the_way = |pod: &Pod| {
+        let id = BuilderId::of(&pod.metadata).filter(|_| wait == Wait::Slot && has_ended(pod));
+        id.is_some_and(|id| {
+            id.pool == pool.name_any()
+                && id.architecture == placement.architecture
+                && Some(&id.domain.namespace) == run.metadata.namespace.as_ref()
+        })
+    };
+    if let Some(pod) = context.stores.pods.find(in_the_way) {
+        return ended(&pod, &platform.name);
+    }
     Waiting {
         reason: Reason::WaitingForCapacity,
         message: format!("{}: {}", platform.name, wait.explain(&pool.name_any(), limits)),

@@ -15,7 +15,7 @@ use super::order::fair;
 use super::plan::{due, job_id};
 use super::waiting::named;
 use crate::builder::node::NodeFacts;
-use crate::builder::observe::{has_ended, is_going, pod, profile};
+use crate::builder::observe::{is_leaving, pod, profile};
 use crate::builder::pick::Request;
 use crate::builder::profile::Profile;
 use crate::builder::{BuilderId, TrustDomain};
@@ -156,7 +156,7 @@ fn last_builders(context: &Context, waiting: &[Arc<ImageBuildRun>]) -> HashMap<(
 fn given(context: &Context, run: &ImageBuildRun, platform: &PlatformStatus) -> Option<BuilderId> {
     let next = job_id(run.metadata.uid.as_deref().unwrap_or_default(), &platform.name, platform.attempt + 1);
     let pod = pod(context, &context.jobs.builder(&next)?)?;
-    let stays = !is_going(context, &pod.metadata) && !has_ended(&pod);
+    let stays = !is_leaving(context, &pod);
     stays.then(|| BuilderId::of(&pod.metadata)).flatten()
 }
 

@@ -13,7 +13,6 @@ use super::execution::Placement;
 use super::place::Placed;
 use super::status::Waiting;
 use crate::builder::node::{NodeFacts, architectures};
-use crate::builder::observe::has_ended;
 use crate::reason::Reason;
 
 /// How long a build waits for a node unless the pool says it.
@@ -120,13 +119,17 @@ pub fn not_ready(
     waiting
 }
 
+/// What a platform waits for whose place is that of a pod that has ended.
+#[must_use]
+pub fn ended(pod: &Pod, platform: &str) -> Waiting {
+    let reason = pod.status.as_ref().and_then(|status| status.reason.as_deref()).unwrap_or("no reason given");
+    let message = format!("{platform}: the builder {} has ended ({reason}), and another follows", pod.name_any());
+    Waiting { reason: Reason::WaitingForBuilder, message }
+}
+
 /// What keeps a pod's containers from starting, as the kubelet tells it.
 fn trouble(pod: &Pod) -> Option<String> {
     let status = pod.status.as_ref()?;
-    if has_ended(pod) {
-        let reason = status.reason.as_deref().unwrap_or("no reason given");
-        return Some(format!("its pod has ended ({reason}), and another follows"));
-    }
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     containers
         .filter_map(|container| container.state.as_ref()?.waiting.as_ref())
@@ -167,14 +170,6 @@ mod tests {
         .unwrap()
     }
 
-    fn evicted() -> Pod {
-        from_value(json!({
-            "metadata": {"name": "default-arm64", "namespace": "kiln-builders", "creationTimestamp": "2026-01-01T00:00:00Z"},
-            "status": {"phase": "Failed", "reason": "Evicted"},
-        }))
-        .unwrap()
-    }
-
     fn run() -> ImageBuildRun {
         let spec = json!({
             "imageBuild": {"name": "app", "uid": "u"}, "number": 1, "inputHash": "v1:x", "build": {},
@@ -197,7 +192,6 @@ mod tests {
             ("named by the user, too long", unschedulable(), false, late, Reason::WaitingForNode, false, true),
             // It has its node: another list of platforms would mend nothing.
             ("without an image", image_missing(), true, early, Reason::WaitingForBuilder, false, false),
-            ("evicted", evicted(), true, early, Reason::WaitingForBuilder, false, false),
         ] {
             let mut placed = Placed::default();
             let unplaced = Unplaced { platform: &platform, placement: &placement, by_default };
