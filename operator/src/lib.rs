@@ -26,6 +26,7 @@ pub mod program;
 pub mod reason;
 pub mod references;
 pub mod refusal;
+pub mod removal;
 pub mod server;
 pub mod shutdown;
 pub mod tags;

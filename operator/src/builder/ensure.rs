@@ -4,7 +4,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::jiff::Timestamp;
 use kiln_crds::BuilderPool;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +14,7 @@ use super::pod::{LAST_USED, TEMPLATE_HASH, Template, config_name, owner, tls_nam
 use super::profile::Profile;
 use super::{Authority, BuilderId};
 use crate::context::FIELD_MANAGER;
+use crate::removal::{Seen, delete};
 
 /// Jobs on one builder at once unless the pool says it.
 pub const JOBS_PER_BUILDER: u32 = 4;
@@ -94,11 +95,12 @@ pub async fn make(
     let mut pod = template.pod(id, profile, bundles, &owner);
     pod.annotations_mut().insert(TEMPLATE_HASH.to_owned(), template.hash(profile));
     let made = create(client, template.namespace, "Pod", id, &pod).await?;
-    let dropped = made.is_some_and(|made: Pod| {
-        profile == Profile::UserNamespace && made.spec.and_then(|spec| spec.host_users) != Some(false)
+    let dropped = made.filter(|made: &Pod| {
+        let host_users = made.spec.as_ref().and_then(|spec| spec.host_users);
+        profile == Profile::UserNamespace && host_users != Some(false)
     });
-    if dropped {
-        remove_pod(client, template.namespace, id, None, None).await?;
+    if let Some(uid) = dropped.and_then(|made| made.uid()) {
+        remove_pod(client, template.namespace, id, &uid, None).await?;
         return Ok(Made::WithoutUserNamespace);
     }
     Ok(Made::Pod)
@@ -112,7 +114,7 @@ where
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let patched = api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await;
-    patched.map(drop).map_err(|source| Error::Api { verb: "applying", kind, builder: id.name(), source })
+    patched.map(drop).map_err(|source| failed("applying", kind, id, source))
 }
 
 /// `None`: it was there already.
@@ -132,7 +134,18 @@ where
     match api.create(&params, object).await {
         Ok(made) => Ok(Some(made)),
         Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(None),
-        Err(source) => Err(Error::Api { verb: "creating", kind, builder: id.name(), source }),
+        Err(source) => Err(failed("creating", kind, id, source)),
+    }
+}
+
+/// Says that the builder's volume is in use now.
+pub async fn date(client: &Client, namespace: &str, id: &BuilderId) -> Result<(), Error> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let dated = serde_json::json!({"metadata": {"annotations": {LAST_USED: Timestamp::now().to_string()}}});
+    let patched = claims.patch_metadata(&id.name(), &PatchParams::default(), &Patch::Merge(dated)).await;
+    match patched {
+        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+        patched => patched.map(drop).map_err(|source| failed("dating", "PersistentVolumeClaim", id, source)),
     }
 }
 
@@ -142,46 +155,53 @@ pub async fn remove_pod(
     client: &Client,
     namespace: &str,
     id: &BuilderId,
-    uid: Option<String>,
+    uid: &str,
     grace: Option<u32>,
 ) -> Result<(), Error> {
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let dated = serde_json::json!({"metadata": {"annotations": {LAST_USED: Timestamp::now().to_string()}}});
-    let patched = claims.patch_metadata(&id.name(), &PatchParams::default(), &Patch::Merge(dated)).await;
-    missing_is_done(patched.map(drop), "dating", "PersistentVolumeClaim", id)?;
-    let params = DeleteParams {
-        preconditions: uid.map(|uid| Preconditions { uid: Some(uid), resource_version: None }),
-        grace_period_seconds: grace,
-        ..DeleteParams::default()
-    };
+    date(client, namespace, id).await?;
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    missing_is_done(pods.delete(&id.name(), &params).await.map(drop), "deleting", "Pod", id)
+    let deleted = delete(&pods, Seen { name: &id.name(), uid, version: None }, grace).await;
+    deleted.map_err(|source| failed("deleting", "Pod", id, source))
 }
 
-/// Removes everything that belongs to the builder, its volume too. The volume last: as long as it is there, what could not
-/// be removed is tried again.
-pub async fn remove(client: &Client, namespace: &str, id: &BuilderId) -> Result<(), Error> {
-    let params = DeleteParams::default().grace_period(crate::builder_pool::IDLE_GRACE);
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    missing_is_done(secrets.delete(&tls_name(id), &params).await.map(drop), "deleting", "Secret", id)?;
-    let configs: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    missing_is_done(configs.delete(&config_name(id), &params).await.map(drop), "deleting", "ConfigMap", id)?;
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    missing_is_done(pods.delete(&id.name(), &params).await.map(drop), "deleting", "Pod", id)?;
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    missing_is_done(claims.delete(&id.name(), &params).await.map(drop), "deleting", "PersistentVolumeClaim", id)
-}
-
-fn missing_is_done(
-    answer: Result<(), kube::Error>,
-    verb: &'static str,
-    kind: &'static str,
+/// Removes everything that belongs to the builder, its volume too: the `pod` and the `claim` that were seen. The volume last:
+/// as long as it is there, what could not be removed is tried again. One that was dated meanwhile is in use, and stays.
+pub async fn remove(
+    client: &Client,
+    namespace: &str,
     id: &BuilderId,
+    pod: Option<&ObjectMeta>,
+    claim: Option<&ObjectMeta>,
 ) -> Result<(), Error> {
-    match answer {
-        // A conflict: the pod of this name is another one by now.
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-        Err(source) => Err(Error::Api { verb, kind, builder: id.name(), source }),
-        Ok(()) => Ok(()),
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    remove_unwatched(&secrets, &tls_name(id)).await.map_err(|source| failed("deleting", "Secret", id, source))?;
+    let configs: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    remove_unwatched(&configs, &config_name(id)).await.map_err(|source| failed("deleting", "ConfigMap", id, source))?;
+    let name = id.name();
+    if let Some(uid) = pod.and_then(|pod| pod.uid.as_deref()) {
+        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+        let deleted = delete(&pods, Seen { name: &name, uid, version: None }, Some(crate::builder_pool::IDLE_GRACE));
+        deleted.await.map_err(|source| failed("deleting", "Pod", id, source))?;
     }
+    if let Some((uid, version)) =
+        claim.and_then(|claim| Some((claim.uid.as_deref()?, claim.resource_version.as_deref())))
+    {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+        let deleted = delete(&claims, Seen { name: &name, uid, version }, None).await;
+        deleted.map_err(|source| failed("deleting", "PersistentVolumeClaim", id, source))?;
+    }
+    Ok(())
+}
+
+/// Removes what no copy shows: which one it is has to be asked first.
+async fn remove_unwatched<K>(api: &Api<K>, name: &str) -> Result<(), kube::Error>
+where
+    K: Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let Some(uid) = api.get_metadata_opt(name).await?.and_then(|found| found.metadata.uid) else { return Ok(()) };
+    delete(api, Seen { name, uid: &uid, version: None }, None).await
+}
+
+fn failed(verb: &'static str, kind: &'static str, id: &BuilderId, source: kube::Error) -> Error {
+    Error::Api { verb, kind, builder: id.name(), source }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodCondition};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::BuilderPool;
 use kiln_crds::image_build_run::BuilderRef;
@@ -25,25 +25,28 @@ use crate::context::Context;
 /// How long after its deletion a pod on a healthy node is gone at the latest, beyond its grace period.
 const STUCK: SignedDuration = SignedDuration::from_secs(60);
 
-/// Removes a builder's pod, and gives it no job from now on, though the copy of the pods does not show it yet.
+/// Removes a builder's pod, and gives it no job from now on, though the copy of the pods does not show it yet. `uid`: that of
+/// the pod that was seen, if there was one.
 pub async fn remove_pod(
     context: &Context,
     id: &BuilderId,
     uid: Option<String>,
     grace: Option<u32>,
 ) -> Result<(), ensure::Error> {
+    let Some(uid) = uid else { return Ok(()) };
     let namespace = &context.settings.builders_namespace;
-    let uids: Vec<String> = uid.iter().cloned().collect();
-    marked(context, id, &uids, ensure::remove_pod(&context.client, namespace, id, uid, grace)).await
+    let removal = ensure::remove_pod(&context.client, namespace, id, &uid, grace);
+    marked(context, id, std::slice::from_ref(&uid), removal).await
 }
 
 /// Removes a builder with its volume, and counts on neither from now on, though the copies do not show it yet.
 pub async fn remove_with_volume(context: &Context, id: &BuilderId) -> Result<(), ensure::Error> {
     let namespace = &context.settings.builders_namespace;
-    let claim = context.stores.claims.get(&ObjectRef::new(&id.name()).within(namespace)).and_then(|claim| claim.uid());
-    let pod = pod(context, &id.name()).and_then(|pod| pod.uid());
-    let uids: Vec<String> = claim.into_iter().chain(pod).collect();
-    marked(context, id, &uids, ensure::remove(&context.client, namespace, id)).await
+    let claim = context.stores.claims.get(&ObjectRef::new(&id.name()).within(namespace));
+    let pod = pod(context, &id.name());
+    let (claim, pod) = (claim.as_ref().map(|claim| &claim.metadata), pod.as_ref().map(|pod| &pod.metadata));
+    let uids: Vec<String> = claim.into_iter().chain(pod).filter_map(|seen| seen.uid.clone()).collect();
+    marked(context, id, &uids, ensure::remove(&context.client, namespace, id, pod, claim)).await
 }
 
 /// Removes what has these UIDs, and marks it as removed. Where the API server did not take the removal, it is counted on
@@ -165,16 +168,21 @@ pub fn volumes(context: &Context, pool: &BuilderPool) -> Vec<Volume> {
     let of_pool = claims.iter().filter_map(|claim| {
         let id = BuilderId::of(&claim.metadata).filter(|id| id.pool == pool.name_any())?;
         let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?;
-        let used = claim.annotations().get(LAST_USED).and_then(|time| time.parse().ok());
-        let created = claim.creation_timestamp().map(|time| time.0);
         Some(Volume {
             size: requests.get("storage").and_then(bytes).unwrap_or(0),
-            last_used: used.into_iter().chain(created).max()?,
+            last_used: last_used(claim)?,
             terminating: is_going(context, &claim.metadata),
             id,
         })
     });
     of_pool.collect()
+}
+
+/// When a volume was last known to be in use, or was made.
+#[must_use]
+pub fn last_used(claim: &PersistentVolumeClaim) -> Option<Timestamp> {
+    let used = claim.annotations().get(LAST_USED).and_then(|time| time.parse().ok());
+    used.into_iter().chain(claim.creation_timestamp().map(|time| time.0)).max()
 }
 
 /// Asks a pool's builders what they emulate now, where the pool emulates at all: handlers may have been installed on their

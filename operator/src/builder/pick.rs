@@ -71,7 +71,7 @@ pub struct Volume {
     pub id: BuilderId,
     /// What it asks for, in bytes.
     pub size: u64,
-    /// When its last pod went, or it was made.
+    /// When it was last known to be in use, or was made.
     pub last_used: Timestamp,
     /// Whether it is on its way out.
     pub terminating: bool,

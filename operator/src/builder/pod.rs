@@ -21,7 +21,7 @@ use super::profile::Profile;
 pub const TEMPLATE_HASH: &str = "kiln.build/template-hash";
 /// The annotation with the CA bundles that the builder trusts, as [`Bundle::hash`] names them, joined by commas.
 pub const BUNDLES: &str = "kiln.build/ca-bundles";
-/// The annotation of a volume with the time at which its last pod went.
+/// The annotation of a volume with the time at which it was last known to be in use.
 pub const LAST_USED: &str = "kiln.build/last-used";
 /// The container in which RUN steps run.
 pub const BUILDKITD_CONTAINER: &str = "buildkitd";

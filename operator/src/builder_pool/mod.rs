@@ -26,7 +26,6 @@ use self::plan::{Builder, Fate, Volume};
 use self::status::SANDBOXED;
 use self::warm::{Demand, Standing};
 use crate::builder::pick;
-use crate::builder::pod::LAST_USED;
 use crate::builder::profile::Profile;
 use crate::builder::{BuilderId, TrustDomain};
 use crate::builder::{ensure, observe};
@@ -65,8 +64,9 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     let demand = demand::demand(&context, &pool, &nodes);
     // A pool that keeps none up, as most do, is spared the look.
     let made = if demand.least > 0 { observe::builders(&context, &pool, template, &nodes, now) } else { Vec::new() };
-    let builders = builders(&context, &pool, &living, &demand, &made, now);
-    let volumes = volumes(&context, &pool, &living);
+    let activity = Activity::of(&context.stores.runs.state(), context.jobs.places());
+    let builders = builders(&context, &pool, &living, &activity, &demand, &made, now);
+    let volumes = volumes(&context, &pool, &living, &activity);
     let decided = plan::plan(&pool.spec, &builders, &volumes, template.has_volume(), now);
     for (id, fate) in decided.fates {
         let builder = builders.iter().find(|builder| builder.id == id);
@@ -90,6 +90,9 @@ pub async fn reconcile(pool: Arc<BuilderPool>, context: Arc<Context>) -> Result<
     let missing = demand.missing(&pool.name_any(), &made, &observe::volumes(&context, &pool), limits);
     let started = demand::start(&context, &pool, &nodes, &missing).await;
     drop(placing);
+    for id in &decided.to_date {
+        ensure::date(&context.client, &context.settings.builders_namespace, id).await?;
+    }
     forget_the_gone(&context);
     let profiles: Vec<_> =
         nodes.iter().map(|node| observe::profile(&context, &pool, &node.architecture, &nodes)).collect();
@@ -123,11 +126,11 @@ fn builders(
     context: &Context,
     pool: &BuilderPool,
     living: &Living,
+    activity: &Activity,
     demand: &Demand,
     made: &[pick::Builder],
     now: Timestamp,
 ) -> Vec<Builder> {
-    let activity = Activity::of(&context.stores.runs.state(), context.jobs.places());
     let known = pool.status.as_ref().map(|status| status.builders.as_slice()).unwrap_or_default();
     let mut builders: Vec<Builder> = context
         .stores
@@ -184,15 +187,17 @@ fn is_up(pod: &Pod) -> bool {
         && conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-fn volumes(context: &Context, pool: &BuilderPool, living: &Living) -> Vec<Volume> {
+fn volumes(context: &Context, pool: &BuilderPool, living: &Living, activity: &Activity) -> Vec<Volume> {
     let claims = context.stores.claims.state();
     let staying = claims.iter().filter(|claim| !observe::is_going(context, &claim.metadata));
     let of_pool = staying.filter_map(|claim| {
         let id = BuilderId::of(&claim.metadata).filter(|id| id.pool == pool.name_any())?;
-        let used = claim.annotations().get(LAST_USED).and_then(|time| time.parse().ok());
-        let created = claim.creation_timestamp().map(|time| time.0);
-        let last_used = used.into_iter().chain(created).max()?;
-        Some(Volume { last_used, orphaned: living.is_gone(context, &id.domain), id })
+        Some(Volume {
+            last_used: observe::last_used(claim)?,
+            in_use: activity.jobs.contains_key(&id.name()),
+            orphaned: living.is_gone(context, &id.domain),
+            id,
+        })
     });
     of_pool.collect()
 }

@@ -15,6 +15,9 @@ const IDLE: Duration = Duration::from_mins(30);
 /// How long a volume is kept unless the pool says it.
 const RETENTION: Duration = Duration::from_hours(7 * 24);
 
+/// How old the date of a volume in use may be at most; less where volumes are not kept for long.
+const DATED: Duration = Duration::from_hours(1);
+
 /// How long a builder that has no node is kept though nobody waits for it: time enough for the status of the run that
 /// made it to be written.
 const UNWANTED: Duration = Duration::from_secs(10);
@@ -63,8 +66,10 @@ pub struct Builder {
 pub struct Volume {
     /// Whose it is.
     pub id: BuilderId,
-    /// When its last pod went, or it was made.
+    /// When it was last known to be in use, or was made.
     pub last_used: Timestamp,
+    /// Whether its builder holds a job, though its pod may be gone by now.
+    pub in_use: bool,
     /// Whether nobody is left whom it could serve.
     pub orphaned: bool,
 }
@@ -83,6 +88,8 @@ pub enum Fate {
 pub struct Plan {
     /// The builders that go.
     pub fates: Vec<(BuilderId, Fate)>,
+    /// The builders whose volumes are to be dated, for they are in use.
+    pub to_date: Vec<BuilderId>,
     /// The next time at which one might go.
     pub look_again: Option<Timestamp>,
 }
@@ -131,7 +138,15 @@ pub fn plan(
             }
         }
     }
-    for volume in volumes.iter().filter(|volume| builders.iter().all(|builder| builder.id != volume.id)) {
+    // Whoever drains a node removes pods without a word: what is known then is when the volume was last dated.
+    let stale = retention.div_f64(8.0).min(DATED);
+    let mut to_date = Vec::new();
+    for volume in volumes.iter().filter(|volume| volume.in_use && !volume.orphaned) {
+        let until = volume.last_used.checked_add(stale).ok().filter(|until| *until > now);
+        if until.is_some() { later(until) } else { to_date.push(volume.id.clone()) }
+    }
+    let alone = |volume: &&Volume| builders.iter().all(|builder| builder.id != volume.id);
+    for volume in volumes.iter().filter(alone).filter(|volume| volume.orphaned || !volume.in_use) {
         let until = volume.last_used.checked_add(retention).ok();
         if volume.orphaned || until.is_some_and(|until| until <= now) {
             fates.push((volume.id.clone(), Fate::RemoveAll));
@@ -140,6 +155,7 @@ pub fn plan(
         }
     }
     plan.fates = fates;
+    plan.to_date = to_date;
     plan
 }
 
@@ -232,11 +248,40 @@ mod tests {
     #[test]
     fn volumes_outlive_their_pods_but_not_their_owners() {
         let pool = BuilderPoolSpec::default();
-        let volume = |slot, orphaned| Volume { id: id(slot), last_used: at(0), orphaned };
+        let volume = |slot, orphaned| Volume { id: id(slot), last_used: at(0), in_use: false, orphaned };
         let volumes = [volume(0, false), volume(1, true), volume(2, false)];
         let soon = plan(&pool, &[builder(0, 1, 0)], &volumes, true, at(1000));
         assert_eq!(soon.fates, [(id(1), Fate::RemoveAll)]);
         let late = plan(&pool, &[builder(0, 1, 0)], &volumes, true, at(8 * 24 * 3600));
         assert_eq!(late.fates, [(id(1), Fate::RemoveAll), (id(2), Fate::RemoveAll)]);
+    }
+
+    #[test]
+    fn a_volume_in_use_is_dated_and_outlives_a_pod_that_others_remove() {
+        let kept_for = |retention: &str| BuilderPoolSpec {
+            cache: serde_json::from_value(serde_json::json!({"retention": retention})).unwrap(),
+            ..BuilderPoolSpec::default()
+        };
+        let at_work = [builder(0, 1, 0)];
+        let (date, nothing) = (vec![id(0)], Vec::new());
+        for (retention, last_used, in_use, builders, expected, look_again) in [
+            // For how long it is kept decides how fresh the date is to be.
+            ("80s", 991, true, &at_work[..], (&nothing, false), Some(1001)),
+            ("80s", 990, true, &at_work, (&date, false), None),
+            ("720h", 0, true, &at_work, (&nothing, false), Some(3600)),
+            ("720h", -2600, true, &at_work, (&date, false), None),
+            // Its pod is gone, and its job does not know yet.
+            ("80s", 900, true, &[], (&date, false), None),
+            ("80s", 995, true, &[], (&nothing, false), Some(1005)),
+            // The job has ended, for its pod is gone.
+            ("80s", 990, false, &[], (&nothing, false), Some(1070)),
+            ("80s", 920, false, &[], (&nothing, true), None),
+        ] {
+            let volume = Volume { id: id(0), last_used: at(last_used), in_use, orphaned: false };
+            let plan = plan(&kept_for(retention), builders, &[volume], true, at(1000));
+            let case = format!("{retention} {last_used} {in_use} {}", builders.len());
+            assert_eq!((&plan.to_date, !plan.fates.is_empty()), expected, "{case}");
+            assert_eq!(plan.look_again, look_again.map(at), "{case}");
+        }
     }
 }

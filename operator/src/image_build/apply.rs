@@ -6,12 +6,13 @@ use k8s_openapi::jiff::Timestamp;
 use kiln_crds::image_build::{BuiltImage, PlatformSpec};
 use kiln_crds::image_build_run::ImageBuildRef;
 use kiln_crds::{ImageBuild, ImageBuildRun, ImageBuildRunSpec, ImageBuildSpec};
-use kube::api::{DeleteParams, ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{ObjectMeta, PartialObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, Resource as _, ResourceExt};
 
 use super::dereference::Found;
 use crate::context::{FIELD_MANAGER, METADATA_ALONE, namespaced};
 use crate::image_build_run::FINALIZER;
+use crate::removal::{Seen, delete};
 use crate::trim;
 
 /// The label with the ImageBuild's name.
@@ -119,10 +120,8 @@ pub async fn cancel(client: &Client, run: &ImageBuildRun) -> Result<(), kube::Er
 }
 
 /// Removes a finished run.
-pub async fn delete(client: &Client, run: &ImageBuildRun) -> Result<(), kube::Error> {
+pub async fn remove(client: &Client, run: &ImageBuildRun) -> Result<(), kube::Error> {
     let api = namespaced::<ImageBuildRun>(client, &run.namespace().unwrap_or_default());
-    match api.delete(&run.name_any(), &DeleteParams::default()).await {
-        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-        other => other.map(drop),
-    }
+    let uid = run.uid().unwrap_or_default();
+    delete(&api, Seen { name: &run.name_any(), uid: &uid, version: None }, None).await
 }

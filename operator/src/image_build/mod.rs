@@ -430,7 +430,7 @@ async fn tidy(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context
         }
     }
     for run in plan::to_trim(runs, build.spec.history.as_ref(), Timestamp::now()) {
-        apply::delete(&context.client, &run).await?;
+        apply::remove(&context.client, &run).await?;
     }
     Ok(())
 }
