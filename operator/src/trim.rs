@@ -12,8 +12,8 @@ use serde::Serialize;
 use crate::image_build::apply::REQUESTED_AT;
 use crate::image_build::input::{spec_hash, spec_text};
 use crate::image_build::rebuild;
+use crate::image_build_run::hold::{FINALIZER, is_held};
 use crate::image_build_run::warnings::is_of_tags;
-use crate::image_build_run::{FINALIZER, is_held};
 
 /// In the copy alone: the hash of what a user wrote. Its spec is not whole.
 const WRITTEN: &str = "kiln.build/in-memory-written";
@@ -72,7 +72,7 @@ pub fn run(run: &mut ImageBuildRun) {
         spec(&mut run.spec.build);
         mark(&mut run.metadata, SPEC);
     }
-    // Until then its trace and its status are made from it.
+    // Of one that has ended and is held, the trace is still to be made.
     let is_let_go = !is_held(run);
     if let Some(status) = run.status.as_mut().filter(|status| is_let_go && status.phase.is_final()) {
         if let Some(image) = &mut run.spec.copy_of {

@@ -210,14 +210,18 @@ fn forget_the_gone(context: &Context) {
         let uids: HashSet<&str> = builds.iter().filter_map(|build| build.metadata.uid.as_deref()).collect();
         context.image_builds.retain(|uid| uids.contains(uid));
     }
-    if !context.claims.is_empty()
-        || !context.moved.is_empty()
-        || !context.looked.is_empty()
-        || !context.replaced.is_empty()
-    {
+    let of_runs = [
+        context.claims.is_empty(),
+        context.moved.is_empty(),
+        context.looked.is_empty(),
+        context.replaced.is_empty(),
+        context.publishing.is_empty(),
+    ];
+    if !of_runs.iter().all(|is_empty| *is_empty) {
         let runs = context.stores.runs.state();
         let runs: HashSet<&str> = runs.iter().filter_map(|run| run.metadata.uid.as_deref()).collect();
         context.claims.retain(|run_uid| runs.contains(run_uid));
+        context.publishing.retain(|run_uid| runs.contains(run_uid));
         context.moved.retain(|run_uid| runs.contains(run_uid));
         context.looked.retain(|run_uid| runs.contains(run_uid));
         context.replaced.retain(|run_uid| runs.contains(run_uid));

@@ -11,7 +11,6 @@ use kube::{Client, Resource as _, ResourceExt};
 
 use super::dereference::Found;
 use crate::context::{FIELD_MANAGER, METADATA_ALONE, namespaced};
-use crate::image_build_run::FINALIZER;
 use crate::removal::{Seen, delete};
 use crate::trim;
 
@@ -77,7 +76,6 @@ pub fn run(build: &ImageBuild, number: u64, input: Input, requested_at: Timestam
             controller: Some(true),
             block_owner_deletion: None,
         }]),
-        finalizers: Some(vec![FINALIZER.to_owned()]),
         ..ObjectMeta::default()
     };
     run

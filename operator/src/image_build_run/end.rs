@@ -10,19 +10,19 @@ use kiln_crds::ImageBuildRun;
 use kiln_crds::image_build::{BuildFailure, TagStatus};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, RunPhase, SecretVersion};
 use kube::ResourceExt;
-use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use tracing::warn;
 
+use super::hold::{conclude, let_go_or_later};
 use super::plan::job_id;
 use super::publish::Published;
 use super::publish_try::{left, publish_while_wanted};
 use super::replaced::write_status;
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
-use super::{Error, FINALIZER, agent_of, is_held, pod_of, taken, tell, waits_for, warnings};
-use crate::context::{Context, backoff, is_conflict, namespaced, until};
+use super::{Error, agent_of, pod_of, taken, tell, waits_for, warnings};
+use crate::context::{Context, backoff, is_conflict, until};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::tags::ownership::{self, Place};
@@ -62,7 +62,10 @@ pub(super) async fn finish(
         return wait(&run, status, "waiting for another run of this ImageBuild to leave its tags", context, now).await;
     };
     let moving = Tagging::new(status.tags.clone(), left(&run, context));
-    let Some(published) = publish_while_wanted(&run, &mut status, context, &moving).await else {
+    let published = publish_while_wanted(&run, &mut status, context, &moving);
+    // Nothing that publishing needs is with the agents.
+    let (published, run) = tokio::join!(published, let_go_or_later(&run, context));
+    let Some(published) = published else {
         return Ok(Action::await_change());
     };
     let expects = moving.expects();
@@ -94,7 +97,7 @@ pub(super) async fn finish(
             for warning in status.warnings.iter().filter(|warning| warnings::is_growth(warning)) {
                 context.event(&*run, EventType::Warning, &warning.rule, &warning.message);
             }
-            conclude(&written, &status, context).await
+            conclude(&written, context).await
         }
         Ok(Published::CopyFailed(why)) => {
             warn!(why, "the image is built instead");
@@ -251,9 +254,6 @@ pub(super) async fn cancel_jobs(
     Ok(())
 }
 
-/// Of how many attempts of a platform an agent is told that nobody asks for them any more: those before have ended long ago.
-const MOST_TOLD: u32 = 32;
-
 /// Ends the run without an image.
 pub(super) async fn end(
     run: &Arc<ImageBuildRun>,
@@ -273,7 +273,7 @@ pub(super) async fn end(
     let written = write(run, &status, context).await?;
     context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason, &status);
     tell(run, &former, &status, context);
-    conclude(&written, &status, context).await
+    conclude(&written, context).await
 }
 
 /// Writes a run's status; the run with it comes back.
@@ -285,45 +285,6 @@ async fn write(
     let metadata = write_status(context, run, status).await?;
     let metadata = trim::written_over(metadata, &run.metadata);
     Ok(Arc::new(ImageBuildRun { metadata, spec: run.spec.clone(), status: Some(status.clone()) }))
-}
-
-/// Gives the places back, lets the agents forget, and lets go of the run.
-pub(super) async fn conclude(
-    run: &Arc<ImageBuildRun>,
-    status: &ImageBuildRunStatus,
-    context: &Context,
-) -> Result<Action, Error> {
-    let uid = run.uid().unwrap_or_default();
-    for platform in &status.platforms {
-        let agent = agent_of(run, platform, context).filter(|_| is_held(run));
-        for attempt in platform.attempt.saturating_sub(MOST_TOLD).max(1)..=platform.attempt {
-            let job = job_id(&uid, &platform.name, attempt);
-            context.jobs.release(&job);
-            if let Some(agent) = agent.clone() {
-                context.jobs.forget(agent, job);
-            }
-        }
-    }
-    if is_held(run) {
-        // Before it is let go of: an operator that dies here leaves it to the next one.
-        if let Some(traces) = &context.traces {
-            traces.export(run).await;
-        }
-        let api = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
-        let name = run.name_any();
-        let metadata = if trim::has_all_finalizers(&**run) {
-            run.metadata.clone()
-        } else {
-            api.get_metadata(&name).await?.metadata
-        };
-        let finalizers: Vec<_> =
-            metadata.finalizers.into_iter().flatten().filter(|finalizer| finalizer != FINALIZER).collect();
-        let patch =
-            serde_json::json!({"metadata": {"finalizers": finalizers, "resourceVersion": metadata.resource_version}});
-        let freed = api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch)).await?.metadata;
-        context.replaced.add(&uid, metadata.resource_version.as_deref(), freed.resource_version.as_deref());
-    }
-    Ok(Action::await_change())
 }
 
 pub(super) fn failure_of(fault: Fault, run: &ImageBuildRun) -> BuildFailure {

@@ -6,6 +6,7 @@
 pub mod dereference;
 pub mod end;
 pub mod execution;
+pub mod hold;
 pub mod job;
 pub mod labels;
 mod look_again;
@@ -44,7 +45,8 @@ use kube::runtime::reflector::ObjectRef;
 use tracing::{info, warn};
 
 use self::dereference::{Inputs, dereference};
-use self::end::{cancel_jobs, conclude, end, failure_of, finish, secret_versions};
+use self::end::{cancel_jobs, end, failure_of, finish, secret_versions};
+use self::hold::{conclude, hold, is_held, release};
 use self::place::{Placed, give_back, place, wait_for_capacity};
 use self::plan::{Bounds, Holder, Next, Stop, advance, deadline, due, job_id, next};
 use self::replaced::write_status;
@@ -60,9 +62,6 @@ use crate::references::{self, Fault};
 use crate::trace::traceparent;
 use crate::turns;
 use kiln_registry::http_client::FailureClass;
-
-/// Keeps a run until its jobs are cancelled.
-pub const FINALIZER: &str = "kiln.build/cancel-jobs";
 
 /// What is remembered of a run's publishing.
 #[derive(Clone, Copy, Debug, Default)]
@@ -116,10 +115,17 @@ async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Err
         // From now on the copy of the runs tells what it has moved.
         context.claims.release(&run.uid().unwrap_or_default());
         context.moved.remove(&run.uid().unwrap_or_default());
-        let concluded = conclude(run, &former, context).await?;
-        // What is held changes by that, which wakes the next reconcile.
-        let has_time = !is_held(run) && run.metadata.deletion_timestamp.is_none();
-        return if has_time { look_again::look_again(run, &former, context, now).await } else { Ok(concluded) };
+        if is_held(run) {
+            // What is held changes by that, which wakes the next reconcile.
+            return conclude(run, context).await;
+        }
+        release(run, context);
+        let has_time = run.metadata.deletion_timestamp.is_none();
+        return if has_time {
+            look_again::look_again(run, &former, context, now).await
+        } else {
+            Ok(Action::await_change())
+        };
     }
     let bounds = Bounds::of(&run.spec.build);
     let mut status = observe(run, &former, bounds, context, now);
@@ -227,13 +233,14 @@ async fn remove_unreachable(run: &ImageBuildRun, status: &ImageBuildRunStatus, c
 
 /// Finds builders for what is queued, writes the status, then follows the jobs that it names.
 async fn build(
-    run: &Arc<ImageBuildRun>,
+    mut run: &Arc<ImageBuildRun>,
     former: ImageBuildRunStatus,
     mut status: ImageBuildRunStatus,
     bounds: Bounds,
     context: &Context,
     now: Timestamp,
 ) -> Result<Action, Error> {
+    let held;
     let pool = match pool(context, run) {
         Ok(pool) => pool,
         Err(fault) => return wait_for_mending(run, former, status, &fault, context, now).await,
@@ -295,6 +302,10 @@ async fn build(
     }
     status::complete(&mut status, &run.spec, placed.waiting.as_ref(), run.metadata.generation, now);
     if status != former {
+        if !is_held(run) && status.platforms.iter().any(|platform| platform.phase.is_assigned()) {
+            held = hold(run, context).await.inspect_err(|_| give_back(context, &placed.reserved))?;
+            run = &held;
+        }
         if let Err(error) = write_status(context, run, &status).await {
             give_back(context, &placed.reserved);
             return Err(error.into());
@@ -418,12 +429,6 @@ fn image_build(context: &Context, run: &ImageBuildRun) -> Option<Arc<ImageBuild>
     let owner = &run.spec.image_build;
     let key = ObjectRef::new(&owner.name).within(run.metadata.namespace.as_deref().unwrap_or_default());
     context.stores.image_builds.get(&key).filter(|build| build.metadata.uid.as_deref() == Some(&owner.uid))
-}
-
-/// Whether Kiln holds the run: it has not ended, or what follows its end is still to be done.
-#[must_use]
-pub fn is_held(run: &ImageBuildRun) -> bool {
-    run.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
 }
 
 /// Whether the run is cancelled or deleted, as far as is known now.

@@ -5,8 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kiln_e2e::{Build, Tenant};
-use kube::ResourceExt as _;
+use axum::http::Method;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kiln_e2e::cluster::builders_namespace;
+use kiln_e2e::{Build, Tenant, wait};
+use kube::runtime::watcher;
+use kube::{Api, ResourceExt as _};
 
 use crate::recovery::host::{self, is_local};
 use crate::recovery::operator::{Operator, address};
@@ -33,9 +37,19 @@ async fn one_lost_answer_of_each_kind_stops_no_build() {
         let held: Vec<Held> = (0..MOST).map(|_| lose()).collect();
         let mut operator = Operator::of(tenant);
         operator.start_with_deadline("2s", api.address).await;
+        // Its builders and their volumes go soon.
+        let pool = tenant
+            .pool("short", |spec| {
+                spec.idle_timeout = Some(Duration::from_secs(1).into());
+                spec.cache.get_or_insert_default().retention = Some(Duration::from_secs(1).into());
+            })
+            .await;
         let (build, _repository) = stage.build("app", "FROM busybox\nRUN true\n");
-        tenant.create_build(&build).await;
+        tenant.create_build(&build.pool(&pool)).await;
         tenant.built("app").await;
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(tenant.cluster.client.clone(), &builders_namespace());
+        let select = watcher::Config::default().labels(&format!("kiln.build/namespace={}", tenant.namespace));
+        tenant.wait(claims, select, "its volumes are gone", wait::BUILD, |left| Ok(left.is_empty())).await;
         drop(held);
 
         let lost = lost.lock().unwrap().clone();
@@ -60,8 +74,18 @@ async fn one_lost_answer_of_each_kind_stops_no_build() {
             "PATCH builderpools/NAME/status",
             "POST pods",
             "POST events",
+            "DELETE secrets/NAME",
+            "DELETE configmaps/NAME",
+            "DELETE pods/NAME",
+            "DELETE persistentvolumeclaims/NAME",
         ] {
             assert!(lost.contains(kind), "no {kind} was made: {lost:#?}");
+        }
+        for seen in api.answered().iter().filter(|seen| seen.method == Method::DELETE) {
+            let preconditions = &seen.json()["preconditions"];
+            assert!(preconditions["uid"].is_string(), "another of the name might go: {} {}", seen.path, seen.json());
+            let is_volume = seen.target().contains("/persistentvolumeclaims/");
+            assert_eq!(preconditions["resourceVersion"].is_string(), is_volume, "{} {}", seen.path, seen.json());
         }
         not_restarted(&operator).await;
     })

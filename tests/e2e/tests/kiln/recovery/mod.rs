@@ -1,7 +1,8 @@
-//! What Kiln survives: lost answers, its operator killed at any point of a build, a leader that is cut off, builders that are lost, an
-//! upgrade, and things that arrive late.
+//! What Kiln survives: lost answers, its operator away or killed at any point of a build, a leader that is cut off, builders that
+//! are lost, an upgrade, and things that arrive late.
 
 mod answers;
+mod away;
 mod builders;
 mod burst;
 pub mod host;
@@ -16,4 +17,4 @@ mod rotation;
 mod stage;
 mod upgrade;
 
-kiln_e2e::tests![in answers, builders, burst, late, leader, memory, overtaken, points, rotation, upgrade];
+kiln_e2e::tests![in answers, away, builders, burst, late, leader, memory, overtaken, points, rotation, upgrade];

@@ -54,8 +54,8 @@ enum Point {
     Tagged,
     /// The run has succeeded; the ImageBuild does not say so.
     Succeeded,
-    /// All is said; the run still has its finalizer.
-    Concluding,
+    /// All jobs have ended, and the run is about to be let go of; index and tags are pushed meanwhile.
+    LettingGo,
 }
 
 /// Who waits together: no more than a builder takes jobs, so that there is one for each platform. The first ones find no
@@ -64,7 +64,7 @@ const ROUNDS: [&[Point]; 4] = [
     &[Point::BeforeRun, Point::BuilderMade],
     &[Point::RunMade, Point::AttemptWritten, Point::JobStarted, Point::Building],
     &[Point::Fetching, Point::Pushing, Point::Pushed, Point::Publishing],
-    &[Point::IndexPushed, Point::BetweenTags, Point::Tagged, Point::Succeeded, Point::Concluding],
+    &[Point::IndexPushed, Point::BetweenTags, Point::Tagged, Point::Succeeded, Point::LettingGo],
 ];
 
 impl Point {
@@ -133,10 +133,15 @@ impl Point {
                 let says = move |seen: &Seen| seen.target() == path && seen.json()["status"]["image"].is_object();
                 vec![api.hold(&what, When::Before, says)]
             }
-            Self::Concluding => {
+            Self::LettingGo => {
                 let path = format!("/apis/kiln.build/v1alpha1/namespaces/{namespace}/imagebuildruns/{run}");
-                let patches = move |seen: &Seen| seen.method == Method::PATCH && seen.target() == path;
-                vec![api.hold(&what, When::Before, patches)]
+                let frees = move |seen: &Seen| {
+                    let finalizers = &seen.json()["metadata"]["finalizers"];
+                    seen.method == Method::PATCH
+                        && seen.target() == path
+                        && finalizers.as_array().is_some_and(Vec::is_empty)
+                };
+                vec![api.hold(&what, When::Before, frees)]
             }
         }
     }
