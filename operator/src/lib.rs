@@ -23,6 +23,7 @@ pub mod operator;
 pub mod parsers;
 #[cfg(not(test))]
 pub mod program;
+pub mod readable;
 pub mod reason;
 pub mod references;
 pub mod refusal;

@@ -10,6 +10,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod};
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::runtime::controller::{self, Action, Controller};
+use kube::runtime::events::EventType;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -25,6 +26,8 @@ use crate::cluster_network::{ClusterAddresses, Named};
 use crate::config::Settings;
 use crate::context::{Context, Remembered, Stores};
 use crate::metrics::Metrics;
+use crate::readable::{self, watch_own};
+use crate::reason::Reason;
 use crate::trace::Traces;
 use crate::trim;
 use crate::turns::{self, Turns};
@@ -53,11 +56,9 @@ fn watch_all(client: &Client, builders: &str) -> Watched {
     let all = watcher::Config::default().timeout(WATCH);
     let in_pages = all.clone().page_size(PAGE);
     let of_builders = all.clone().labels(SELECTOR);
-    let image_builds = Api::<ImageBuild>::all(client.clone());
-    let image_builds = watch(image_builds, in_pages.clone(), trim::image_build, &mut synced);
-    let runs = watch(Api::<ImageBuildRun>::all(client.clone()), in_pages, trim::run, &mut synced);
-    let pools = Api::<BuilderPool>::all(client.clone());
-    let pools = watch(pools, all.clone(), trim::managed_fields, &mut synced);
+    let image_builds = watch_own(client, in_pages.clone(), trim::image_build, &mut synced);
+    let runs = watch_own(client, in_pages, trim::run, &mut synced);
+    let pools = watch_own::<BuilderPool>(client, all.clone(), trim::managed_fields, &mut synced);
     let pods = Api::<Pod>::namespaced(client.clone(), builders);
     let pods = watch(pods, of_builders.clone(), trim::managed_fields, &mut synced);
     let claims = Api::<PersistentVolumeClaim>::namespaced(client.clone(), builders);
@@ -256,16 +257,31 @@ async fn reconcile_all<K, E, F>(
         warn!(controller = name, object = key(&object), error = %problem, failed, "a reconcile failed");
         Action::requeue(crate::context::backoff(failed))
     };
-    let turns = Turns::new(wake);
+    // Of each object that cannot be read, why: once is enough.
+    let told: Arc<Remembered<String>> = Arc::default();
+    let (turns, forgets_told) = (Turns::new(wake), told.clone());
     let went_on = turns.clone();
     let each = move |object: Arc<K>, context: Arc<Context>| {
-        let (failures, turns) = (failures.clone(), turns.clone());
+        let (failures, turns, told) = (failures.clone(), turns.clone(), told.clone());
         async move {
             context.stores.synced.wait().await;
             // Who waits is woken.
             let Some(_turn) = turns.take(&ObjectRef::from_obj(&*object), waits_for(&object)) else {
                 return Ok(Action::await_change());
             };
+            if let Some(why) = readable::skipped(&*object) {
+                if told.get(&key(&object)) != why {
+                    told.set(&key(&object), why.to_owned());
+                    warn!(controller = name, object = key(&object), why, "an object cannot be read, and is skipped");
+                    let message = format!(
+                        "this version of Kiln cannot read it, for a newer one has written it: upgrade Kiln, or write what \
+                         this version knows; until then nothing is done with it, and what belongs to it stays: {why}"
+                    );
+                    context.event(&*object, EventType::Warning, Reason::Unreadable.as_str(), &message);
+                }
+                return Ok(Action::await_change());
+            }
+            told.remove(&key(&object));
             let begun = Instant::now();
             let span = info_span!("reconcile", controller = name, object = key(&object));
             let work = reconcile(object.clone(), context.clone()).instrument(span);
@@ -288,7 +304,9 @@ async fn reconcile_all<K, E, F>(
                 Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
                 Err(controller::Error::ObjectNotFound(gone)) => {
                     let namespace = gone.namespace.as_deref().unwrap_or_default();
-                    forgets.remove(&format!("{namespace}/{}", gone.name));
+                    let key = format!("{namespace}/{}", gone.name);
+                    forgets.remove(&key);
+                    forgets_told.remove(&key);
                     let object = ObjectRef::new(&gone.name);
                     went_on.gone(&if namespace.is_empty() { object } else { object.within(namespace) });
                 }

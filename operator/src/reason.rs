@@ -148,6 +148,8 @@ reasons! {
     SourceSandboxMissing,
     /// A status that Kiln cannot have written was reset.
     StatusReset,
+    /// A newer version of Kiln has written an object, and this one cannot read it.
+    Unreadable,
 }
 
 impl fmt::Display for Reason {

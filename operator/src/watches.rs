@@ -64,11 +64,21 @@ where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Unpin,
 {
+    keep(watcher(api, config).default_backoff().modify(trim), synced)
+}
+
+/// Keeps a copy of the objects that events tell of.
+pub fn keep<K>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    synced: &mut Synced,
+) -> (Store<K>, Changes<K>)
+where
+    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Unpin,
+{
     let (store, writer) = reflector::store();
     let whole = synced.also();
-    let changes = watcher(api, config)
-        .default_backoff()
-        .modify(trim)
+    let changes = events
         .reflect(writer)
         .inspect_ok(move |event| {
             if matches!(event, watcher::Event::InitDone) {

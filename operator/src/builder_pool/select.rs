@@ -12,6 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 use crate::builder::pick::Limits;
 use crate::builder::pod::bytes;
 use crate::context::Context;
+use crate::readable::unreadable;
 use crate::reason::Reason;
 use crate::references::Fault;
 
@@ -37,7 +38,7 @@ pub fn select(
             return Err(Fault::user(Reason::PoolNotFound, message));
         };
         return if serves(&pool) {
-            Ok(pool.clone())
+            readable(pool.clone())
         } else {
             let message = format!(
                 "the BuilderPool {name} does not serve the namespace {namespace}: name another in spec.pool, or ask its \
@@ -47,12 +48,28 @@ pub fn select(
         };
     }
     let default = pools.iter().filter(|pool| pool.spec.default).filter(serves).min_by_key(|pool| pool.name_any());
-    default.cloned().ok_or_else(|| {
+    let default = default.cloned().ok_or_else(|| {
         let message = format!(
             "no BuilderPool with spec.default serves the namespace {namespace}: make one, or name a pool in spec.pool"
         );
         Fault::user(Reason::PoolNotFound, message)
-    })
+    });
+    default.and_then(readable)
+}
+
+/// A pool of which only a part is known makes no builders.
+fn readable(pool: Arc<BuilderPool>) -> Result<Arc<BuilderPool>, Fault> {
+    match unreadable(&*pool) {
+        None => Ok(pool),
+        Some(why) => {
+            let message = format!(
+                "this version of Kiln cannot read the BuilderPool {}, for a newer one has written it: its owner can upgrade \
+                 Kiln, or write what this version knows ({why})",
+                pool.name_any()
+            );
+            Err(Fault::user(Reason::PoolNotFound, message))
+        }
+    }
 }
 
 /// Whether the pool has the volume that an ImageBuild writes its image to, or reads a platform's image from.
@@ -121,6 +138,14 @@ mod tests {
         ] {
             let got = select(&pools, named, "ns", &labels(team));
             assert_eq!(got.map(|pool| pool.name_any()).map_err(|fault| fault.reason), expected.map(str::to_owned));
+        }
+        // One that cannot be read is no other's place.
+        let mut part = Arc::unwrap_or_clone(pools[1].clone());
+        part.annotations_mut().insert("kiln.build/in-memory-unreadable".to_owned(), "spec.x: strange".to_owned());
+        let pools = [pools[0].clone(), part.into()];
+        for named in [None, Some("a")] {
+            let fault = select(&pools, named, "ns", &labels("red")).unwrap_err();
+            assert!(fault.reason == Reason::PoolNotFound && fault.message.contains("spec.x: strange"), "{fault:?}");
         }
         assert_eq!(select(&[], None, "ns", &labels("red")).map_err(|f| f.reason).err(), Some(Reason::PoolNotFound));
     }

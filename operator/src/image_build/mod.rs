@@ -30,6 +30,7 @@ use crate::builder_pool::select::{archives, pool};
 use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, until, whole, write_status};
 use crate::git;
+use crate::readable::unreadable;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::refusal;
@@ -429,7 +430,8 @@ async fn tidy(build: &ImageBuild, runs: &[Arc<ImageBuildRun>], context: &Context
             apply::cancel(&context.client, run).await?;
         }
     }
-    for run in plan::to_trim(runs, build.spec.history.as_ref(), Timestamp::now()) {
+    let surplus = plan::to_trim(runs, build.spec.history.as_ref(), Timestamp::now());
+    for run in surplus.into_iter().filter(|run| unreadable(&**run).is_none()) {
         apply::remove(&context.client, &run).await?;
     }
     Ok(())
