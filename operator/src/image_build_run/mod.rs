@@ -243,7 +243,11 @@ async fn build(
     let held;
     let pool = match pool(context, run) {
         Ok(pool) => pool,
-        Err(fault) => return wait_for_mending(run, former, status, &fault, context, now).await,
+        Err(fault) => {
+            // What builds already needs no pool.
+            follow(run, &status, None, context);
+            return wait_for_mending(run, former, status, &fault, context, now).await;
+        }
     };
     let uid = run.uid().unwrap_or_default();
     let queued = status
@@ -316,7 +320,7 @@ async fn build(
         }
         tell(run, &former, &status, context);
     }
-    follow(run, &pool, &status, inputs.map(Arc::new).as_ref(), context);
+    follow(run, &status, inputs.map(|inputs| (pool, Arc::new(inputs))).as_ref(), context);
     Ok(requeue(&status, bounds, placed.look_again, now))
 }
 
@@ -340,9 +344,8 @@ async fn wait_for_mending(
 /// Follows the jobs that the status names: those that are starting are sent to their agent first.
 fn follow(
     run: &Arc<ImageBuildRun>,
-    pool: &Arc<BuilderPool>,
     status: &ImageBuildRunStatus,
-    inputs: Option<&Arc<Inputs>>,
+    inputs: Option<&(Arc<BuilderPool>, Arc<Inputs>)>,
     context: &Context,
 ) {
     let uid = run.uid().unwrap_or_default();
@@ -353,7 +356,7 @@ fn follow(
         }
         let Some(agent) = agent_of(run, platform, context) else { continue };
         let job = if platform.phase == PlatformPhase::Starting {
-            let Some(inputs) = inputs else { continue };
+            let Some((pool, inputs)) = inputs else { continue };
             // Only where a collector takes the spans that BuildKit would make.
             let traceparent = context.traces.as_ref().map(|_| traceparent(&uid, &platform.name)).unwrap_or_default();
             let start = Start {
