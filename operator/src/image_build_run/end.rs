@@ -10,6 +10,7 @@ use kiln_crds::ImageBuildRun;
 use kiln_crds::image_build::{BuildFailure, TagStatus};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, RunPhase, SecretVersion};
 use kube::ResourceExt;
+use kube::api::ObjectMeta;
 use kube::runtime::controller::Action;
 use kube::runtime::events::EventType;
 use tracing::warn;
@@ -22,7 +23,7 @@ use super::replaced::write_status;
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
 use super::{Error, agent_of, pod_of, taken, tell, waits_for, warnings};
-use crate::context::{Context, backoff, is_conflict, until};
+use crate::context::{Context, backoff, is_conflict, namespaced, until};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::tags::ownership::{self, Place};
@@ -59,7 +60,8 @@ pub(super) async fn finish(
     }
     // Held until the status says how it went.
     let Some(_turn) = context.moving.begin(&run.spec.image_build.uid) else {
-        return wait(&run, status, "waiting for another run of this ImageBuild to leave its tags", context, now).await;
+        let why = "waiting for another run of this ImageBuild to leave its tags";
+        return wait(&run, status, (Reason::Publishing, why), LOOK, context, now).await;
     };
     let moving = Tagging::new(status.tags.clone(), left(&run, context));
     let published = publish_while_wanted(&run, &mut status, context, &moving);
@@ -88,7 +90,7 @@ pub(super) async fn finish(
             status.phase = RunPhase::Succeeded;
             let now = Timestamp::now();
             status::complete(&mut status, &run.spec, None, run.metadata.generation, now);
-            let written = write(&run, &status, context).await?;
+            let written = write_what_is_done(&run, &status, context).await?;
             if expects {
                 // The tags are looked at again later.
                 context.looked.set(&uid, Some(now));
@@ -113,7 +115,9 @@ pub(super) async fn finish(
             // The write wakes it.
             Ok(Action::await_change())
         }
-        Ok(Published::Waits(late)) => wait(&run, status, &late.waiting(), context, now).await,
+        Ok(Published::Waits(late)) => {
+            wait(&run, status, (Reason::Publishing, &late.waiting()), LOOK, context, now).await
+        }
         Ok(Published::Superseded) => {
             let failure = BuildFailure {
                 reason: Reason::Superseded.to_string(),
@@ -127,19 +131,13 @@ pub(super) async fn finish(
                 || matches!(fault.reason, Reason::PoolNotFound | Reason::PoolNotAllowed) =>
         {
             tried.failures += 1;
-            let delay = backoff(tried.failures);
-            tried.retry_at = now.checked_add(delay).ok();
+            tried.retry_at = now.checked_add(backoff(tried.failures)).ok();
             context.publishing.set(&uid, tried);
             let since = finished_building(&status).unwrap_or(now);
             if now.duration_since(since).as_secs() > 3600 {
                 return end(&run, status, RunPhase::Failed, failure_of(fault, &run), context, now).await;
             }
-            let waiting = Waiting { reason: fault.reason, message: fault.message };
-            status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
-            if run.status.as_ref() != Some(&status) {
-                write_status(context, &run, &status).await?;
-            }
-            Ok(Action::requeue(delay))
+            wait(&run, status, (fault.reason, &fault.message), backoff(tried.failures), context, now).await
         }
         Err(references::Error::Fault(fault)) => {
             if fault.class == FailureClass::Credential {
@@ -151,20 +149,21 @@ pub(super) async fn finish(
     }
 }
 
-/// Says what a run waits for that publishes, and looks again soon.
+/// Says what a run waits for that publishes, and looks again after `delay`.
 async fn wait(
     run: &Arc<ImageBuildRun>,
     mut status: ImageBuildRunStatus,
-    message: &str,
+    (reason, message): (Reason, &str),
+    delay: Duration,
     context: &Context,
     now: Timestamp,
 ) -> Result<Action, Error> {
-    let waiting = Waiting { reason: Reason::Publishing, message: message.to_owned() };
+    let waiting = Waiting { reason, message: message.to_owned() };
     status::complete(&mut status, &run.spec, Some(&waiting), run.metadata.generation, now);
     if run.status.as_ref() != Some(&status) {
         write_status(context, run, &status).await?;
     }
-    Ok(Action::requeue(LOOK))
+    Ok(Action::requeue(delay))
 }
 
 /// Says that the run publishes, and which tags it is about to move. Written once: what a failed try wrote stays until the
@@ -274,6 +273,27 @@ pub(super) async fn end(
     context.metrics.ended(if phase == RunPhase::Failed { "Failed" } else { "Cancelled" }, &reason, &status);
     tell(run, &former, &status, context);
     conclude(&written, context).await
+}
+
+/// As [`write`], though the run was changed meanwhile: who cancels it now comes too late.
+async fn write_what_is_done(
+    run: &ImageBuildRun,
+    status: &ImageBuildRunStatus,
+    context: &Context,
+) -> Result<Arc<ImageBuildRun>, kube::Error> {
+    match write(run, status, context).await {
+        Err(error) if is_conflict(&error) && context.leader.is_leader() => {
+            let api = namespaced::<ImageBuildRun>(&context.client, &run.namespace().unwrap_or_default());
+            let metadata = api.get_metadata(&run.name_any()).await?.metadata;
+            if metadata.uid != run.metadata.uid {
+                return Err(error);
+            }
+            let metadata = trim::written_over(ObjectMeta { managed_fields: None, ..metadata }, &run.metadata);
+            let now = ImageBuildRun { metadata, spec: run.spec.clone(), status: run.status.clone() };
+            write(&now, status, context).await
+        }
+        other => other,
+    }
 }
 
 /// Writes a run's status; the run with it comes back.

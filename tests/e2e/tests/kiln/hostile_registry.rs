@@ -146,14 +146,17 @@ async fn nonsense_and_endless_answers() {
     .await;
 }
 
-/// A registry that asks for a login, and wants what is pushed to go to another host.
+/// A registry that asks for a login, and wants what is pushed to go to another host; of its repository `hidden`, only what a
+/// builder pushes.
 fn sends_elsewhere(other: String) -> impl Fn(&Asked) -> Option<Response> {
     move |asked| {
         if !asked.has_credential() {
             return Some(reply(401, &[("www-authenticate", "Basic realm=\"x\"")], ""));
         }
+        let hides = asked.by_operator() && asked.uri.path().starts_with("/v2/hidden/");
+        let host = if hides { asked.header("host").to_owned() } else { other.clone() };
         match asked.method.as_str() {
-            "POST" => Some(reply(202, &[("location", &format!("https://{other}/upload?state=1"))], "")),
+            "POST" => Some(reply(202, &[("location", &format!("https://{host}/upload?state=1"))], "")),
             "HEAD" | "GET" if asked.uri.path() != "/v2/" => Some(reply(404, &[], "")),
             _ => Some(reply(200, &[], "")),
         }
@@ -165,7 +168,15 @@ async fn an_upload_sent_elsewhere_takes_no_credential_along() {
         let challenge = [("www-authenticate", "Basic realm=\"x\"")];
         let other = HostileServer::start(&tenant.cluster, move |_| Some(reply(401, &challenge, ""))).await;
         let server = HostileServer::start(&tenant.cluster, sends_elsewhere(other.host.clone())).await;
-        let build = build(tenant, "app", &format!("{}/app", server.host)).await;
+        let told = build(tenant, "told", &format!("{}/app", server.host)).await;
+        tenant.create_build(&told).await;
+        let told = tenant.not_ready("told", "RegistryProtocol").await;
+        let message = &condition(&told, "Ready").expect("it has the condition").message;
+        assert!(message.contains(&format!("has uploads sent to https://{}", other.host)), "{message}");
+        assert!(condition(&told, "Stalled").is_some(), "only somebody's change mends it");
+        assert!(other.asked().is_empty(), "the operator does not go there");
+
+        let build = build(tenant, "app", &format!("{}/hidden", server.host)).await;
         tenant.create_build(&build.with(|spec| spec.retries = Some(0))).await;
         tenant
             .wait_build("app", "failed", kiln_e2e::wait::BUILD, |build| {
