@@ -13,6 +13,7 @@ pub mod cluster_network;
 pub mod condition;
 pub mod config;
 pub mod context;
+pub mod delay;
 pub mod git;
 pub mod image_build;
 pub mod image_build_run;

@@ -192,7 +192,8 @@ impl Wake {
         let status = run.status.as_ref();
         let ended = status.is_some_and(|status| {
             let gave_back = |platform: &PlatformStatus| {
-                platform.phase.is_final() || (platform.phase == PlatformPhase::Queued && platform.attempt > 0)
+                let again = platform.attempt > 0 || platform.finished_at.is_some();
+                platform.phase.is_final() || (platform.phase == PlatformPhase::Queued && again)
             };
             status.phase.is_final() || status.platforms.iter().any(gave_back)
         });

@@ -169,7 +169,8 @@ fn observe(
         status.platforms = taken::platforms(run, &status, now);
     }
     for platform in &mut status.platforms {
-        let (mut observed, progress) = context.jobs.seen(&job_id(&uid, &platform.name, platform.attempt)).unzip();
+        let job = job_id(&uid, &platform.name, platform.attempt);
+        let (mut observed, progress) = context.jobs.seen(&job).unzip();
         if let Some(Observation::Failed(failure)) = &mut observed {
             failure.message = references::told(&failure.message, &failure.reason, None, &run.spec.build, &namespace);
         }
@@ -181,6 +182,10 @@ fn observe(
             *platform = progress.in_status(std::mem::take(platform));
         }
         *platform = advance(platform, observed.as_ref(), builder, bounds.retries, now);
+        if observed == Some(Observation::Refused) {
+            // The next job has the same id.
+            context.jobs.release(&job);
+        }
         if platform.phase == PlatformPhase::Succeeded && platform.origin.is_none() {
             platform.origin = taken::archive(run, &platform.name);
         }
@@ -253,7 +258,7 @@ async fn build(
     let queued = status
         .platforms
         .iter()
-        .any(|platform| platform.phase == PlatformPhase::Queued && due(platform).is_none_or(|due| due <= now));
+        .any(|platform| platform.phase == PlatformPhase::Queued && due(&uid, platform).is_none_or(|due| due <= now));
     let starting = status.platforms.iter().any(|platform| {
         platform.phase == PlatformPhase::Starting
             && context.jobs.observation(&job_id(&uid, &platform.name, platform.attempt)).is_none()
@@ -321,7 +326,7 @@ async fn build(
         tell(run, &former, &status, context);
     }
     follow(run, &status, inputs.map(|inputs| (pool, Arc::new(inputs))).as_ref(), context);
-    Ok(requeue(&status, bounds, placed.look_again, now))
+    Ok(requeue(&uid, &status, bounds, placed.look_again, now))
 }
 
 /// Says what is wrong and looks again: the fault may mend itself, and the user may mend it.
@@ -385,8 +390,15 @@ fn follow(
 }
 
 /// When to look again where no watch will tell.
-fn requeue(status: &ImageBuildRunStatus, bounds: Bounds, look_again: Option<Timestamp>, now: Timestamp) -> Action {
-    let retries = status.platforms.iter().filter(|platform| platform.phase == PlatformPhase::Queued).filter_map(due);
+fn requeue(
+    uid: &str,
+    status: &ImageBuildRunStatus,
+    bounds: Bounds,
+    look_again: Option<Timestamp>,
+    now: Timestamp,
+) -> Action {
+    let queued = status.platforms.iter().filter(|platform| platform.phase == PlatformPhase::Queued);
+    let retries = queued.filter_map(|platform| due(uid, platform));
     let kubelets = status.platforms.iter().filter_map(memory::look_again);
     let at = retries.filter(|due| *due > now).chain(deadline(status, bounds.timeout)).chain(look_again);
     let at = at.chain(kubelets).min();

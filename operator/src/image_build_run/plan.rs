@@ -12,12 +12,15 @@ use super::memory::{self, Cause};
 use super::{outcome, tagging};
 use crate::agent::Observation;
 use crate::builder::observe::Ended;
+use crate::delay::{retry, spread};
 use crate::reason::Reason;
 
 /// How long a run may take unless its ImageBuild says it.
 const TIMEOUT: Duration = Duration::from_hours(1);
 /// How often a platform is tried again unless its ImageBuild says it.
 const RETRIES: u32 = 3;
+/// How long a platform waits at most whose job was refused: its builder was full or going, as nobody knew yet.
+const REFUSED: Duration = Duration::from_secs(4);
 
 /// The agent's reason for a platform whose steps run programs, which its builder cannot.
 const NODE_NEEDED: &str = "NodeNeeded";
@@ -119,10 +122,12 @@ pub fn advance(
             },
         },
         Some(Observation::Unknown) => lost(format!("the builder {pod} was started again and lost the build")),
-        // Nothing has begun, so nothing has failed.
+        // Nothing has begun, so nothing has failed, and it was no attempt: its number is the next one's.
         Some(Observation::Refused) => PlatformStatus {
             phase: PlatformPhase::Queued,
+            attempt: platform.attempt.saturating_sub(1),
             builder: None,
+            started_at: None,
             finished_at: Some(MicroTime(now)),
             ..platform.clone()
         },
@@ -148,12 +153,14 @@ fn again_or_failed(platform: &PlatformStatus, failure: BuildFailure, retries: u3
     }
 }
 
-/// When a queued platform may be tried again.
+/// When a queued platform of a run may be tried again.
 #[must_use]
-pub fn due(platform: &PlatformStatus) -> Option<Timestamp> {
+pub fn due(run_uid: &str, platform: &PlatformStatus) -> Option<Timestamp> {
     let failed_at = platform.finished_at.as_ref()?.0;
-    let delay = 1_i64 << platform.attempt.min(6);
-    failed_at.checked_add(k8s_openapi::jiff::SignedDuration::from_secs(delay)).ok()
+    let of = (run_uid, &platform.name, platform.attempt);
+    // One that was refused has not begun.
+    let delay = if platform.started_at.is_none() { spread(REFUSED, of) } else { retry(platform.attempt, of) };
+    failed_at.checked_add(delay).ok()
 }
 
 /// What should be done with a run next.
@@ -201,6 +208,11 @@ pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, now: Ti
         return ended(RunPhase::Cancelled, Reason::Cancelled, "a platform's build was cancelled".to_owned());
     }
     if deadline(status, timeout).is_some_and(|deadline| deadline <= now) {
+        // Who waits to be tried again has not taken too long: what it waits for is why the run ends.
+        let retried = |platform: &&PlatformStatus| platform.phase == PlatformPhase::Queued && platform.attempt > 0;
+        if let Some(failure) = status.platforms.iter().filter(retried).find_map(|platform| platform.failure.clone()) {
+            return Next::End(RunPhase::Failed, failure);
+        }
         let message = format!("the run took longer than {}s: set a longer spec.timeout", timeout.as_secs());
         return ended(RunPhase::Failed, Reason::BuildTimeout, message);
     }
@@ -281,6 +293,47 @@ mod tests {
         }
     }
 
+    /// Neither counts as an attempt: what a builder refuses has not begun.
+    #[test]
+    fn a_refused_job_costs_no_attempt() {
+        let mut now = platform(PlatformPhase::Queued, 1);
+        now.finished_at = Some(MicroTime(at(0)));
+        for refusals in 0..50 {
+            let starting = PlatformStatus {
+                phase: PlatformPhase::Starting,
+                attempt: now.attempt + 1,
+                builder: platform(PlatformPhase::Starting, 2).builder,
+                started_at: Some(MicroTime(at(5))),
+                ..now.clone()
+            };
+            now = advance(&starting, Some(&Observation::Refused), ALIVE, 1, at(5));
+            assert_eq!((now.phase, now.attempt), (PlatformPhase::Queued, 1), "{refusals}");
+            let waits = due("uid", &now).unwrap().duration_since(at(5)).as_millis();
+            assert!((2000..=4000).contains(&waits), "{waits}: soon, whatever was tried before");
+        }
+        let last = PlatformStatus { phase: PlatformPhase::Building, attempt: 2, ..now };
+        let failed = advance(&last, Some(&failed(Class::Infrastructure)), ALIVE, 1, at(9));
+        assert_eq!(failed.phase, PlatformPhase::Failed, "an attempt is one");
+    }
+
+    #[test]
+    fn a_platform_waits_longer_after_each_attempt() {
+        for (attempt, least, most) in [(1, 2, 4), (2, 10, 20), (3, 50, 100), (4, 150, 300), (10, 150, 300)] {
+            let times = (0..100).map(|uid| {
+                let mut began = platform(PlatformPhase::Building, attempt);
+                began.started_at = Some(MicroTime(at(0)));
+                let queued = advance(&began, Some(&failed(Class::Infrastructure)), ALIVE, 10, at(7));
+                let due = due(&format!("uid-{uid}"), &queued).unwrap();
+                assert_eq!(Some(due), super::due(&format!("uid-{uid}"), &queued), "whoever asks");
+                due.duration_since(at(7)).as_millis()
+            });
+            let times: std::collections::BTreeSet<_> = times.collect();
+            let (first, last) = (*times.first().unwrap(), *times.last().unwrap());
+            assert!(least * 1000 <= first && last <= most * 1000, "{attempt}: {first} to {last}");
+            assert!(times.len() > 80, "they differ: {times:?}");
+        }
+    }
+
     #[test]
     fn a_builder_that_was_killed_for_want_of_memory() {
         use PlatformPhase::{Building, Failed, Queued};
@@ -326,7 +379,7 @@ mod tests {
         });
         let after = advance(&platform(PlatformPhase::Fetching, 1), Some(&observed), ALIVE, 0, at(5));
         assert_eq!((after.phase, after.needs_node, after.failure.clone()), (PlatformPhase::Queued, true, None));
-        assert_eq!(due(&after), None);
+        assert_eq!(due("uid", &after), None);
         // A builder that says so of a platform with a node of its own is not asked again.
         let again = PlatformStatus { needs_node: true, ..platform(PlatformPhase::Fetching, 2) };
         assert_eq!(advance(&again, Some(&observed), ALIVE, 0, at(5)).phase, PlatformPhase::Failed);
@@ -358,12 +411,22 @@ mod tests {
             (vec![Building, Building], cancel, 10, "Cancelled Cancelled"),
             (vec![Building], Stop { superseded: true, ..cancel }, 10, "Cancelled Superseded"),
             (vec![Building], Stop::default(), 1000, "Failed BuildTimeout"),
+            // It waited for what had failed, and that is why.
+            (vec![Queued], Stop::default(), 1000, "Failed RegistryUnavailable"),
+            (vec![Queued], Stop::default(), 10, "build"),
             // Built in time: the timeout is the build's.
             (vec![Succeeded], Stop::default(), 1000, "publish"),
         ] {
             let status = ImageBuildRunStatus {
                 started_at: Some(MicroTime(at(1))),
-                platforms: phases.iter().map(|phase| platform(*phase, 1)).collect(),
+                platforms: phases
+                    .iter()
+                    .map(|phase| {
+                        let failure = BuildFailure { reason: "RegistryUnavailable".into(), ..BuildFailure::default() };
+                        let failure = (*phase == Queued).then(|| Box::new(failure));
+                        PlatformStatus { failure, ..platform(*phase, 1) }
+                    })
+                    .collect(),
                 ..ImageBuildRunStatus::default()
             };
             let got = match next(&status, stop, Duration::from_secs(100), at(now)) {

@@ -79,7 +79,8 @@ pub fn queue(
         let is_own = other.uid() == run.uid();
         let theirs = other.status.as_ref().map(|status| status.platforms.as_slice()).unwrap_or_default();
         for (index, platform) in if is_own { platforms } else { theirs }.iter().enumerate() {
-            let waits = platform.phase == PlatformPhase::Queued && due(platform).is_none_or(|due| due <= now);
+            let waits = platform.phase == PlatformPhase::Queued
+                && due(other.metadata.uid.as_deref().unwrap_or_default(), platform).is_none_or(|due| due <= now);
             if !waits {
                 continue;
             }
