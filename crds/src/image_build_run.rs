@@ -61,6 +61,11 @@ pub struct ImageBuildRunSpec {
     /// Builds without any cache, because the cache has grown older than `cache.maxAge`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub fresh: bool,
+    /// How many runs of the same input, one after the other and up to this one, the infrastructure has ended: an unreachable
+    /// registry, a lost builder. The more, the later the next one follows. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub failed_before: Option<u32>,
     /// The last good image, which is copied instead of being built again: only tags or repositories have changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_of: Option<BuiltImage>,

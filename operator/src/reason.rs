@@ -186,9 +186,39 @@ pub fn is_credential(reason: &str) -> bool {
     OF_AGENTS_ALONE.contains(&reason) || CREDENTIAL.iter().any(|known| known.as_str() == reason)
 }
 
+/// Whether a run that has failed for this reason, the operator's or an agent's, was ended by the infrastructure, so that
+/// another one may do better though nobody changes anything.
+///
+/// Not what another run meets again, at its neighbours' cost: a builder that was killed for want of memory, a volume that is
+/// full. Nor what a pool's owner has bounded: the wait for a node.
+#[must_use]
+pub fn is_infrastructure(reason: &str) -> bool {
+    const OF_AGENTS_ALONE: &[&str] =
+        &["GitFailed", "SourceDownloadFailed", "DownloadFailed", "BuildkitUnavailable", "AgentFailed"];
+    const INFRASTRUCTURE: &[Reason] = &[Reason::BuilderLost, Reason::RegistryUnavailable, Reason::GitUnavailable];
+    OF_AGENTS_ALONE.contains(&reason) || INFRASTRUCTURE.iter().any(|known| known.as_str() == reason)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_the_infrastructures_for_an_agent_is_so_for_the_operator() {
+        let agents = include_str!("../../builder-image/agent/src/reasons.rs");
+        let of_agents: Vec<&str> =
+            agents.lines().filter_map(|line| line.trim().strip_suffix(": Infrastructure,")).collect();
+        assert!(of_agents.len() > 7, "{of_agents:?}");
+        for reason in of_agents {
+            let left_out = ["BuilderOutOfMemory", "NoSpaceLeft"].contains(&reason);
+            assert_eq!(is_infrastructure(reason), !left_out, "{reason}");
+            assert!(!is_credential(reason), "{reason}");
+        }
+        for reason in ["StepFailed", "BuildTimeout", "BuilderUnschedulable", "Cancelled", "TagConflict", ""] {
+            assert!(!is_infrastructure(reason), "{reason}");
+        }
+        assert!(is_infrastructure("BuilderLost"));
+    }
 
     #[test]
     fn what_a_credential_mends_for_an_agent_it_mends_for_the_operator() {

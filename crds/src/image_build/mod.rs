@@ -198,9 +198,10 @@ pub struct ImageBuildSpec {
     #[x_kube(validation = Rule::new("duration(self) >= duration('1s')").message("silenceTimeout is at least 1s, such as 10m"))]
     pub silence_timeout: Option<Duration>,
 
-    /// How often a platform's build is tried again when the infrastructure failed (a lost node, an unreachable
-    /// registry). A failure that the Dockerfile causes is never tried again. What follows the builds, the push of index and
-    /// tags, is tried again for an hour, whatever stands here. Omitted: 3.
+    /// How often a platform's build is tried again within a run when the infrastructure failed (a lost node, an unreachable
+    /// registry); a run that fails so all the same is followed by another one. A failure that the Dockerfile causes is never
+    /// tried again. What follows the builds, the push of index and tags, is tried again for an hour, whatever stands here.
+    /// Omitted: 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10))]
     pub retries: Option<u32>,

@@ -32,6 +32,8 @@ pub struct Input {
     pub platforms: Vec<PlatformSpec>,
     /// Whether it is built without any cache.
     pub fresh: bool,
+    /// How many runs of this input the infrastructure has ended, one after the other.
+    pub failed_before: Option<u32>,
     /// The image that is copied instead.
     pub copy_of: Option<BuiltImage>,
 }
@@ -41,7 +43,7 @@ pub struct Input {
 pub fn run(build: &ImageBuild, number: u64, input: Input, requested_at: Timestamp) -> ImageBuildRun {
     let name = build.name_any();
     let uid = build.uid().unwrap_or_default();
-    let Input { input_hash, content_hash, found, platforms, fresh, copy_of } = input;
+    let Input { input_hash, content_hash, found, platforms, fresh, failed_before, copy_of } = input;
     let Found { source, names } = found;
     let (commit, reference) = source.map(|source| (Some(source.commit), source.ref_name)).unwrap_or_default();
     let mut run = ImageBuildRun::new(
@@ -55,6 +57,7 @@ pub fn run(build: &ImageBuild, number: u64, input: Input, requested_at: Timestam
             content_hash: Some(content_hash),
             resolved: names,
             fresh,
+            failed_before,
             copy_of,
             build: ImageBuildSpec { platforms: Some(platforms), suspend: false, history: None, ..build.spec.clone() },
             cancel: false,

@@ -130,15 +130,17 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
                 memory.fault = None;
                 memory.retry_at = None;
                 memory.secrets = None;
-                let retries = newest.as_ref().is_some_and(|run| plan::cure(run).is_some());
-                if created.is_none() && retries {
-                    // A run that failed on what stands elsewhere is followed by another once that has changed.
-                    memory.failures += 1;
-                    let delay = backoff(memory.failures);
-                    let of_secret = newest.as_ref().is_some_and(|run| plan::cure(run) == Some(Cure::Credential));
-                    memory.retry_at = now.checked_add(if of_secret { delay.min(SECRETS) } else { delay }).ok();
-                } else if !retries {
-                    memory.failures = 0;
+                match newest.as_ref().and_then(|run| plan::cure(run)) {
+                    Some(cure @ (Cure::Credential | Cure::Tag)) if created.is_none() => {
+                        // A run that failed on what stands elsewhere is followed by another once that has changed.
+                        memory.failures += 1;
+                        let delay = backoff(memory.failures);
+                        let of_secret = cure == Cure::Credential;
+                        memory.retry_at = now.checked_add(if of_secret { delay.min(SECRETS) } else { delay }).ok();
+                    }
+                    Some(Cure::Credential | Cure::Tag) => {}
+                    // Its successor has a time of its own, and a new commit does not wait for that.
+                    Some(Cure::Time) | None => memory.failures = 0,
                 }
                 runs.extend(created.map(Arc::new));
             }
@@ -196,7 +198,9 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     // While a run is active its end wakes this reconcile.
     let look = memory.looked_at.and_then(|looked_at| plan::next_look(build, looked_at));
     let fresh = memory.fresh_at(build, status.cache_since.as_ref(), &runs);
-    let due = look.into_iter().chain(fresh).min().filter(|_| !active);
+    let newest = runs.iter().max_by_key(|run| run.spec.number);
+    let successor = newest.and_then(|run| plan::successor_at(run)).filter(|at| *at > now);
+    let due = look.into_iter().chain(fresh).chain(successor).min().filter(|_| !active);
     let secrets = memory.secrets.as_ref().map(|(_, at)| *at);
     let at = memory.retry_at.filter(|retry_at| *retry_at > now).into_iter().chain(secrets).min().or(due);
     Ok(at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10))))
@@ -358,8 +362,9 @@ async fn advance(
                     return Ok(None);
                 }
             }
-            // Whether it has been given up is asked below, before another run is made.
-            Some((_, Cure::Tag)) => {}
+            Some((failed, Cure::Time)) if plan::successor_at(failed).is_some_and(|at| at > now) => return Ok(None),
+            // Whether the tag has been given up, and the registry answers again, is asked below, before another run is made.
+            Some((_, Cure::Tag | Cure::Time)) => {}
             None => return Ok(None),
         }
     }
@@ -372,7 +377,9 @@ async fn advance(
     check(context, build, &pool, read).await?;
     let fresh = age::too_old(build, since.as_ref(), now);
     let copy_of = plan::copy_of(build, own, &platforms, &content_hash).filter(|_| !fresh);
-    let mut input = apply::Input { input_hash, content_hash, found, platforms, fresh, copy_of };
+    let same = newest.filter(|run| run.spec.input_hash == input_hash);
+    let failed_before = same.and_then(plan::failed_in_a_row);
+    let mut input = apply::Input { input_hash, content_hash, found, platforms, fresh, failed_before, copy_of };
     let is_whole = trim::has_whole_spec(&**build) && (input.copy_of.is_none() || trim::has_whole_status(&**build));
     let in_memory = if is_whole { None } else { Some(context.large.acquire().await) };
     let run = if is_whole {

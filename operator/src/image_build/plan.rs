@@ -11,13 +11,16 @@ use kiln_crds::platform::ARCHITECTURES;
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun, Platform};
 use kube::ResourceExt;
 
-use crate::reason::{Reason, is_credential};
+use crate::delay::successor;
+use crate::reason::{Reason, is_credential, is_infrastructure};
 use crate::references::Fault;
 use crate::tags::late;
 
 /// How often a ref is looked at unless its ImageBuild says it.
 const INTERVAL: Duration = Duration::from_mins(5);
 
+/// How many runs in a row are counted, as the schema bounds it.
+pub const MOST_FAILED: u32 = 1_000_000;
 /// The largest number of a run that is believed.
 const LARGEST_NUMBER: u64 = 1_000_000_000;
 
@@ -120,6 +123,8 @@ pub enum Cure {
     Credential,
     /// The ImageBuild that has a tag gives it up.
     Tag,
+    /// What it needs, such as a registry, is there again: time alone tells.
+    Time,
 }
 
 /// That of a run that failed.
@@ -130,9 +135,30 @@ pub fn cure(run: &ImageBuildRun) -> Option<Cure> {
     if is_credential(reason) {
         return Some(Cure::Credential);
     }
+    if is_infrastructure(reason) {
+        return Some(Cure::Time);
+    }
     // Where a tag has moved, it was not another ImageBuild that kept the run from it.
     let has_moved = status.tags.iter().any(|tag| tag.digest.is_some());
     (reason == Reason::TagConflict.as_str() && !has_moved).then_some(Cure::Tag)
+}
+
+/// How many runs in a row the infrastructure has ended, this one with them. They are counted by the runs themselves: history
+/// may have dropped those before, and an operator that was started again goes on where the former one was.
+#[must_use]
+pub fn failed_in_a_row(newest: &ImageBuildRun) -> Option<u32> {
+    (cure(newest) == Some(Cure::Time))
+        .then(|| newest.spec.failed_before.unwrap_or(0).saturating_add(1).min(MOST_FAILED))
+}
+
+/// When a run that the infrastructure has ended is followed by another of the same input. `None`: something else ended it.
+#[must_use]
+pub fn successor_at(newest: &ImageBuildRun) -> Option<Timestamp> {
+    let failed = failed_in_a_row(newest)?;
+    let ended = newest.status.as_ref()?.finished_at.as_ref()?.0;
+    let at = ended.checked_add(successor(failed, (newest.metadata.uid.as_deref(), newest.spec.number))).ok()?;
+    // People read it, and nothing is done before it.
+    Timestamp::from_second(at.as_second() + 1).ok()
 }
 
 /// The finished runs that history has no room for. The newest run always stays, and for a time one that wrote a tag without an
@@ -318,7 +344,65 @@ mod tests {
         assert_eq!(cure(&failed("TagConflict", false)), Some(Cure::Tag));
         assert_eq!(cure(&failed("TagConflict", true)), None, "something outside of Kiln keeps moving it");
         assert_eq!(cure(&failed("StepFailed", false)), None);
+        assert_eq!(cure(&failed("RegistryUnavailable", true)), Some(Cure::Time));
         assert_eq!(cure(&run(1, RunPhase::Succeeded)), None);
+    }
+
+    /// A run that failed at second 1000 for this reason, after so many others.
+    fn failed_after(reason: &str, before: Option<u32>, number: u64) -> Arc<ImageBuildRun> {
+        let mut failed = (*run(number, RunPhase::Failed)).clone();
+        failed.spec.failed_before = before;
+        failed.metadata.uid = Some(format!("uid-{number}"));
+        let status = failed.status.as_mut().unwrap();
+        let failure = kiln_crds::image_build::BuildFailure { reason: reason.into(), ..Default::default() };
+        status.failure = Some(Box::new(failure));
+        let at = Timestamp::from_second(1000).unwrap();
+        status.finished_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(at));
+        Arc::new(failed)
+    }
+
+    #[test]
+    fn what_the_infrastructure_ended_is_followed_later_and_later() {
+        for (reason, before, in_a_row, minutes) in [
+            ("RegistryUnavailable", None, Some(1), 1..=2),
+            ("BuilderLost", Some(1), Some(2), 2..=4),
+            ("GitUnavailable", Some(2), Some(3), 4..=8),
+            ("DownloadFailed", Some(4), Some(5), 15..=30),
+            ("AgentFailed", Some(1000), Some(1001), 15..=30),
+            ("AgentFailed", Some(MOST_FAILED), Some(MOST_FAILED), 15..=30),
+        ] {
+            let failed = failed_after(reason, before, 7);
+            assert_eq!(failed_in_a_row(&failed), in_a_row, "{reason}");
+            let after = successor_at(&failed).unwrap().as_second() - 1000;
+            let (least, most) = (minutes.start() * 60, minutes.end() * 60);
+            assert!((least..=most + 1).contains(&after), "{reason} {before:?}: {after} s");
+        }
+        for reason in ["StepFailed", "BuildTimeout", "NoSpaceLeft", "PushDenied", "TagConflict"] {
+            assert_eq!(successor_at(&failed_after(reason, Some(3), 7)), None, "{reason}");
+        }
+        assert_eq!(successor_at(&run(7, RunPhase::Succeeded)), None);
+        assert_eq!(successor_at(&run(7, RunPhase::Building)), None);
+    }
+
+    /// Each is made a run at a time, the operator forgets all between, and history is trimmed as it is by default.
+    #[test]
+    fn runs_that_fail_for_a_day_do_not_pile_up() {
+        let mut runs = vec![run(1, RunPhase::Succeeded), failed_after("RegistryUnavailable", None, 2)];
+        let mut waited = 0;
+        let mut made = 0;
+        while waited < 24 * 3600 {
+            let newest = runs.iter().max_by_key(|run| run.spec.number).unwrap();
+            waited += successor_at(newest).unwrap().as_second() - 1000;
+            let next = failed_after("RegistryUnavailable", failed_in_a_row(newest), newest.spec.number + 1);
+            runs.push(next);
+            made += 1;
+            for surplus in to_trim(&runs, None, Timestamp::UNIX_EPOCH) {
+                runs.retain(|run| run.spec.number != surplus.spec.number);
+            }
+            assert!(runs.len() <= 4, "{}", runs.len());
+        }
+        assert!((48..110).contains(&made), "{made} in a day");
+        assert!(runs.iter().any(|run| run.spec.number == 1), "what succeeded is kept");
     }
 
     #[test]

@@ -31,6 +31,7 @@ const ANOTHER_RUN: &str =
     "another run is made of another commit or spec, or where the annotation kiln.build/rebuild asks for it";
 const ANOTHER_RUN_AFTER_SECRET: &str = "another run is made within 15 seconds once a Secret or CA that is the cause has changed, of \
                                         another commit or spec, or where the annotation kiln.build/rebuild asks for it";
+const ANOTHER_RUN_AFTER_SUSPENSION: &str = "another run is made once spec.suspend is false";
 const ANOTHER_RUN_AFTER_TAG: &str = "another run is made within 5 minutes once the tag is given up, of another commit or spec, \
                                      or where the annotation kiln.build/rebuild asks for it";
 
@@ -231,12 +232,19 @@ fn conditions(
         RunPhase::Failed => {
             let commit = run.spec.commit.as_deref().map(|commit| format!(" of commit {}", short_commit(commit)));
             let of = commit.unwrap_or_default();
+            let failed = |next: &str| ready(Some(false), reason, format!("{name}{of}: {message}{next}"));
             let next = match plan::cure(run) {
                 Some(Cure::Credential) => ANOTHER_RUN_AFTER_SECRET,
                 Some(Cure::Tag) => ANOTHER_RUN_AFTER_TAG,
+                Some(Cure::Time) if build.spec.suspend => ANOTHER_RUN_AFTER_SUSPENSION,
+                // The time is the run's, so that nothing is written until then.
+                Some(Cure::Time) => {
+                    let at = plan::successor_at(run).map_or_else(|| "soon".to_owned(), |at| format!("at {at}"));
+                    return reconciling(failed(&format!("; it is tried again {at}")));
+                }
                 None => ANOTHER_RUN,
             };
-            stalled(ready(Some(false), reason, format!("{name}{of}: {message}")), next)
+            stalled(failed(""), next)
         }
         // A superseded run has a successor, which is on its way into the store.
         RunPhase::Cancelled if reason == Reason::Superseded.as_str() => {

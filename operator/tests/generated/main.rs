@@ -175,7 +175,15 @@ fn run(build: &ImageBuild, random: &mut Rng) -> Option<ImageBuildRun> {
     };
     let commit = found.source.as_ref().map(|source| source.commit.as_str());
     let hash = input::input_hash(&input::spec_hash(spec, None), commit, &found.names);
-    let input = Input { input_hash: hash.clone(), content_hash: hash, found, platforms, fresh: random.bool(), copy_of };
+    let input = Input {
+        input_hash: hash.clone(),
+        content_hash: hash,
+        found,
+        platforms,
+        fresh: random.bool(),
+        failed_before: random.bool().then_some(plan::MOST_FAILED),
+        copy_of,
+    };
     let number = *random.choice(&[1, LAST_RUN]).unwrap();
     Some(apply::run(build, number, input, Timestamp::UNIX_EPOCH))
 }

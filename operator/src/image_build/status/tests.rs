@@ -59,6 +59,10 @@ fn ready_is_said_of_what_is_written_now_alone() {
         (runs("Failed", "StepFailed"), false, false, "StepFailed", "Failed"),
         (runs("Failed", "StepFailed"), true, false, "StepFailed", "Failed"),
         (runs("Failed", "StepFailed"), true, true, "Suspended", "InProgress"),
+        (runs("Failed", "RegistryUnavailable"), false, false, "RegistryUnavailable", "InProgress"),
+        // Nothing is made while it is suspended.
+        (runs("Failed", "RegistryUnavailable"), true, false, "RegistryUnavailable", "Failed"),
+        (runs("Failed", "RegistryUnavailable"), true, true, "Suspended", "InProgress"),
         (runs("Cancelled", "Cancelled"), false, false, "Cancelled", "Failed"),
         (runs("Cancelled", "Cancelled"), true, true, "Suspended", "InProgress"),
         (runs("Cancelled", "Superseded"), false, false, "Pending", "InProgress"),
@@ -91,8 +95,9 @@ fn stalled_is_what_waits_for_somebody() {
         ("Pending", "WaitingForNode", "InProgress", "why"),
         ("Building", "RegistryUnavailable", "InProgress", "why"),
         ("Failed", "StepFailed", "Failed", ANOTHER_RUN),
-        // Its retries are used up.
-        ("Failed", "BuilderLost", "Failed", ANOTHER_RUN),
+        // Its retries are used up, and another run follows.
+        ("Failed", "BuilderLost", "InProgress", "why; it is tried again at 2026-01-01T00:0"),
+        ("Failed", "BuilderOutOfMemory", "Failed", ANOTHER_RUN),
         ("Failed", "PushDenied", "Failed", ANOTHER_RUN_AFTER_SECRET),
         ("Failed", "SourceUnauthorized", "Failed", ANOTHER_RUN_AFTER_SECRET),
         ("Failed", "TagConflict", "Failed", ANOTHER_RUN_AFTER_TAG),
