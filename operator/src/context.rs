@@ -31,6 +31,7 @@ use crate::config::Settings;
 use crate::image_build_run::replaced::Replaced;
 use crate::leader::LeaderToken;
 use crate::metrics::Metrics;
+use crate::outage::Outages;
 use crate::reason::Reason;
 use crate::tags::claims::Claims;
 use crate::tags::moving::Moving;
@@ -87,6 +88,8 @@ pub struct Context {
     pub http: Clients,
     /// Registry clients, with the tokens that they hold.
     pub registries: RegistryClients,
+    /// The registries and Git servers that are away.
+    pub outages: Outages,
     /// Jobs on agents.
     pub jobs: Jobs,
     /// What builders have said of themselves.
@@ -156,6 +159,7 @@ impl Context {
             cluster: ClusterAddresses::default(),
             http: Clients::new(),
             registries: RegistryClients::new(),
+            outages: Outages::new(wake.clone()),
             authority,
             leader,
             metrics,

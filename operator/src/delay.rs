@@ -34,11 +34,11 @@ pub fn retry(attempts: u32, of: impl Hash) -> Duration {
     spread(growing(Duration::from_secs(4), 5, LONGEST_RETRY, attempts), of)
 }
 
-/// Before a run is followed by another, after so many in a row that the infrastructure has ended: a minute or two, twice as
-/// long after each, then up to half an hour.
+/// Before a run is followed by another, after so many in a row that the infrastructure has ended: 20 to 40 s, twice as long
+/// after each, then up to half an hour. Whether what it needs is there is asked before it is made.
 #[must_use]
 pub fn successor(failed_runs: u32, of: impl Hash) -> Duration {
-    spread(growing(Duration::from_mins(2), 2, LONGEST_SUCCESSOR, failed_runs), of)
+    spread(growing(Duration::from_secs(40), 2, LONGEST_SUCCESSOR, failed_runs), of)
 }
 
 /// Before a server is asked again, which may have asked to wait for so long: doubling from a second to five minutes, and never
@@ -63,9 +63,9 @@ mod tests {
             (retry, 3, 50, 100),
             (retry, 4, 150, minutes(5)),
             (retry, u32::MAX, 150, minutes(5)),
-            (successor, 1, minutes(1), minutes(2)),
-            (successor, 4, minutes(8), minutes(16)),
-            (successor, 5, minutes(15), minutes(30)),
+            (successor, 1, 20, 40),
+            (successor, 4, 160, 320),
+            (successor, 7, minutes(15), minutes(30)),
             (successor, u32::MAX, minutes(15), minutes(30)),
         ] {
             let (least, most) = (Duration::from_secs(least), Duration::from_secs(most));

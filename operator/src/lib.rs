@@ -21,6 +21,7 @@ pub mod leader;
 pub mod metrics;
 pub mod network_policy;
 pub mod operator;
+pub mod outage;
 pub mod parsers;
 #[cfg(not(test))]
 pub mod program;

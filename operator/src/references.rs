@@ -16,6 +16,7 @@ use kube::{Api, Client, ResourceExt};
 
 use crate::context::Context;
 use crate::git::{self, GitCredential};
+use crate::outage::Outage;
 use crate::reason::{Reason, is_credential};
 use kiln_registry::http_client::{AddressPolicy, FailureClass, HttpClient};
 use kiln_registry::room::Room;
@@ -73,13 +74,15 @@ pub struct Fault {
     pub class: FailureClass,
     /// The registry, or the field of the Git repository (`source`, `contexts/NAME`), that it is about.
     pub about: Option<String>,
+    /// Where a server gave no answer, or failed.
+    pub outage: Option<Box<Outage>>,
 }
 
 impl Fault {
     /// A fault that the user can mend.
     #[must_use]
     pub fn user(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), class: FailureClass::User, about: None }
+        Self { reason, message: message.into(), class: FailureClass::User, about: None, outage: None }
     }
 
     /// A fault that another credential can mend.
@@ -122,7 +125,9 @@ impl From<kiln_registry::Error> for Fault {
             Kind::Protocol | Kind::NotTls | Kind::Elsewhere => Reason::RegistryProtocol,
         };
         let about = Some(error.registry().to_owned());
-        Self { class: class(reason, error.class()), reason, message: error.to_string(), about }
+        let is_outage = matches!(error.kind(), Kind::RateLimited | Kind::Unavailable);
+        let outage = is_outage.then(|| Outage::met(error.retry_after(), error.kind() == Kind::RateLimited));
+        Self { class: class(reason, error.class()), reason, message: error.to_string(), about, outage }
     }
 }
 
@@ -140,7 +145,9 @@ impl From<git::Error> for Fault {
         };
         // That of a context is told by whoever knows it.
         let class = class(reason, error.class());
-        Self { reason, message: error.to_string(), class, about: Some("source".to_owned()) }
+        let is_outage = matches!(error.kind(), Kind::RateLimited | Kind::Unavailable);
+        let outage = is_outage.then(|| Outage::met(error.retry_after(), error.kind() == Kind::RateLimited));
+        Self { reason, message: error.to_string(), class, about: Some("source".to_owned()), outage }
     }
 }
 

@@ -15,6 +15,7 @@ use super::resolve::{self, Kind, Name};
 use crate::context::Context;
 use crate::git;
 use crate::image_build_run::dereference::{cache_from, for_steps, http_access};
+use crate::outage::{self, Server};
 use crate::reason::Reason;
 use crate::references::{self, Error, Fault, RegistryAccess, git_access, registry_access};
 
@@ -67,9 +68,11 @@ async fn look_up(
         async move {
             let access = git_access(context, namespace, &git, &place, pool, bundles).await?;
             let reference = git.reference.as_deref();
-            git::resolve(&access.http, &access.url, reference, access.auth.as_ref())
-                .await
-                .map_err(|error| Error::from(Fault::from(error)))
+            let resolved = async {
+                let resolved = git::resolve(&access.http, &access.url, reference, access.auth.as_ref()).await;
+                resolved.map_err(Fault::from)
+            };
+            outage::ask(Server::git(&access.url), resolved).await.map_err(Error::from)
         }
     };
     let source = async {
@@ -200,7 +203,10 @@ async fn try_all(context: &Context, build: &ImageBuild, pool: &BuilderPool, read
     let registry = registry?;
     git.into_iter().chain([secrets, http]).collect::<Result<(), Error>>()?;
     cache_from(spec)?;
-    let pushes = registry.targets.iter().map(|target| target.client.check_push(&target.repository));
-    join_all(pushes).await.into_iter().collect::<Result<(), _>>().map_err(Fault::from)?;
+    let pushes = registry.targets.iter().map(|target| async {
+        let push = async { target.client.check_push(&target.repository).await.map_err(Fault::from) };
+        outage::ask(registry.server(&target.repository), push).await
+    });
+    join_all(pushes).await.into_iter().collect::<Result<(), _>>()?;
     Ok(())
 }

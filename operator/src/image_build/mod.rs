@@ -30,6 +30,7 @@ use crate::builder_pool::select::{archives, pool};
 use crate::condition::find;
 use crate::context::{Context, backoff, is_conflict, until, whole, write_status};
 use crate::git;
+use crate::outage;
 use crate::readable::unreadable;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
@@ -121,11 +122,15 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
     let mut memory = recall(build, &runs, context, now);
     let newest = runs.iter().max_by_key(|run| run.spec.number).cloned();
     let active = newest.as_ref().is_some_and(|run| is_active(run));
-    let waits = memory.retry_at.is_some_and(|retry| retry > now);
+    // It is woken once a server that was away is back, or asks whether that is so.
+    let waits =
+        memory.retry_at.is_some_and(|retry| retry > now) && context.outages.holds(memory.fault.as_ref(), &**build);
     // A server is not asked again and again with a credential that it has refused; a Secret costs a look.
     if !build.spec.suspend && (!waits || has_new_secret(build, &mut memory, context, now).await) {
         let seen = Runs { own: &runs, named: &named, newest: newest.as_deref(), active };
-        match advance(build, &seen, &mut memory, context, now).await {
+        let advanced = Box::pin(advance(build, &seen, &mut memory, context, now));
+        let advanced = context.outages.asking(&**build, advanced).await;
+        match advanced {
             Ok(created) => {
                 memory.fault = None;
                 memory.retry_at = None;
@@ -145,15 +150,16 @@ async fn step(build: &Arc<ImageBuild>, context: &Context) -> Result<Action, Erro
                 runs.extend(created.map(Arc::new));
             }
             Err(Error::Reference(references::Error::Fault(fault))) => {
-                memory.failures += 1;
-                memory.retry_at = now.checked_add(backoff(memory.failures)).ok();
+                let delay = outage::delay(&fault, &mut memory.failures, &uid);
+                memory.retry_at = now.checked_add(delay).ok();
                 memory.secrets = None;
                 if fault.class == FailureClass::Credential {
                     let namespace = build.namespace().unwrap_or_default();
                     let versions = references::secret_versions(context, &namespace, &build.spec).await;
                     memory.secrets = versions.ok().zip(now.checked_add(SECRETS).ok());
                 }
-                memory.fault = Some(fault.told(&build.spec, &build.namespace().unwrap_or_default()));
+                let fault = fault.told(&build.spec, &build.namespace().unwrap_or_default());
+                memory.fault = Some(outage::told(memory.fault.take(), fault));
             }
             // Told too: an operator that may not read or write something would otherwise be silent.
             Err(error) if !matches!(&error, Error::Write(error) if is_conflict(error)) => {

@@ -8,6 +8,7 @@ use kiln_crds::{ImageBuild, ImageBuildSpec, Platform};
 use kube::ResourceExt;
 use serde::Deserialize;
 
+use crate::outage;
 use crate::reason::Reason;
 use crate::references::{Fault, RegistryAccess};
 use kiln_registry::http_client::FailureClass;
@@ -79,13 +80,17 @@ pub async fn image(access: &RegistryAccess, field: &str, text: &str) -> Result<S
     }
     let mut outcome = Ok(None);
     for (client, repository) in access.readers(&reference.repository) {
-        outcome = client.head_manifest(&repository, &reference.identifier).await;
+        let found = async {
+            let found = client.head_manifest(&repository, &reference.identifier).await;
+            found.map_err(|error| unreadable(field, &error))
+        };
+        outcome = outage::ask(access.server(&repository), found).await;
         if let Ok(Some(found)) = &outcome {
             return Ok(by_digest(&reference.repository, found.digest()));
         }
     }
     match outcome {
-        Err(error) => Err(unreadable(field, &error)),
+        Err(fault) => Err(fault),
         Ok(_) => Err(not_found(field, &reference)),
     }
 }
@@ -100,8 +105,14 @@ pub async fn platform_image(
     let reference = parse(field, text)?;
     let mut outcome = Err(not_found(field, &reference));
     for (client, repository) in access.readers(&reference.repository) {
-        match client.get_manifest(&repository, &reference.identifier).await {
-            Ok(manifest) => {
+        let manifest = async {
+            match client.get_manifest(&repository, &reference.identifier).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                found => found.map(Some).map_err(|error| unreadable(field, &error)),
+            }
+        };
+        match outage::ask(access.server(&repository), manifest).await {
+            Ok(Some(manifest)) => {
                 let picked = pick(&manifest.bytes, platform).map_err(|there| {
                     let message = format!(
                         "{field}: {reference} has no image for {platform}: it has {}",
@@ -112,8 +123,8 @@ pub async fn platform_image(
                 let digest = picked.unwrap_or_else(|| manifest.descriptor.digest().clone());
                 return Ok(by_digest(&reference.repository, &digest));
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => outcome = Err(not_found(field, &reference)),
-            Err(error) => outcome = Err(unreadable(field, &error)),
+            Ok(None) => outcome = Err(not_found(field, &reference)),
+            Err(fault) => outcome = Err(fault),
         }
     }
     outcome

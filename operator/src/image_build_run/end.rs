@@ -23,7 +23,7 @@ use super::replaced::write_status;
 use super::status::{self, Waiting};
 use super::tagging::{self, Tagging};
 use super::{Error, agent_of, pod_of, taken, tell, waits_for, warnings};
-use crate::context::{Context, backoff, is_conflict, namespaced, until};
+use crate::context::{Context, is_conflict, namespaced, until};
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::tags::ownership::{self, Place};
@@ -45,7 +45,9 @@ pub(super) async fn finish(
 ) -> Result<Action, Error> {
     let uid = run.uid().unwrap_or_default();
     let mut tried = context.publishing.get(&uid);
-    if let Some(retry_at) = tried.retry_at.filter(|retry_at| *retry_at > now) {
+    if let Some(retry_at) = tried.retry_at.filter(|retry_at| *retry_at > now)
+        && context.outages.holds(tried.fault.as_ref(), &**run)
+    {
         return Ok(Action::requeue(until(retry_at, now)));
     }
     let claimed = match ownership::wanted(&run.spec.build, Values::of(run)) {
@@ -130,14 +132,13 @@ pub(super) async fn finish(
             if fault.class == FailureClass::Infrastructure
                 || matches!(fault.reason, Reason::PoolNotFound | Reason::PoolNotAllowed) =>
         {
-            tried.failures += 1;
-            tried.retry_at = now.checked_add(backoff(tried.failures)).ok();
+            let (fault, delay) = tried.failed(fault, &uid, now);
             context.publishing.set(&uid, tried);
             let since = finished_building(&status).unwrap_or(now);
             if now.duration_since(since).as_secs() > 3600 {
                 return end(&run, status, RunPhase::Failed, failure_of(fault, &run), context, now).await;
             }
-            wait(&run, status, (fault.reason, &fault.message), backoff(tried.failures), context, now).await
+            wait(&run, status, (fault.reason, &fault.message), delay, context, now).await
         }
         Err(references::Error::Fault(fault)) => {
             if fault.class == FailureClass::Credential {

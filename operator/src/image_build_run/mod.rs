@@ -57,19 +57,36 @@ use crate::builder::{BuilderId, observe};
 use crate::builder_pool::select;
 use crate::condition::find;
 use crate::context::{Context, is_conflict, until};
+use crate::delay;
+use crate::outage;
 use crate::reason::Reason;
 use crate::references::{self, Fault};
 use crate::trace::traceparent;
 use crate::turns;
 use kiln_registry::http_client::FailureClass;
 
+/// How often it is looked again, at least, whether a fault is mended.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
 /// What is remembered of a run's publishing.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Publishing {
     /// Tries that failed in a row.
     failures: u32,
     /// When to try again.
     retry_at: Option<Timestamp>,
+    /// What went wrong at the last one.
+    fault: Option<Fault>,
+}
+
+impl Publishing {
+    /// A try has failed: what is told of it, and how long it takes until the next.
+    fn failed(&mut self, fault: Fault, uid: &str, now: Timestamp) -> (Fault, Duration) {
+        let delay = outage::delay(&fault, &mut self.failures, uid);
+        let told = outage::told(self.fault.take(), fault);
+        *self = Self { failures: self.failures, retry_at: now.checked_add(delay).ok(), fault: Some(told.clone()) };
+        (told, delay)
+    }
 }
 
 /// Why a reconcile failed; it is tried again.
@@ -101,7 +118,7 @@ pub async fn reconcile(run: Arc<ImageBuildRun>, context: Arc<Context>) -> Result
     if context.replaced.is_stale(&run) {
         return Ok(Action::await_change());
     }
-    match Box::pin(step(&run, &context)).await {
+    match Box::pin(context.outages.asking(&*run, step(&run, &context))).await {
         // The object has changed since it was read: the newer one wakes the next reconcile.
         Err(Error::Write(error)) if is_conflict(&error) => Ok(Action::await_change()),
         other => other,
@@ -343,7 +360,9 @@ async fn wait_for_mending(
     if status != former {
         write_status(context, run, &status).await?;
     }
-    Ok(Action::requeue(Duration::from_secs(15)))
+    let asked = fault.outage.as_ref().and_then(|outage| outage.retry_after).unwrap_or_default();
+    let left = deadline(&status, Bounds::of(&run.spec.build).timeout).map_or(asked, |deadline| until(deadline, now));
+    Ok(Action::requeue(delay::spread(LOOK_AGAIN, run.uid()).max(asked.min(left))))
 }
 
 /// Follows the jobs that the status names: those that are starting are sent to their agent first.

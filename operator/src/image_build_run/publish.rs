@@ -15,6 +15,7 @@ use super::tagging::Tagging;
 use super::taken::{copied, spec_of};
 use crate::condition::seconds;
 use crate::context::Context;
+use crate::outage;
 use crate::reason::Reason;
 use crate::references::{Fault, Target};
 use crate::tags::late::{self, Late};
@@ -60,7 +61,7 @@ pub async fn publish(
     annotations: &BTreeMap<String, String>,
     tagging: &Tagging,
 ) -> Result<Published, Fault> {
-    let Some((main, others)) = inputs.registry.targets.split_first() else {
+    let Some(main) = inputs.registry.targets.first() else {
         let archived = run.spec.build.archive.as_ref().map(|archive| archived(run, status, annotations, &archive.path));
         return archived
             .transpose()
@@ -76,6 +77,22 @@ pub async fn publish(
     let values = Values::of(run);
     let tagged = inputs.registry.targets.iter().map(|target| Ok((target, render(&target.tags, values)?)));
     let tagged: Vec<(&Target, Vec<Tag>)> = tagged.collect::<Result<_, Fault>>()?;
+    // While the first registry is away, nothing is asked of the others.
+    let all = push(context, run, status, inputs, annotations, tagging, &tagged);
+    outage::ask(inputs.registry.server(&main.repository), Box::pin(all)).await
+}
+
+/// Pushes them to the repositories with their tags, of which there is at least one.
+async fn push(
+    context: &Context,
+    run: &ImageBuildRun,
+    status: &ImageBuildRunStatus,
+    inputs: &Inputs,
+    annotations: &BTreeMap<String, String>,
+    tagging: &Tagging,
+    tagged: &[(&Target, Vec<Tag>)],
+) -> Result<Published, Fault> {
+    let Some(((main, _), others)) = tagged.split_first() else { return Ok(Published::Nothing) };
     let (index, content) = if let Some(image) = copied(run, status) {
         match copy(image, inputs, main).await {
             Ok(index) => (index.clone(), vec![index.digest]),
@@ -89,8 +106,12 @@ pub async fn publish(
         (kiln_registry::assemble(&parts, annotations, media_type(run)), content)
     };
     // All that the tags will need first: those of one repository do not move before another is known to take the image.
-    futures::future::try_join_all(others.iter().map(|other| distribute(main, other, &content))).await?;
-    if let Some(late) = wait(context, run, status, &tagged, tagging).await? {
+    let distributed = others.iter().map(|(other, _)| {
+        let distributed = async { distribute(main, other, &content).await.map_err(Fault::from) };
+        outage::ask(inputs.registry.server(&other.repository), distributed)
+    });
+    futures::future::try_join_all(distributed).await?;
+    if let Some(late) = wait(context, run, status, tagged, tagging).await? {
         return Ok(Published::Waits(late));
     }
     let still_newest = || async {
@@ -99,10 +120,14 @@ pub async fn publish(
         let is_there = known.is_some_and(|known| known.metadata.uid == run.metadata.uid);
         is_there && context.leader.is_leader() && super::is_newest(context, run)
     };
-    for (target, tags) in &tagged {
+    for (target, tags) in tagged {
         let Target { repository, client, .. } = target;
         let told = |tag: &Tag, step: Step<'_>| tagging.told(repository, tag, step, &index.digest, Timestamp::now());
-        let outcome = kiln_registry::publish(client, repository, &index, tags, still_newest, told).await?;
+        let published = async {
+            let published = kiln_registry::publish(client, repository, &index, tags, still_newest, told).await;
+            published.map_err(Fault::from)
+        };
+        let outcome = outage::ask(inputs.registry.server(repository), published).await?;
         if outcome == PublishOutcome::Superseded {
             return Ok(Published::Superseded);
         }

@@ -11,6 +11,7 @@ use super::end::failure_of;
 use super::job::resolved;
 use super::outcome::sized;
 use crate::image_build::resolve::unreadable;
+use crate::outage;
 use crate::reason::Reason;
 use crate::references::Fault;
 use crate::tags::template;
@@ -98,8 +99,11 @@ async fn read(
     let reference: Reference = image.parse().map_err(|error| invalid(format!("{error}")))?;
     let wanted: Platform = name.parse().map_err(|error| invalid(format!("{error}")))?;
     let client = inputs.registry.reader(&reference.repository);
-    let found = inspect(&client, &reference.repository, &reference.identifier, &wanted).await;
-    let found = found.map_err(|error| unreadable(&format!("platforms[{name}].image"), &error))?;
+    let found = async {
+        let found = inspect(&client, &reference.repository, &reference.identifier, &wanted).await;
+        found.map_err(|error| unreadable(&format!("platforms[{name}].image"), &error))
+    };
+    let found = outage::ask(inputs.registry.server(&reference.repository), found).await?;
     check(&found, &wanted).map_err(|message| {
         Fault::user(Reason::PlatformNotInIndex, format!("platforms[{name}].image: {image} {message}"))
     })?;

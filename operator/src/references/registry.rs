@@ -13,6 +13,7 @@ use super::{Error, Fault, OF_POOLS, SecretData, ca_bundle, find_secret, find_sec
 use crate::builder::config::{self, Bundle, Bundles};
 use crate::builder_pool::select;
 use crate::context::Context;
+use crate::outage::Server;
 use crate::reason::Reason;
 use kiln_registry::http_client::HttpClient;
 use kiln_registry::{Credentials, Login, Reference, Repository, Scheme};
@@ -60,6 +61,12 @@ impl RegistryAccess {
         let login = Login::choose(&self.logins, repository);
         let http = self.of_registries.get(&repository.registry).unwrap_or(&self.http);
         self.clients.get(http, scheme(&self.plain_http, repository), login.as_ref())
+    }
+
+    /// The registry of `repository`.
+    #[must_use]
+    pub fn server(&self, repository: &Repository) -> Server {
+        Server::registry(scheme(&self.plain_http, repository), repository)
     }
 
     /// Where the images of `repository` can be read: the pool's mirrors in their order, then itself.

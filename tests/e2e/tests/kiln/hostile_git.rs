@@ -90,8 +90,10 @@ fn check(failed: &ImageBuild) {
 async fn nonsense_and_endless_answers() {
     Tenant::run("hostile-git", async |tenant| {
         let before = operators(tenant).await;
-        let server = HostileServer::start(&tenant.cluster, nonsense).await;
-        for (kind, _) in NONSENSE {
+        // Each has a server of its own: one that has failed some times is asked by one build at a time.
+        let servers = NONSENSE.map(|_| HostileServer::start(&tenant.cluster, nonsense));
+        let servers = futures::future::join_all(servers).await;
+        for ((kind, _), server) in NONSENSE.into_iter().zip(&servers) {
             tenant.create_build(&build(tenant, kind, &format!("https://{}/{kind}/app.git", server.host)).await).await;
         }
         tenant.build(&Build::inline(tenant, "other", &[("Dockerfile", "FROM busybox\n")]).amd64()).await;

@@ -115,12 +115,15 @@ pub async fn operators(tenant: &Tenant) -> BTreeMap<String, i32> {
 async fn nonsense_and_endless_answers() {
     Tenant::run("hostile-registry", async |tenant| {
         let before = operators(tenant).await;
-        let server = HostileServer::start(&tenant.cluster, nonsense).await;
+        // Each has a server of its own: one that has failed some times is asked by one build at a time.
+        let servers = NONSENSE.map(|_| HostileServer::start(&tenant.cluster, nonsense));
+        let servers = futures::future::join_all(servers).await;
         let silent = HostileServer::silent(&tenant.cluster).await;
         let elsewhere = format!("{}/app", silent.host);
         let cases: Vec<_> = NONSENSE
             .iter()
-            .map(|(kind, reason)| ((*kind).to_owned(), format!("{}/{kind}/app", server.host), *reason))
+            .zip(&servers)
+            .map(|((kind, reason), server)| ((*kind).to_owned(), format!("{}/{kind}/app", server.host), *reason))
             .chain([("no-tls".to_owned(), elsewhere, "RegistryUnavailable")])
             .collect();
         for (name, repository, _) in &cases {
