@@ -10,6 +10,7 @@ mod late;
 mod leader;
 mod memory;
 mod operator;
+mod outage;
 mod overtaken;
 mod points;
 mod proxy;
@@ -17,4 +18,4 @@ mod rotation;
 mod stage;
 mod upgrade;
 
-kiln_e2e::tests![in answers, away, builders, burst, late, leader, memory, overtaken, points, rotation, upgrade];
+kiln_e2e::tests![in answers, away, builders, burst, late, leader, memory, outage, overtaken, points, rotation, upgrade];

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -140,6 +141,8 @@ struct Shared {
     seen: Mutex<Vec<Seen>>,
     /// Those whose packets are lost.
     cut: watch::Sender<BTreeSet<IpAddr>>,
+    /// Whether every request is answered with 503.
+    fails: AtomicBool,
 }
 
 /// The proxy; it ends with the value.
@@ -176,6 +179,7 @@ impl Proxy {
             rules: Mutex::default(),
             seen: Mutex::default(),
             cut: watch::Sender::default(),
+            fails: AtomicBool::new(false),
         });
         let (sender, connections) = mpsc::channel(16);
         let accepting = tokio::spawn(accept(listener, acceptor(address.ip(), identity), shared.clone(), sender));
@@ -206,6 +210,11 @@ impl Proxy {
         self.shared.cut.send_modify(|cut| cut.extend([peer]));
     }
 
+    /// From now on every request is answered with 503, or none any more.
+    pub fn fail(&self, fails: bool) {
+        self.shared.fails.store(fails, Ordering::SeqCst);
+    }
+
     /// Everything passes again.
     pub fn mend(&self) {
         self.shared.cut.send_modify(BTreeSet::clear);
@@ -232,6 +241,9 @@ async fn pass(
     request: Incoming,
 ) -> Response {
     shared.reachable(peer).await;
+    if shared.fails.load(Ordering::SeqCst) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let (parts, body) = request.into_parts();
     let Ok(body) = axum::body::to_bytes(body, LARGEST_BODY).await else { return broken() };
     let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
