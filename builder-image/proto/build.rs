@@ -1,8 +1,11 @@
-//! Generates the gRPC code from `agent.proto` with a compiler written in Rust, so no `protoc` is needed.
+//! Generates the gRPC code from the proto files with a compiler written in Rust, so no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("cargo::rerun-if-changed=agent.proto");
-    let descriptors = protox::compile(["agent.proto"], ["."])?;
+    const FILES: [&str; 2] = ["agent.proto", "buildkitd.proto"];
+    for file in FILES {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(FILES, ["."])?;
     tonic_prost_build::configure()
         // Jobs carry credentials: no derived Debug may ever print one.
         .skip_debug([

@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    answer::{self, Answer},
     files,
     oom::Oom,
     process::{self, ProcessError},
@@ -28,6 +29,8 @@ use crate::{
 const PROCESSOR_TIME: u64 = 3600;
 /// How long buildkitd may be away: it starts within a second, and within a minute when the kubelet delays a restart.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long it may take to try which platforms its node runs.
+const WORKERS: Duration = Duration::from_secs(30);
 /// The pause between two looks at its socket.
 const PAUSE: Duration = Duration::from_millis(10);
 /// The most digits of an id, and the end of their line.
@@ -49,11 +52,13 @@ const USAGE_PATIENCE: Duration = Duration::from_millis(800);
 /// Why buildkitd could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildkitError {
-    /// It does not listen.
-    #[error("buildkitd does not answer at {address} (waited {} s); see the log of the builder pod's container \"buildkitd\"", PATIENCE.as_secs())]
+    /// It does not listen, or does not answer.
+    #[error("buildkitd does not answer at {address} (waited {} s); see the log of the builder pod's container \"buildkitd\"", waited.as_secs())]
     Silent {
         /// Where it should.
         address: String,
+        /// For how long.
+        waited: Duration,
     },
     /// `buildctl` could not be run.
     #[error(transparent)]
@@ -270,7 +275,7 @@ impl Buildkit {
         let until = Instant::now() + PATIENCE;
         while UnixStream::connect(socket).await.is_err() {
             if Instant::now() > until {
-                return Err(BuildkitError::Silent { address: self.address.clone() });
+                return Err(self.silent(PATIENCE));
             }
             tokio::select! {
                 () = tokio::time::sleep(PAUSE) => {}
@@ -288,7 +293,25 @@ impl Buildkit {
     }
 
     async fn workers(&self) -> Result<Vec<u8>, BuildkitError> {
-        self.ask(&["debug", "workers", "--format", "{{json .}}"]).await
+        let workers = self.buildctl_says(&["debug", "workers", "--format", "{{json .}}"]);
+        tokio::time::timeout(WORKERS, workers).await.unwrap_or_else(|_| Err(self.silent(WORKERS)))
+    }
+
+    fn silent(&self, waited: Duration) -> BuildkitError {
+        BuildkitError::Silent { address: self.address.clone(), waited }
+    }
+
+    /// Whether it answers, asked now.
+    pub async fn ask(&self) -> Answer {
+        match self.socket() {
+            Some(socket) => answer::ask(socket, answer::PATIENCE).await,
+            None => Answer::Answers,
+        }
+    }
+
+    /// Has its container end it, and with it all that runs there; the kubelet starts it anew.
+    pub fn end(&self) -> std::io::Result<()> {
+        self.oom.end_buildkitd()
     }
 
     /// How many bytes the cache holds, or held before the builds that run. None: it does not tell in time.
@@ -299,7 +322,7 @@ impl Buildkit {
             return Some(used);
         }
         let question = [&SIZES[..], &NO_MOUNTS].concat();
-        let sizes = self.builds.between(self.ask(&question));
+        let sizes = self.builds.between(self.buildctl_says(&question));
         // A large cache may take longer: what was true a while ago still says more than nothing.
         let Ok(Some(Ok(sizes))) = tokio::time::timeout(USAGE_PATIENCE, sizes).await else {
             return usage.map(|(_, used)| used);
@@ -312,7 +335,7 @@ impl Buildkit {
     /// How many bytes the cache holds, cache mounts with them; not to be asked while a build runs.
     pub async fn cache_with_mounts(&self) -> Result<u64, BuildkitError> {
         self.wait(&CancellationToken::new()).await?;
-        self.ask(&SIZES).await.map(|sizes| sum(&sizes))
+        self.buildctl_says(&SIZES).await.map(|sizes| sum(&sizes))
     }
 
     /// Whether something may be on the disk that nothing names any more: a build has failed or was stopped, or the last
@@ -340,13 +363,13 @@ impl Buildkit {
         self.wait(&CancellationToken::new()).await?;
         // One that is broken off has named less, and collected nothing.
         self.leave_garbage();
-        self.ask(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+        self.buildctl_says(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await?;
         self.garbage_left.store(false, Ordering::Relaxed);
         *self.collected.lock().await = Instant::now();
         Ok(())
     }
 
-    async fn ask(&self, question: &[&str]) -> Result<Vec<u8>, BuildkitError> {
+    async fn buildctl_says(&self, question: &[&str]) -> Result<Vec<u8>, BuildkitError> {
         let mut stderr = String::new();
         let mut command = self.buildctl();
         command.args(question);

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::{
+    answer::{self, Answer},
     buildkit::Buildkit,
     collect,
     config::Config,
@@ -68,6 +69,8 @@ pub enum StartError {
 enum Stop {
     Cancelled,
     TimedOut,
+    /// buildkitd has not answered for a minute.
+    BuildkitHung,
 }
 
 /// One job that this agent knows.
@@ -86,6 +89,13 @@ impl Job {
             token: CancellationToken::new(),
             why: OnceLock::new(),
         })
+    }
+
+    /// One of which nothing has been told yet.
+    #[cfg(test)]
+    #[must_use]
+    pub fn unfinished() -> Arc<Self> {
+        Self::new(Events::default())
     }
 
     /// Adds an event and wakes those who wait for it.
@@ -247,6 +257,13 @@ impl Registry {
         true
     }
 
+    /// Stops all jobs, for buildkitd has hung: each is to be tried again elsewhere.
+    pub fn give_up(&self) {
+        for job in lock(&self.known).jobs.values().filter(|job| job.outcome().is_none()) {
+            job.stop(Stop::BuildkitHung);
+        }
+    }
+
     /// Drops a job that has ended; false where it still runs.
     pub fn forget(&self, id: &str) -> bool {
         let mut known = lock(&self.known);
@@ -308,19 +325,15 @@ impl Registry {
             outcome = building => outcome,
             never = limit => match never {},
         };
-        let outcome = match (outcome, job.why.get()) {
-            (Ok(Ok(result)), _) => Ok(result),
-            (_, Some(Stop::Cancelled)) => Err(JobFailure::new(Reason::Cancelled, "the build was cancelled")),
-            (Ok(Err(failure)), Some(Stop::TimedOut)) => Err(JobFailure {
-                reason: Reason::BuildTimeout,
-                message: format!(
-                    "the build took longer than its timeout of {} s; raise spec.timeout, or see which step took the time",
-                    timeout.as_secs()
-                ),
-                ..failure
-            }),
-            (Ok(Err(failure)), None) => Err(failure),
-            (Err(panic), _) => Err(JobFailure::agent("carry out the job", &panic)),
+        let why = job.why.get().copied();
+        let outcome = match outcome {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(failure)) => {
+                // Where buildkitd hangs, the time was not the build's.
+                let is_hung = why == Some(Stop::TimedOut) && self.buildkit.ask().await == Answer::Silent;
+                Err(stopped(failure, why, is_hung, timeout))
+            }
+            Err(panic) => Err(stopped(JobFailure::agent("carry out the job", &panic), why, false, timeout)),
         };
         // No credential outlives its job.
         let _ = tokio::fs::remove_dir_all(&credentials).await;
@@ -375,6 +388,24 @@ impl Registry {
 
     fn file(&self, id: &str, extension: &str) -> PathBuf {
         self.config.state_dir.join("logs").join(format!("{id}.{extension}"))
+    }
+}
+
+/// How a job failed that had been stopped for this reason, from what it says itself. `is_hung`: buildkitd does not answer.
+fn stopped(failure: JobFailure, why: Option<Stop>, is_hung: bool, timeout: Duration) -> JobFailure {
+    match why {
+        None => failure,
+        Some(Stop::Cancelled) => JobFailure::new(Reason::Cancelled, "the build was cancelled"),
+        Some(Stop::BuildkitHung) => answer::hung(answer::LONGEST, failure),
+        Some(Stop::TimedOut) if is_hung => answer::hung(answer::PATIENCE, failure),
+        Some(Stop::TimedOut) => JobFailure {
+            reason: Reason::BuildTimeout,
+            message: format!(
+                "the build took longer than its timeout of {} s; raise spec.timeout, or see which step took the time",
+                timeout.as_secs()
+            ),
+            ..failure
+        },
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub mod answer;
 pub mod buildkit;
 pub mod collect;
 pub mod config;
@@ -109,6 +110,7 @@ pub async fn serve(config: config::Config) -> Result<(), AgentError> {
     tracing::info!(builder = config.builder, listen = %config.listen, max_jobs = config.max_jobs, "the agent is ready");
 
     tokio::spawn(collect::run(Arc::clone(&registry)));
+    tokio::spawn(answer::guard(Arc::clone(&registry)));
     let over = CancellationToken::new();
     let drain = {
         let (registry, over) = (Arc::clone(&registry), over.clone());

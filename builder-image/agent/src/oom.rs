@@ -5,7 +5,7 @@
 //! moment.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
@@ -21,6 +21,8 @@ use crate::files;
 /// The pipe with the script's answers; once buildkitd has ended, a file with its last word. The pipe for questions is beside
 /// it, and ends in `.ask`.
 const FILE: &str = "oom-kills";
+/// What stands in a question's place where the script is to end buildkitd.
+const END: &str = "end";
 /// How long an answer is waited for. It takes a millisecond, and longer where all processors are busy.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long until it is asked again, where it ended before it had answered.
@@ -103,6 +105,12 @@ impl Oom {
         watch
     }
 
+    /// Has the script end buildkitd, whatever that waits for.
+    pub fn end_buildkitd(&self) -> io::Result<()> {
+        let path = self.path.as_deref().ok_or(io::ErrorKind::Unsupported)?;
+        open_ask(path)?.write_all(format!("{END}\n").as_bytes())
+    }
+
     /// What the script says now. `None`: nothing that can be read, or not in time.
     async fn count(&self) -> Option<Count> {
         let path = self.path.as_deref()?;
@@ -153,6 +161,12 @@ impl Drop for Watch<'_> {
     }
 }
 
+/// The pipe for questions.
+fn open_ask(path: &Path) -> io::Result<fs::File> {
+    let asking = files::open_any(&path.with_extension("ask"), OpenOptions::new().write(true))?;
+    if asking.metadata()?.file_type().is_fifo() { Ok(asking) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
 /// The answer to a question of now, where answers come at `path`. `None`: whoever answers has ended.
 async fn ask(path: &Path) -> io::Result<Option<Count>> {
     let answers = files::open_any(path, OpenOptions::new().read(true))?;
@@ -160,14 +174,11 @@ async fn ask(path: &Path) -> io::Result<Option<Count>> {
         let last = files::read(path, LONGEST as u64)?;
         return answer(&last, "last").map(Some).ok_or(io::ErrorKind::InvalidData.into());
     }
-    let mut asking = match files::open_any(&path.with_extension("ask"), OpenOptions::new().write(true)) {
+    let mut asking = match open_ask(path) {
         // Nobody reads there.
         Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => return Ok(None),
         opened => opened?,
     };
-    if !asking.metadata()?.file_type().is_fifo() {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
     // One that was not waited for is still answered.
     let question = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().to_string();
     asking.write_all(format!("{question}\n").as_bytes())?;
@@ -207,7 +218,7 @@ fn lock(builds: &Mutex<Builds>) -> MutexGuard<'_, Builds> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, process::Command, time::Instant};
+    use std::{process::Command, time::Instant};
 
     use super::*;
 

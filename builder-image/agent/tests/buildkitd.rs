@@ -142,6 +142,18 @@ async fn the_agent_is_told_of_kills() {
 }
 
 #[test]
+fn a_buildkitd_that_hangs_is_ended() {
+    let mut container = Container::new();
+    container.start("trap '' TERM; : >$ROOT/up; kill -STOP $$; exec sleep 600");
+    container.wait_for("up");
+    // Made before buildkitd is started.
+    container.oom().end_buildkitd().unwrap();
+    assert_eq!(container.end(), Some(137));
+    let counted = fs::read_to_string(container.path("state/quick-failures")).unwrap();
+    assert_eq!(counted, "0\n", "the cache is not to blame");
+}
+
+#[test]
 fn want_of_memory_never_costs_the_cache() {
     /// As much as `kills` of [`Container`].
     const KILL: &str = "echo oom_kill 1 >$ROOT/cgroup/memory.events";

@@ -33,6 +33,7 @@ use super::{
     scripts, stages, unused_logins,
 };
 use crate::{
+    answer::{self, Answer},
     buildkit::SAMPLER,
     jobs::Registry,
     oom::{self, Shortage},
@@ -318,7 +319,11 @@ impl Build<'_> {
                     Err(error) => process_failure(error),
                     Ok(_) => JobFailure::new(Reason::Cancelled, "the build was stopped"),
                 };
-                Err(JobFailure { step, log_tail, warnings: progress.warnings().to_vec(), ..failure })
+                let failure = JobFailure { step, log_tail, warnings: progress.warnings().to_vec(), ..failure };
+                // The silence was not the build's.
+                let is_hung =
+                    failure.reason == Reason::NoOutput && self.registry.buildkit().ask().await == Answer::Silent;
+                Err(if is_hung { answer::hung(answer::PATIENCE, failure) } else { failure })
             }
         }
     }

@@ -104,3 +104,44 @@ async fn a_draining_agent_refuses_jobs() {
     assert_eq!(registry.start(waiting("../a")), Err(StartError::Id));
     registry.idle().await;
 }
+
+#[test]
+fn time_that_a_hung_buildkitd_took_is_not_the_build_s() {
+    use Reason::{AgentFailed, BuildTimeout, BuildkitUnavailable, Cancelled};
+    for (why, is_hung, expected) in [
+        (None, false, AgentFailed),
+        (Some(Stop::Cancelled), true, Cancelled),
+        (Some(Stop::TimedOut), false, BuildTimeout),
+        (Some(Stop::TimedOut), true, BuildkitUnavailable),
+        (Some(Stop::BuildkitHung), false, BuildkitUnavailable),
+    ] {
+        let failure = JobFailure { step: "[2/2] RUN make".into(), ..JobFailure::new(AgentFailed, "stopped") };
+        let told = stopped(failure, why, is_hung, Duration::from_secs(9));
+        assert_eq!(told.reason, expected, "{why:?} {is_hung}");
+        assert_eq!(told.message.contains("spec.timeout"), expected == BuildTimeout, "{told:?}");
+        assert_eq!(told.step.is_empty(), expected == Cancelled, "what ran is told");
+    }
+}
+
+#[tokio::test]
+async fn a_hung_buildkitd_gets_no_jobs_and_gives_up_those_that_it_has() {
+    use kiln_agent_proto::{StartRequest, agent_server::Agent as _};
+
+    let root = tempfile::tempdir().unwrap();
+    let registry = registry(root.path());
+    let service = crate::service::Service::new(Arc::clone(&registry));
+    let start = async |id| {
+        let started = service.start(tonic::Request::new(StartRequest { job: Some(waiting(id)) })).await;
+        started.map(|answer| answer.into_inner().started).map_err(|status| status.code())
+    };
+    // It is not there yet: the job waits for it.
+    assert_eq!(start("a").await, Ok(true));
+    registry.give_up();
+    assert_eq!(failure(&registry, "a").await.reason, "BuildkitUnavailable");
+    registry.idle().await;
+    // The kernel takes connections for a process that is stopped.
+    let _hung = tokio::net::UnixListener::bind(root.path().join("none.sock")).unwrap();
+    assert_eq!(start("b").await, Err(tonic::Code::FailedPrecondition));
+    assert!(registry.get("b").is_none());
+    assert_eq!(start("a").await, Ok(false), "a job that is known is not asked for");
+}
