@@ -350,6 +350,10 @@ pub struct BuilderStatus {
     pub security_profile: Option<SecurityProfile>,
     /// How many builds it runs.
     pub jobs: u32,
+    /// Since when it is silent, once that has lasted for half a minute: it gets no new build. After a minute and a half another
+    /// takes its place, and its builds are tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspect_since: Option<Time>,
     /// How it keeps apart what handles other people's files. Empty until it has answered for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<SourceSandbox>,

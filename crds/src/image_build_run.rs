@@ -190,6 +190,9 @@ pub struct PlatformStatus {
     /// The builder of this attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub builder: Option<BuilderRef>,
+    /// While it waits for another attempt: the builder that failed the last one, or did not take it. Another is preferred.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_on: Option<BuilderRef>,
     /// When this attempt was given to its builder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<MicroTime>,

@@ -151,7 +151,7 @@ impl Context {
     ) -> Self {
         let connections = Connections::new(authority.clone());
         Self {
-            jobs: Jobs::new(connections.clone(), wake.runs.clone()),
+            jobs: Jobs::new(connections.clone(), wake.runs.clone(), wake.pools.clone()),
             described: Described::new(connections, wake.pools.clone()),
             client,
             settings,

@@ -1,6 +1,7 @@
 //! Connections to agents, over mutual TLS, one for each builder pod.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,11 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use crate::builder::Authority;
 use crate::builder::authority::Certificates;
 use crate::builder::pod::AGENT_PORT;
+
+/// How long it may take until an agent's node has taken a connection.
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long the agent's handshake may take. While one is made, all calls to this agent wait for it.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// One agent: where it is, and the name that its certificate must hold.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -30,13 +36,20 @@ type Made = (Arc<Certificates>, Channel);
 pub struct Connections {
     authority: Arc<Authority>,
     channels: Arc<Mutex<HashMap<Agent, Made>>>,
+    port: u16,
 }
 
 impl Connections {
     /// Connections that trust and are trusted by this authority's certificates.
     #[must_use]
     pub fn new(authority: Arc<Authority>) -> Self {
-        Self { authority, channels: Arc::default() }
+        Self { authority, channels: Arc::default(), port: AGENT_PORT }
+    }
+
+    /// The same, to agents that listen elsewhere.
+    #[cfg(test)]
+    pub(super) fn with_port(self, port: u16) -> Self {
+        Self { port, ..self }
     }
 
     /// A client for this agent.
@@ -57,12 +70,13 @@ impl Connections {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(certificates.trust()))
             .identity(Identity::from_pem(&identity.certificate, &identity.key))
-            .domain_name(&agent.builder);
-        let channel = Endpoint::from_shared(format!("https://{host}:{AGENT_PORT}"))?
+            .domain_name(&agent.builder)
+            .timeout(HANDSHAKE);
+        let channel = Endpoint::from_shared(format!("https://{host}:{}", self.port))?
             .tls_config(tls)?
-            .connect_timeout(Duration::from_secs(2))
+            .connect_timeout(CONNECT)
             .tcp_nodelay(true)
-            // A stream without events is not a dead one, but a node that is gone answers no ping.
+            // A node that is gone answers no ping: its connection is made again, and calls do not wait on a dead one.
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)
@@ -76,6 +90,21 @@ impl Connections {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         channels.retain(|agent, _| agent.builder != builder);
     }
+}
+
+/// Whether an agent could not be reached because one does not trust the other's certificate.
+#[must_use]
+pub fn is_untrusted(status: &tonic::Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if error.is::<rustls::Error>() || inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Inline sources and secrets travel in a job: its size is that of an object in the API server, and more than gRPC's 4 MiB.

@@ -1,6 +1,7 @@
 //! Follows one job on its agent: has it started where the agent does not know it, reads its events, and reaches the agent
-//! again where it is away.
+//! again where the way to it breaks. How long it may be silent is its [`Pulse`]'s matter.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -12,18 +13,16 @@ use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::Channel;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::connection::Agent;
+use super::connection::{Agent, is_untrusted};
 use super::jobs::{Jobs, Observation, Whole, timely, unusable};
+use super::pulse::Pulse;
 use crate::image_build_run::steps::{Change, Progress};
 
-/// How long an agent whose pod seems alive may be out of reach: a new certificate takes a while to arrive.
-const UNREACHABLE: Duration = Duration::from_mins(2);
-/// How long it may take connections and answer nothing. A connection that stood is known to be dead 20 s after its last
-/// answer, so such a builder is given up after a minute and a half.
-const SILENT: Duration = Duration::from_secs(70);
-/// A stream that stands for so long shows that the agent lives, events or not.
+/// The longest delay before an agent is reached again, jitter aside.
+const LONGEST_DELAY: Duration = Duration::from_secs(2);
+/// How long a stream stands until the next one that breaks is taken up at once again.
 const STANDS: Duration = Duration::from_secs(1);
 /// How long changes are gathered before they are told.
 const GATHER: Duration = Duration::from_millis(250);
@@ -92,8 +91,13 @@ pub(super) struct Follower {
     pub job: Option<Box<dyn Whole>>,
     pub progress: Progress,
     pub news: News,
-    /// How long the last attempt waited for what is not the agent's.
-    pub own: Duration,
+    pub pulse: Arc<Pulse>,
+    /// The sequence number of the last event that was read.
+    pub seen: u64,
+    /// Whether its stream was read in the last attempt.
+    pub is_heard: bool,
+    /// What came of that attempt.
+    pub trouble: String,
 }
 
 /// Why an attempt has ended.
@@ -112,40 +116,48 @@ impl From<tonic::Status> for Interrupted {
 
 impl Follower {
     pub(super) async fn run(mut self) {
+        let pulse = self.pulse.clone();
+        let ended = tokio::select! {
+            biased;
+            ended = self.follow() => Some(ended),
+            () = pulse.lost() => None,
+        };
+        let ended = ended.unwrap_or_else(|| {
+            warn!(trouble = self.trouble, silent = ?pulse.silence(), "a builder is lost");
+            Observation::Unreachable(std::mem::take(&mut self.trouble))
+        });
+        self.observe(ended);
+    }
+
+    /// Takes the stream up again until the job has ended.
+    async fn follow(&mut self) -> Observation {
         let backoff = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(20))
             .with_factor(1.5)
-            .with_max_delay(Duration::from_secs(2))
+            .with_max_delay(LONGEST_DELAY)
+            .with_jitter()
             .without_max_times();
         let mut delays = backoff.build();
-        let mut seen = 0;
-        let mut last_heard = Instant::now();
+        let pulse = self.pulse.clone();
         loop {
-            let (mut heard, before, begun) = (false, seen, Instant::now());
-            let silent = last_heard.elapsed();
-            let status = match self.attempt(&mut seen, &mut heard).await {
-                Ok(outcome) => return self.observe(outcome),
-                Err(Interrupted::Agent(status)) => status,
+            let (before, begun) = (self.seen, Instant::now());
+            match self.attempt().await {
+                Ok(outcome) => return outcome,
+                Err(Interrupted::Agent(status)) => {
+                    debug!(%status, "reaching the agent again");
+                    pulse.missed(is_untrusted(&status));
+                    status.message().clone_into(&mut self.trouble);
+                    if self.seen > before || self.is_heard && begun.elapsed() >= STANDS {
+                        delays = backoff.build();
+                    }
+                    tokio::time::sleep(delays.next().unwrap_or(LONGEST_DELAY)).await;
+                }
                 Err(Interrupted::Operator(error)) => {
                     debug!(%error, "the job cannot be made");
-                    tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
-                    // What goes wrong here says nothing of the agent.
-                    last_heard = Instant::now() - silent;
-                    continue;
+                    let _pause = pulse.pause();
+                    tokio::time::sleep(delays.next().unwrap_or(LONGEST_DELAY)).await;
                 }
-            };
-            last_heard += std::mem::take(&mut self.own);
-            if seen > before || heard && begun.elapsed() >= STANDS {
-                last_heard = Instant::now();
-                delays = backoff.build();
             }
-            let patience = if status.code() == Code::DeadlineExceeded { SILENT } else { UNREACHABLE };
-            if last_heard.elapsed() > patience {
-                warn!(%status, "the agent cannot be reached");
-                return self.observe(Observation::Unreachable(status.message().to_owned()));
-            }
-            debug!(%status, "reaching the agent again");
-            tokio::time::sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
         }
     }
 
@@ -153,19 +165,21 @@ impl Follower {
         self.jobs.observe(&self.id, &self.run, observation, &self.progress);
     }
 
-    /// Starts the job, if that is still to be done, and reads its events; `heard` says whether they could be read. `Err`: try
-    /// again.
-    async fn attempt(&mut self, seen: &mut u64, heard: &mut bool) -> Result<Observation, Interrupted> {
+    /// Starts the job, if that is still to be done, and reads its events. `Err`: try again.
+    async fn attempt(&mut self) -> Result<Observation, Interrupted> {
+        self.is_heard = false;
         let mut client = self.jobs.connections.client(&self.agent).map_err(|error| unusable(&error))?;
-        let request = proto::WatchRequest { job_id: self.id.clone(), after: *seen };
+        let request = proto::WatchRequest { job_id: self.id.clone(), after: self.seen };
         // Asked first: an agent that cannot be reached keeps no place in memory from others.
         let mut watched = timely(client.watch(request.clone())).await;
         if let (Some(job), Err(status)) = (&self.job, &watched)
             && status.code() == Code::NotFound
         {
-            let begun = Instant::now();
-            let whole = job.job().await.map_err(Interrupted::Operator)?;
-            self.own = begun.elapsed();
+            self.pulse.heard();
+            let whole = {
+                let _pause = self.pulse.pause();
+                job.job().await.map_err(Interrupted::Operator)?
+            };
             let Some(whole) = whole else { return Ok(Observation::Unknown) };
             if let Some(ended) = Box::pin(start(&mut client, whole)).await? {
                 return Ok(ended);
@@ -179,7 +193,11 @@ impl Follower {
         };
         // Its credentials are not needed again.
         self.job = None;
-        *heard = true;
+        self.hear();
+        // Agents of an earlier version send no heartbeats: the pings of a connection that stands tell of them.
+        let mut beats = false;
+        let mute = self.pulse.patience.mute;
+        let mut heard = Instant::now();
         loop {
             let due = self.news.due();
             let event = tokio::select! {
@@ -191,11 +209,28 @@ impl Follower {
                     self.tell();
                     continue;
                 }
+                () = tokio::time::sleep_until(heard + mute) => {
+                    if beats {
+                        return Err(tonic::Status::deadline_exceeded("no heartbeat").into());
+                    }
+                    self.hear();
+                    heard = Instant::now();
+                    continue;
+                }
             };
             let Some(event) = event else {
                 return Err(tonic::Status::unavailable("the stream ended before the job did").into());
             };
-            *seen = event.sequence;
+            self.hear();
+            heard = Instant::now();
+            if matches!(event.kind, Some(proto::event::Kind::Heartbeat(_))) {
+                beats = true;
+                continue;
+            }
+            if event.sequence <= self.seen {
+                continue;
+            }
+            self.seen = event.sequence;
             match self.progress.take(&event) {
                 Change::Nothing => {}
                 Change::Status => self.news.changed(Instant::now()),
@@ -205,6 +240,11 @@ impl Follower {
                 return Ok(outcome);
             }
         }
+    }
+
+    fn hear(&mut self) {
+        self.is_heard = true;
+        self.pulse.heard();
     }
 
     fn tell(&mut self) {
@@ -238,6 +278,7 @@ async fn start(
     match timely(client.start(proto::StartRequest { job: Some(job) })).await {
         Ok(_) => Ok(None),
         Err(status) if matches!(status.code(), Code::ResourceExhausted | Code::FailedPrecondition) => {
+            info!(why = status.message(), "the builder takes no job");
             Ok(Some(Observation::Refused))
         }
         // Out of range: it is larger than the agent takes.
@@ -257,7 +298,10 @@ fn outcome(event: proto::event::Kind) -> Option<Observation> {
     match event {
         proto::event::Kind::Result(result) => Some(Observation::Succeeded(Box::new(result))),
         proto::event::Kind::Failure(failure) => Some(Observation::Failed(failure)),
-        proto::event::Kind::Phase(_) | proto::event::Kind::Step(_) | proto::event::Kind::Log(_) => None,
+        proto::event::Kind::Phase(_)
+        | proto::event::Kind::Step(_)
+        | proto::event::Kind::Log(_)
+        | proto::event::Kind::Heartbeat(_) => None,
     }
 }
 

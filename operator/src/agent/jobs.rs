@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use k8s_openapi::jiff::Timestamp;
 use kiln_agent_proto as proto;
-use kiln_crds::ImageBuildRun;
 use kiln_crds::image_build_run::PlatformPhase;
+use kiln_crds::{BuilderPool, ImageBuildRun};
 use kiln_registry::room::Place;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc::UnboundedSender;
@@ -22,6 +23,7 @@ use tracing::{Instrument, debug, info_span};
 
 use super::connection::{Agent, Connections};
 use super::follower::{Follower, News};
+use super::pulse::{Patience, Pulse, Trust};
 use crate::image_build_run::steps::Progress;
 
 /// How long a single question to an agent may take.
@@ -42,7 +44,7 @@ pub enum Observation {
     Unknown,
     /// The agent takes no more jobs now.
     Refused,
-    /// The agent cannot be reached.
+    /// The agent has been silent for too long.
     Unreachable(String),
 }
 
@@ -57,7 +59,7 @@ struct Entry {
     builder: String,
     observation: Observation,
     progress: Arc<Progress>,
-    follower: Option<AbortHandle>,
+    follower: Option<(AbortHandle, Arc<Pulse>)>,
 }
 
 impl Entry {
@@ -83,13 +85,26 @@ pub struct Jobs {
     pub(super) connections: Connections,
     entries: Arc<Mutex<HashMap<String, Entry>>>,
     wake: UnboundedSender<ObjectRef<ImageBuildRun>>,
+    wake_pools: UnboundedSender<ObjectRef<BuilderPool>>,
+    patience: Patience,
 }
 
 impl Jobs {
-    /// Follows nothing yet. `wake` is sent each run whose jobs changed.
+    /// Follows nothing yet. `wake` is sent each run whose jobs changed, `wake_pools` each pool of which a builder has fallen
+    /// silent or is heard again.
     #[must_use]
-    pub fn new(connections: Connections, wake: UnboundedSender<ObjectRef<ImageBuildRun>>) -> Self {
-        Self { connections, entries: Arc::default(), wake }
+    pub fn new(
+        connections: Connections,
+        wake: UnboundedSender<ObjectRef<ImageBuildRun>>,
+        wake_pools: UnboundedSender<ObjectRef<BuilderPool>>,
+    ) -> Self {
+        Self { connections, entries: Arc::default(), wake, wake_pools, patience: Patience::default() }
+    }
+
+    /// The same, with another patience.
+    #[cfg(test)]
+    pub(super) fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     /// Keeps a place on a builder for a job whose status is about to be written. `false`: it has one there already.
@@ -100,7 +115,7 @@ impl Jobs {
             // It was given to one that goes.
             _ => (true, entries.insert(job.to_owned(), Entry::new(builder))),
         });
-        if let Some(follower) = former.and_then(|entry| entry.follower) {
+        if let Some((follower, _)) = former.and_then(|entry| entry.follower) {
             follower.abort();
         }
         is_new
@@ -136,35 +151,63 @@ impl Jobs {
         })
     }
 
-    /// Begins to follow a job; does nothing where it is followed already. With a `job`, an agent that does not know it is asked
-    /// to start it.
-    pub fn follow(&self, id: &str, run: &ObjectRef<ImageBuildRun>, agent: Agent, job: Option<Box<dyn Whole>>) {
+    /// Since when a builder has been silent for so long that it gets no new job. `None`: it is trusted, or nobody listens.
+    #[must_use]
+    pub fn suspect_since(&self, builder: &str) -> Option<Timestamp> {
         self.with(|entries| {
-            let entry = entries.entry(id.to_owned()).or_insert_with(|| Entry::new(&agent.builder));
-            if entry.follower.is_some() {
+            let of_builder = entries.values().filter(|entry| entry.builder == builder);
+            of_builder.filter_map(|entry| entry.follower.as_ref()).find_map(|(_, pulse)| pulse.suspect_since())
+        })
+    }
+
+    /// For how long nothing was heard of a job's agent. `None`: nobody listens.
+    #[must_use]
+    pub fn silence(&self, job: &str) -> Option<Duration> {
+        self.with(|entries| Some(entries.get(job)?.follower.as_ref()?.1.silence()))
+    }
+
+    /// Begins to follow a job of this pool; does nothing where it is followed already. With a `job`, an agent that does not
+    /// know it is asked to start it.
+    pub fn follow(
+        &self,
+        id: &str,
+        run: &ObjectRef<ImageBuildRun>,
+        pool: &str,
+        agent: Agent,
+        job: Option<Box<dyn Whole>>,
+    ) {
+        self.with(|entries| {
+            if entries.get(id).is_some_and(|entry| entry.follower.is_some()) {
                 return;
             }
+            // Whoever hears of it hears for all.
+            let mut pulses = entries.values().filter_map(|entry| Some(&entry.follower.as_ref()?.1));
+            let known = pulses.find(|pulse| pulse.agent == agent && pulse.trust() != Trust::Lost).cloned();
+            let start = || Pulse::start(agent.clone(), self.patience, ObjectRef::new(pool), self.wake_pools.clone());
+            let pulse = known.unwrap_or_else(start);
             let span = info_span!("job", id, builder = agent.builder);
-            let news = News::new(job.is_none(), Instant::now());
-            let progress = Progress::default();
+            let entry = entries.entry(id.to_owned()).or_insert_with(|| Entry::new(&agent.builder));
             let follower = Follower {
                 jobs: self.clone(),
                 id: id.to_owned(),
                 run: run.clone(),
                 agent,
+                news: News::new(job.is_none(), Instant::now()),
                 job,
-                progress,
-                news,
-                own: Duration::ZERO,
+                progress: Progress::default(),
+                pulse: pulse.clone(),
+                seen: 0,
+                is_heard: false,
+                trouble: String::new(),
             };
-            entry.follower = Some(tokio::spawn(follower.run().instrument(span)).abort_handle());
+            entry.follower = Some((tokio::spawn(follower.run().instrument(span)).abort_handle(), pulse));
         });
     }
 
     /// Stops to follow a job, and gives its place back.
     pub fn release(&self, job: &str) {
         let entry = self.with(|entries| entries.remove(job));
-        if let Some(follower) = entry.and_then(|entry| entry.follower) {
+        if let Some((follower, _)) = entry.and_then(|entry| entry.follower) {
             follower.abort();
         }
     }

@@ -4,6 +4,9 @@ pub mod connection;
 pub mod facts;
 mod follower;
 pub mod jobs;
+pub mod pulse;
+#[cfg(test)]
+mod stand_in;
 
 pub use connection::{Agent, Connections};
 pub use facts::{Described, Facts};

@@ -155,6 +155,7 @@ pub fn builders(
                 taken: activity.taken.contains(&name),
                 terminating: is_leaving(context, pod),
                 stuck: is_stuck(pod, now),
+                suspect: context.jobs.suspect_since(&name).is_some(),
                 id,
             })
         })

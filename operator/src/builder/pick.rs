@@ -2,7 +2,8 @@
 //!
 //! Jobs are served in the order of their runs. A job goes to the slot of its trust domain where it was last, for there is
 //! its cache, if that has room or can be opened; else to the lowest slot that has room, for the lower a slot, the warmer
-//! its cache. A new slot is opened only where all are full and the limits allow it, if need be in the place of an idle
+//! its cache. It prefers another than where it has just failed for the infrastructure's sake, and a builder that is silent gets
+//! none. A new slot is opened only where all are full and the limits allow it, if need be in the place of an idle
 //! builder of somebody else. A job that is to be alone takes an idle builder, and keeps others from it. A namespace at its
 //! limit of volumes gives up the one that it has not used for longest, as a cache does.
 
@@ -25,17 +26,23 @@ pub struct Request {
     pub last: Option<String>,
     /// Whether no other is to build there meanwhile.
     pub alone: bool,
+    /// The name of the builder on which the infrastructure failed its last attempt: another one, if there is any.
+    pub avoids: Option<String>,
 }
 
 impl Request {
     fn was_last_on(&self, id: &BuilderId) -> bool {
-        self.last.as_ref().is_some_and(|last| *last == id.name())
+        self.last.as_ref().is_some_and(|last| *last == id.name()) && !self.avoids(id)
+    }
+
+    fn avoids(&self, id: &BuilderId) -> bool {
+        self.avoids.as_ref().is_some_and(|avoided| *avoided == id.name())
     }
 }
 
 /// A builder pod as it stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[allow(clippy::struct_excessive_bools, reason = "four facts that can be true together")]
+#[allow(clippy::struct_excessive_bools, reason = "five facts that can be true together")]
 pub struct Builder {
     /// Which one it is.
     pub id: BuilderId,
@@ -51,12 +58,14 @@ pub struct Builder {
     pub terminating: bool,
     /// Whether it should have been gone long since, as on a lost node.
     pub stuck: bool,
+    /// Whether its agent is silent: it may be lost, with what it is given.
+    pub suspect: bool,
 }
 
 impl Builder {
     /// Whether there is room for a request.
     fn is_open(&self, request: &Request, jobs: u32) -> bool {
-        !self.taken && self.jobs < if request.alone { 1 } else { jobs } && self.serves(request)
+        !self.taken && !self.suspect && self.jobs < if request.alone { 1 } else { jobs } && self.serves(request)
     }
 
     fn serves(&self, request: &Request) -> bool {
@@ -170,7 +179,7 @@ impl Stock {
     fn keep_for(&mut self, request: &Request) {
         let builders = self.builders.values_mut().map(|(builder, _)| builder).filter(|builder| {
             let is_own = builder.id.domain == request.domain && builder.id.architecture == request.architecture;
-            request.alone && is_own && !builder.taken && builder.serves(request)
+            request.alone && is_own && !builder.taken && !builder.suspect && builder.serves(request)
         });
         if let Some(builder) = builders.min_by_key(|builder| builder.jobs) {
             builder.taken = true;
@@ -199,6 +208,7 @@ pub fn pick(pool: &str, requests: &[Request], builders: &[Builder], volumes: &[V
                         current: true,
                         terminating: false,
                         stuck: false,
+                        suspect: false,
                     };
                     let (builder, _) = stock.builders.entry(id.clone()).or_insert_with(|| (fresh(), false));
                     builder.jobs += 1;
@@ -243,7 +253,7 @@ fn pick_one(pool: &str, request: &Request, stock: &Stock, limits: Limits) -> Cho
         .iter()
         .filter(|(builder, _)| builder.is_open(request, limits.jobs_per_builder))
         // The first of those that are alike.
-        .min_by_key(|(builder, _)| !request.was_last_on(&builder.id));
+        .min_by_key(|(builder, _)| (request.avoids(&builder.id), !request.was_last_on(&builder.id)));
     let all = || builders.values().map(|(builder, _)| builder);
     let of_namespace = || {
         all().filter(|builder| {

@@ -26,7 +26,14 @@ fn id(namespace: &str, slot: u32) -> BuilderId {
 }
 
 fn request(namespace: &str) -> Request {
-    Request { domain: domain(namespace), architecture: "amd64".into(), bundles: vec![], last: None, alone: false }
+    Request {
+        domain: domain(namespace),
+        architecture: "amd64".into(),
+        bundles: vec![],
+        last: None,
+        alone: false,
+        avoids: None,
+    }
 }
 
 fn builder(namespace: &str, slot: u32, jobs: u32) -> Builder {
@@ -38,6 +45,7 @@ fn builder(namespace: &str, slot: u32, jobs: u32) -> Builder {
         current: true,
         terminating: false,
         stuck: false,
+        suspect: false,
     }
 }
 
@@ -81,6 +89,31 @@ fn a_job_that_is_to_be_alone_shares_its_builder_with_nobody() {
     // Where another may be made, neither waits.
     let busy = [builder("a", 0, 1)];
     assert_eq!(pick("p", &[alone(), request("a")], &busy, &[], LIMITS), [new(1), existing(0)]);
+}
+
+#[test]
+fn a_silent_builder_gets_no_job_and_a_retry_prefers_another() {
+    let silent = |slot, jobs| Builder { suspect: true, ..builder("a", slot, jobs) };
+    let (existing, new) = (|slot| Choice::Existing(id("a", slot)), |slot| Choice::New(id("a", slot)));
+    let avoiding = |slot| Request { avoids: Some(id("a", slot).name()), ..request("a") };
+    let back_to = |slot| Request { last: Some(id("a", slot).name()), ..avoiding(slot) };
+    let alone = || Request { alone: true, ..request("a") };
+    for (builders, request, expected) in [
+        (vec![silent(0, 1), builder("a", 1, 1)], request("a"), existing(1)),
+        (vec![silent(0, 1)], request("a"), new(1)),
+        (vec![silent(0, 1), silent(1, 0)], request("a"), Choice::Wait(BUSY)),
+        // It keeps none for one that is to be alone: that waits for what can be had.
+        (vec![silent(0, 0), builder("a", 1, 1)], alone(), Choice::Wait(BUSY)),
+        (vec![builder("a", 0, 0), builder("a", 1, 1)], avoiding(0), existing(1)),
+        (vec![builder("a", 0, 0), builder("a", 1, 1)], avoiding(1), existing(0)),
+        (vec![builder("a", 0, 0), builder("a", 1, 1)], back_to(1), existing(0)),
+        // Better that one than a new one with a cold cache.
+        (vec![builder("a", 0, 0)], avoiding(0), existing(0)),
+        (vec![builder("a", 0, 0), builder("a", 1, 2)], avoiding(0), existing(0)),
+    ] {
+        let choice = pick("p", std::slice::from_ref(&request), &builders, &[], LIMITS);
+        assert_eq!(choice, [expected], "{builders:?} {request:?}");
+    }
 }
 
 #[test]
@@ -225,6 +258,7 @@ proptest! {
                     bundles: vec![],
                     last: None,
                     alone: false,
+                    avoids: None,
                 }
             })
             .collect();

@@ -159,6 +159,7 @@ fn builders(
                 last_active,
                 wanted: activity.waiting.contains(&id.domain.namespace),
                 ended: observe::has_ended(pod),
+                suspect_since: context.jobs.suspect_since(&name),
                 terminating: observe::is_going(context, &pod.metadata),
                 orphaned: living.is_gone(context, &id.domain),
                 standing: made

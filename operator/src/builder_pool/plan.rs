@@ -53,6 +53,8 @@ pub struct Builder {
     pub wanted: bool,
     /// Whether the pod has ended, as after an eviction.
     pub ended: bool,
+    /// Since when its agent is silent, where that is for long.
+    pub suspect_since: Option<Timestamp>,
     /// Whether it is on its way out.
     pub terminating: bool,
     /// Whether nobody is left whom it could work for.
@@ -187,6 +189,7 @@ mod tests {
             last_active: at(last_active),
             wanted: false,
             ended: false,
+            suspect_since: None,
             terminating: false,
             orphaned: false,
             standing: Standing::Idle,

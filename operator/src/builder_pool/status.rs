@@ -76,6 +76,7 @@ fn of_builder(builder: &Builder) -> BuilderStatus {
         node: builder.node.clone(),
         security_profile: Some(builder.profile.in_api()),
         jobs: u32::try_from(builder.jobs).unwrap_or(u32::MAX),
+        suspect_since: builder.suspect_since.map(|since| Time(seconds(since))),
         last_active_at: Some(Time(seconds(builder.last_active))),
         ..BuilderStatus::default()
     };
@@ -222,6 +223,7 @@ mod tests {
             last_active: Timestamp::from_microsecond(5_500_000).unwrap(),
             wanted: false,
             ended: false,
+            suspect_since: None,
             terminating: false,
             orphaned: false,
             standing: crate::builder_pool::warm::Standing::Idle,
@@ -238,7 +240,8 @@ mod tests {
         });
         let coming = Builder { node: None, facts: None, jobs: 0, ..builder("amd64", 1) };
         let leaving = Builder { terminating: true, ..builder("amd64", 2) };
-        let builders = [builder("amd64", 0), coming, leaving, builder("arm64", 0)];
+        let silent = Builder { suspect_since: Timestamp::from_second(7).ok(), ..builder("arm64", 0) };
+        let builders = [builder("amd64", 0), coming, leaving, silent];
         let status = status(&pool, &builders, &nodes, &[Profile::UserNamespace; 3], Timestamp::UNIX_EPOCH);
         insta::assert_yaml_snapshot!(status);
     }

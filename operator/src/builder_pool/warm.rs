@@ -152,6 +152,7 @@ mod tests {
             current: true,
             terminating: false,
             stuck: false,
+            suspect: false,
         }
     }
 

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kiln_crds::image_build_run::{ImageBuildRunStatus, PlatformPhase, PlatformStatus, RunPhase};
 use kiln_crds::{BuilderPool, ImageBuild, ImageBuildRun};
 use kube::ResourceExt;
@@ -48,7 +48,7 @@ use self::dereference::{Inputs, dereference};
 use self::end::{cancel_jobs, end, failure_of, finish, secret_versions};
 use self::hold::{conclude, hold, is_held, release};
 use self::place::{Placed, give_back, place, wait_for_capacity};
-use self::plan::{Bounds, Holder, Next, Stop, advance, deadline, due, job_id, next};
+use self::plan::{Bounds, Holder, Next, Stop, advance, due, job_id, next, overdue};
 use self::replaced::write_status;
 use self::start::Start;
 use self::status::Waiting;
@@ -67,6 +67,8 @@ use kiln_registry::http_client::FailureClass;
 
 /// How often it is looked again, at least, whether a fault is mended.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// How often a run whose time is over is looked at, until its builder is heard again or lost.
+const OVERDUE: SignedDuration = SignedDuration::from_secs(1);
 
 /// What is remembered of a run's publishing.
 #[derive(Clone, Debug, Default)]
@@ -151,7 +153,8 @@ async fn step(run: &Arc<ImageBuildRun>, context: &Context) -> Result<Action, Err
         cancelled: run.spec.cancel || run.metadata.deletion_timestamp.is_some() || is_orphaned(context, run),
         superseded: !is_newest(context, run),
     };
-    match next(&status, stop, bounds.timeout, now) {
+    let silence = silence(run, &status, context);
+    match next(&status, stop, bounds.timeout, silence, now) {
         Next::End(phase, failure) => {
             cancel_jobs(run, &mut status, context, now).await?;
             end(run, status, phase, *failure, context, now).await
@@ -208,6 +211,14 @@ fn observe(
         }
     }
     status
+}
+
+/// For how long nothing was heard of a builder that holds one of the run's jobs.
+fn silence(run: &ImageBuildRun, status: &ImageBuildRunStatus, context: &Context) -> Duration {
+    let uid = run.uid().unwrap_or_default();
+    let assigned = status.platforms.iter().filter(|platform| platform.phase.is_assigned());
+    let jobs = assigned.map(|platform| job_id(&uid, &platform.name, platform.attempt));
+    jobs.map(|job| context.jobs.silence(&job).unwrap_or(Duration::MAX)).max().unwrap_or_default()
 }
 
 /// The agent that holds a platform's job. `None`: its pod is gone, or is another one by now.
@@ -361,7 +372,7 @@ async fn wait_for_mending(
         write_status(context, run, &status).await?;
     }
     let asked = fault.outage.as_ref().and_then(|outage| outage.retry_after).unwrap_or_default();
-    let left = deadline(&status, Bounds::of(&run.spec.build).timeout).map_or(asked, |deadline| until(deadline, now));
+    let left = overdue(&status, Bounds::of(&run.spec.build).timeout).map_or(asked, |overdue| until(overdue, now));
     Ok(Action::requeue(delay::spread(LOOK_AGAIN, run.uid()).max(asked.min(left))))
 }
 
@@ -379,6 +390,7 @@ fn follow(
             continue;
         }
         let Some(agent) = agent_of(run, platform, context) else { continue };
+        let Some(of) = pod_of(run, platform, context).and_then(|pod| BuilderId::of(&pod.metadata)) else { continue };
         let job = if platform.phase == PlatformPhase::Starting {
             let Some((pool, inputs)) = inputs else { continue };
             // Only where a collector takes the spans that BuildKit would make.
@@ -404,7 +416,7 @@ fn follow(
             attempt = platform.attempt,
             "job given to a builder"
         );
-        context.jobs.follow(&id, &ObjectRef::from_obj(&**run), agent, job);
+        context.jobs.follow(&id, &ObjectRef::from_obj(&**run), &of.pool, agent, job);
     }
 }
 
@@ -419,7 +431,10 @@ fn requeue(
     let queued = status.platforms.iter().filter(|platform| platform.phase == PlatformPhase::Queued);
     let retries = queued.filter_map(|platform| due(uid, platform));
     let kubelets = status.platforms.iter().filter_map(memory::look_again);
-    let at = retries.filter(|due| *due > now).chain(deadline(status, bounds.timeout)).chain(look_again);
+    // One that is overdue already waits for a builder to be heard again.
+    let soon = now.checked_add(OVERDUE).unwrap_or(now);
+    let overdue = overdue(status, bounds.timeout).map(|overdue| overdue.max(soon));
+    let at = retries.filter(|due| *due > now).chain(overdue).chain(look_again);
     let at = at.chain(kubelets).min();
     at.map_or_else(Action::await_change, |at| Action::requeue(until(at, now) + Duration::from_millis(10)))
 }

@@ -21,6 +21,9 @@ const TIMEOUT: Duration = Duration::from_hours(1);
 const RETRIES: u32 = 3;
 /// How long a platform waits at most whose job was refused: its builder was full or going, as nobody knew yet.
 const REFUSED: Duration = Duration::from_secs(4);
+/// How long after its time a builder that lives takes at most to stop a job and to say why: whether the build took the time,
+/// or a buildkitd that hangs.
+const VERDICT: Duration = Duration::from_secs(20);
 
 /// The agent's reason for a platform whose steps run programs, which its builder cannot.
 const NODE_NEEDED: &str = "NodeNeeded";
@@ -128,12 +131,15 @@ pub fn advance(
             attempt: platform.attempt.saturating_sub(1),
             builder: None,
             started_at: None,
+            failed_on: platform.builder.clone(),
             finished_at: Some(MicroTime(now)),
             ..platform.clone()
         },
-        Some(Observation::Running(_) | Observation::Connecting | Observation::Unreachable(_)) | None
-            if !builder.alive =>
-        {
+        Some(Observation::Unreachable(_)) if !builder.alive => lost(format!(
+            "the builder {pod} had not answered for a minute and a half, and another takes its place; if it repeats, check \
+             its node: the build is not to blame"
+        )),
+        Some(Observation::Running(_) | Observation::Connecting) | None if !builder.alive => {
             lost(format!("the builder {pod} went away while it worked"))
         }
         Some(Observation::Running(phase)) => PlatformStatus { phase: *phase, ..platform.clone() },
@@ -147,6 +153,7 @@ fn again_or_failed(platform: &PlatformStatus, failure: BuildFailure, retries: u3
     PlatformStatus {
         phase: if again { PlatformPhase::Queued } else { PlatformPhase::Failed },
         builder: if again { None } else { platform.builder.clone() },
+        failed_on: platform.builder.clone().filter(|_| again),
         finished_at: Some(MicroTime(now)),
         failure: Some(Box::new(failure)),
         ..platform.clone()
@@ -183,9 +190,9 @@ pub struct Stop {
     pub superseded: bool,
 }
 
-/// Decides from the platforms as [`advance`] left them.
+/// Decides from the platforms as [`advance`] left them. `silence`: for how long nothing was heard of a builder that holds one.
 #[must_use]
-pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, now: Timestamp) -> Next {
+pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, silence: Duration, now: Timestamp) -> Next {
     let ended = |phase, reason: Reason, message: String| {
         Next::End(phase, Box::new(BuildFailure { reason: reason.to_string(), message, ..BuildFailure::default() }))
     };
@@ -207,23 +214,27 @@ pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, now: Ti
     if phases().any(|phase| phase == PlatformPhase::Cancelled) {
         return ended(RunPhase::Cancelled, Reason::Cancelled, "a platform's build was cancelled".to_owned());
     }
-    if deadline(status, timeout).is_some_and(|deadline| deadline <= now) {
-        // Who waits to be tried again has not taken too long: what it waits for is why the run ends.
-        let retried = |platform: &&PlatformStatus| platform.phase == PlatformPhase::Queued && platform.attempt > 0;
-        if let Some(failure) = status.platforms.iter().filter(retried).find_map(|platform| platform.failure.clone()) {
-            return Next::End(RunPhase::Failed, failure);
-        }
+    // One that is silent is heard again in a moment, or lost: till then nobody knows whose the time was.
+    if overdue(status, timeout).is_some_and(|overdue| overdue <= now) && silence <= VERDICT {
         let message = format!("the run took longer than {}s: set a longer spec.timeout", timeout.as_secs());
         return ended(RunPhase::Failed, Reason::BuildTimeout, message);
     }
     Next::Build
 }
 
-/// When the run has taken too long. `None`: it has not begun.
+/// When the run has taken too long, and its builders have had time to say so themselves. `None`: it has not begun, or waits
+/// for another attempt.
 #[must_use]
-pub fn deadline(status: &ImageBuildRunStatus, timeout: Duration) -> Option<Timestamp> {
-    let started = status.started_at.as_ref()?.0;
-    started.checked_add(timeout).ok()
+pub fn overdue(status: &ImageBuildRunStatus, timeout: Duration) -> Option<Timestamp> {
+    let waits = |platform: &PlatformStatus| platform.phase == PlatformPhase::Queued && platform.attempt > 0;
+    if status.platforms.iter().any(waits) {
+        return None;
+    }
+    // Time that the infrastructure has cost is not the build's: it begins anew with the attempt that follows.
+    let again = status.platforms.iter().filter(|platform| platform.attempt > 1);
+    let again = again.filter_map(|platform| Some(platform.started_at.as_ref()?.0));
+    let started = again.chain([status.started_at.as_ref()?.0]).max()?;
+    started.checked_add(timeout + VERDICT).ok()
 }
 
 #[cfg(test)]
@@ -403,44 +414,86 @@ mod tests {
     fn what_a_run_does_next() {
         use PlatformPhase::{Building, Failed, Queued, Succeeded};
         let cancel = Stop { cancelled: true, superseded: false };
-        for (phases, stop, now, expected) in [
-            (vec![Queued, Building], Stop::default(), 10, "build"),
-            (vec![Succeeded, Building], Stop::default(), 10, "build"),
-            (vec![Succeeded, Succeeded], Stop::default(), 10, "publish"),
-            (vec![Succeeded, Failed], Stop::default(), 10, "Failed "),
-            (vec![Building, Building], cancel, 10, "Cancelled Cancelled"),
-            (vec![Building], Stop { superseded: true, ..cancel }, 10, "Cancelled Superseded"),
-            (vec![Building], Stop::default(), 1000, "Failed BuildTimeout"),
-            // It waited for what had failed, and that is why.
-            (vec![Queued], Stop::default(), 1000, "Failed RegistryUnavailable"),
-            (vec![Queued], Stop::default(), 10, "build"),
+        for (phases, stop, silence, now, expected) in [
+            (vec![Queued, Building], Stop::default(), 0, 10, "build"),
+            (vec![Succeeded, Building], Stop::default(), 0, 10, "build"),
+            (vec![Succeeded, Succeeded], Stop::default(), 0, 10, "publish"),
+            (vec![Succeeded, Failed], Stop::default(), 0, 10, "Failed "),
+            (vec![Building, Building], cancel, 0, 10, "Cancelled Cancelled"),
+            (vec![Building], Stop { superseded: true, ..cancel }, 0, 10, "Cancelled Superseded"),
+            (vec![Building], Stop::default(), 0, 1000, "Failed BuildTimeout"),
+            // The builder says it itself, if it lives.
+            (vec![Building], Stop::default(), 0, 120, "build"),
+            (vec![Building], Stop::default(), 5, 121, "Failed BuildTimeout"),
+            (vec![Building], Stop::default(), 21, 121, "build"),
+            (vec![Building], Stop::default(), 60, 1000, "build"),
+            // Its builder was lost: whatever it waits for, it is not to blame.
+            (vec![Queued, Building], Stop::default(), 0, 1000, "build"),
             // Built in time: the timeout is the build's.
-            (vec![Succeeded], Stop::default(), 1000, "publish"),
+            (vec![Succeeded], Stop::default(), 0, 1000, "publish"),
         ] {
             let status = ImageBuildRunStatus {
                 started_at: Some(MicroTime(at(1))),
-                platforms: phases
-                    .iter()
-                    .map(|phase| {
-                        let failure = BuildFailure { reason: "RegistryUnavailable".into(), ..BuildFailure::default() };
-                        let failure = (*phase == Queued).then(|| Box::new(failure));
-                        PlatformStatus { failure, ..platform(*phase, 1) }
-                    })
-                    .collect(),
+                platforms: phases.iter().map(|phase| platform(*phase, 1)).collect(),
                 ..ImageBuildRunStatus::default()
             };
-            let got = match next(&status, stop, Duration::from_secs(100), at(now)) {
+            let got = match next(&status, stop, Duration::from_secs(100), Duration::from_secs(silence), at(now)) {
                 Next::Build => "build".to_owned(),
                 Next::Publish => "publish".to_owned(),
                 Next::End(phase, failure) => format!("{phase:?} {}", failure.reason),
             };
-            assert_eq!(got, expected, "{phases:?} {stop:?} {now}");
+            assert_eq!(got, expected, "{phases:?} {stop:?} {silence} {now}");
         }
         let tag = serde_json::json!([{"repository": "r.example/app", "tag": "v1", "digest": "sha256:1"}]);
         let status =
             ImageBuildRunStatus { tags: serde_json::from_value(tag).unwrap(), ..ImageBuildRunStatus::default() };
-        let Next::End(_, failure) = next(&status, cancel, Duration::from_secs(100), at(10)) else { panic!("it ends") };
+        let Next::End(_, failure) = next(&status, cancel, Duration::from_secs(100), Duration::ZERO, at(10)) else {
+            panic!("it ends")
+        };
         assert!(failure.message.contains("too late") && failure.message.contains("v1"), "{}", failure.message);
+    }
+
+    #[test]
+    fn time_that_the_infrastructure_took_is_not_the_build_s() {
+        use PlatformPhase::{Building, Queued};
+        let (timeout, first, second) = (Duration::from_mins(1), 1, 101);
+        for (phase, attempt, expected) in [
+            (Building, 1, Some(first + 80)),
+            (Queued, 1, None),
+            (Building, 2, Some(second + 80)),
+            (Queued, 2, None),
+            // Waits for its first.
+            (Queued, 0, Some(first + 80)),
+        ] {
+            let started_at = Some(MicroTime(at(if attempt > 1 { second } else { first })));
+            let other = PlatformStatus { started_at: Some(MicroTime(at(first))), ..platform(Building, 1) };
+            let status = ImageBuildRunStatus {
+                started_at: Some(MicroTime(at(first))),
+                platforms: vec![other, PlatformStatus { started_at, ..platform(phase, attempt) }],
+                ..ImageBuildRunStatus::default()
+            };
+            assert_eq!(overdue(&status, timeout), expected.map(at), "{phase:?} {attempt}");
+        }
+        assert_eq!(overdue(&ImageBuildRunStatus::default(), timeout), None);
+    }
+
+    #[test]
+    fn a_lost_builder_is_told_in_words_and_the_next_attempt_prefers_another() {
+        let lost =
+            |observed| advance(&platform(PlatformPhase::Building, 1), Some(&observed), Holder::default(), 2, at(5));
+        let silent = lost(Observation::Unreachable("no heartbeat".into()));
+        let gone = lost(Observation::Running(PlatformPhase::Building));
+        for (after, words) in [(&silent, "had not answered"), (&gone, "went away")] {
+            let failure = after.failure.as_ref().unwrap();
+            assert_eq!(failure.reason, "BuilderLost");
+            assert!(failure.message.contains(words) && !failure.message.contains("timeout"), "{failure:?}");
+            assert_eq!(after.failed_on.as_ref().map(|builder| builder.pod.as_str()), Some("b"));
+        }
+        let refused = advance(&platform(PlatformPhase::Starting, 1), Some(&Observation::Refused), ALIVE, 2, at(5));
+        assert!(refused.failed_on.is_some() && refused.failure.is_none());
+        // Nothing follows.
+        let failed = advance(&platform(PlatformPhase::Building, 3), Some(&Observation::Unknown), ALIVE, 2, at(5));
+        assert_eq!(failed.failed_on, None);
     }
 
     #[test]

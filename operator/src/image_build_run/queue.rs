@@ -112,6 +112,7 @@ pub fn queue(
                 bundles: if is_own { bundles.to_vec() } else { Vec::new() },
                 last: last.map(|(_, builder)| builder.clone()),
                 alone: wants_all(platform),
+                avoids: avoided(context, platform),
             };
             queue.add(is_own.then_some(index), given, placement, request);
         }
@@ -150,6 +151,13 @@ fn last_builders(context: &Context, waiting: &[Arc<ImageBuildRun>]) -> HashMap<(
         }
     }
     last
+}
+
+/// The builder on which a platform's last attempt failed for the infrastructure's sake. A new pod of that name is another.
+fn avoided(context: &Context, platform: &PlatformStatus) -> Option<String> {
+    let failed_on = platform.failed_on.as_ref()?;
+    let pod = pod(context, &failed_on.pod)?;
+    (pod.metadata.uid.as_deref() == Some(&failed_on.uid)).then(|| failed_on.pod.clone())
 }
 
 /// The builder that holds a place for a platform's next attempt, which the copy of its run does not show yet. One that goes
@@ -204,6 +212,7 @@ mod tests {
             bundles: vec![],
             last: None,
             alone: false,
+            avoids: None,
         };
         let mut queue = Queue::default();
         queue.add(None, Some(id("a")), placement(), asks("a"));

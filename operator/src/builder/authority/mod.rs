@@ -170,6 +170,22 @@ impl Authority {
         })
     }
 
+    /// One that is in no Secret.
+    #[cfg(test)]
+    pub(crate) fn unsaved() -> Self {
+        let (now, lifetime) = (Timestamp::now(), Duration::from_hours(1));
+        let secret = state::secret(now, lifetime).unwrap();
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let current = certificates(&secret, "test", lifetime, now).unwrap();
+        Self {
+            api: Api::namespaced(client, "test"),
+            namespace: "test".to_owned(),
+            lifetime,
+            current: RwLock::new(Arc::new(current)),
+            issued: Mutex::default(),
+        }
+    }
+
     /// The certificates as they are now.
     #[must_use]
     pub fn current(&self) -> Arc<Certificates> {
