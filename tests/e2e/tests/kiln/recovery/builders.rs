@@ -6,15 +6,15 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kiln_crds::ImageBuildRun;
 use kiln_crds::image_build_run::{PlatformPhase, PlatformStatus};
+use kiln_crds::{BuilderPool, ImageBuildRun};
 use kiln_e2e::build::file;
 use kiln_e2e::cluster::builders_namespace;
 use kiln_e2e::tenant::run_of;
 use kiln_e2e::{Build, Tenant, wait};
-use kube::ResourceExt as _;
 use kube::api::{AttachParams, DeleteParams, ListParams};
 use kube::runtime::watcher;
+use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
@@ -25,6 +25,7 @@ kiln_e2e::tests![
     the_agent_is_killed,
     the_agent_answers_nothing,
     buildkitd_is_killed,
+    buildkitd_answers_nothing,
     the_pod_is_deleted,
     the_pod_is_evicted,
     the_pod_is_evicted_by_its_kubelet
@@ -132,8 +133,34 @@ async fn the_agent_is_killed() {
 async fn the_agent_answers_nothing() {
     if is_local("the_agent_answers_nothing") {
         Tenant::fresh("frozen", async |tenant| {
-            let freeze = async |pod: &Pod| host::freeze(&pod.uid().unwrap(), "kiln-agent");
-            lost(tenant, "BuilderLost", Fate::Replaced, freeze).await;
+            // It is replaced after a minute and a half: none of that is the build's, whose own time is over by then.
+            let short = |build: Build| build.with(|spec| spec.timeout = Some(Duration::from_mins(1).into()));
+            let freeze = async |pod: &Pod| {
+                host::freeze(&pod.uid().unwrap(), "kiln-agent");
+                let name = pod.name_any();
+                let pools = Api::<BuilderPool>::all(tenant.cluster.client.clone());
+                let select =
+                    watcher::Config::default().fields(&format!("metadata.name={}", pod.labels()["kiln.build/pool"]));
+                tenant
+                    .wait(pools, select, "its builder is suspect", wait::SOON, |pools| {
+                        let status = pools.values().find_map(|pool| pool.status.as_ref());
+                        let mut builders = status.iter().flat_map(|status| &status.builders);
+                        Ok(builders.any(|builder| builder.name == name && builder.suspect_since.is_some()))
+                    })
+                    .await;
+            };
+            lost_with(tenant, short, "BuilderLost", Fate::Replaced, freeze).await;
+        })
+        .await;
+    }
+}
+
+/// It is stopped: it takes connections and answers nothing. After a minute it is ended, and the kubelet starts it anew.
+async fn buildkitd_answers_nothing() {
+    if is_local("buildkitd_answers_nothing") {
+        Tenant::fresh("hung", async |tenant| {
+            let freeze = async |pod: &Pod| host::freeze(&pod.uid().unwrap(), "buildkitd");
+            lost(tenant, "BuildkitUnavailable", Fate::Stays, freeze).await;
         })
         .await;
     }
