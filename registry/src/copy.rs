@@ -1,6 +1,7 @@
 //! Copying an image to another repository without building it again: blobs are mounted where both are of one
 //! registry, else streamed from one to the other.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use oci_spec::image::{Descriptor, Digest};
 
 use super::auth::Scope;
 use super::client::{Client, Upload};
-use super::error::{Error, ErrorKind};
+use super::error::{Attempt, Error, ErrorKind};
 use super::manifest::{Link, Links};
 use super::reference::{Identifier, Repository};
 use super::request::Request;
@@ -104,12 +105,50 @@ async fn copy_blob(ends: Ends<'_>, blob: Descriptor) -> Result<(), Error> {
         Upload::Session(url) => url,
         Upload::Nowhere(_) => return Err(nowhere(&attempt)),
     };
-    let open = || -> BoxFuture<'_, Result<BlobStream, Error>> { Box::pin(fetch_blob(source, from, digest)) };
-    target.upload(&attempt, to, upload, &blob, &open).await
+    let fetched = Fetched::default();
+    let open = || -> BoxFuture<'_, Result<BlobStream, Error>> { Box::pin(fetch_blob(source, from, &blob, &fetched)) };
+    let uploaded = target.upload(&attempt, to, upload, &blob, &open).await;
+    uploaded.map_err(|error| fetched.failure(&fetching(source, from, digest)).unwrap_or(error))
 }
 
-async fn fetch_blob(source: &Client, from: &Repository, digest: &Digest) -> Result<BlobStream, Error> {
-    let attempt = source.attempt(from, &format!("fetch the blob {digest} of"));
+/// What became of a blob on its way from the source. Where that breaks off, the registry that it goes to is not to blame.
+#[derive(Clone, Default)]
+struct Fetched(Arc<OnceLock<Broken>>);
+
+#[derive(Debug)]
+enum Broken {
+    /// It stopped, or the connection broke.
+    Off(String),
+    /// There was less of it than the manifest says.
+    Short(u64),
+}
+
+impl Fetched {
+    fn broke(&self, how: Broken) -> std::io::Error {
+        let _ = self.0.set(how);
+        std::io::Error::other("the source registry did not send all of it")
+    }
+
+    fn failure(&self, attempt: &Attempt) -> Option<Error> {
+        Some(match self.0.get()? {
+            Broken::Off(why) => attempt.transport(&TransportFailure::Connection(why.clone())),
+            Broken::Short(bytes) => attempt.protocol(format!("it has {bytes} bytes, fewer than its manifest says")),
+        })
+    }
+}
+
+fn fetching(source: &Client, from: &Repository, digest: &Digest) -> Attempt {
+    source.attempt(from, &format!("fetch the blob {digest} of"))
+}
+
+async fn fetch_blob(
+    source: &Client,
+    from: &Repository,
+    blob: &Descriptor,
+    fetched: &Fetched,
+) -> Result<BlobStream, Error> {
+    let digest = blob.digest();
+    let attempt = fetching(source, from, digest);
     let url = source.url(&attempt, from, &format!("blobs/{digest}"))?;
     let request = Request { timeout: Some(BLOB_TIMEOUT), ..Request::new(Method::GET, url) };
     let scopes = [Scope::pull(from)];
@@ -118,9 +157,20 @@ async fn fetch_blob(source: &Client, from: &Repository, digest: &Digest) -> Resu
     if !response.status().is_success() {
         return Err(source.refused(&attempt, response).await);
     }
-    let chunks = tokio_stream::StreamExt::timeout(response.bytes_stream(), STALL).map(|chunk| match chunk {
-        Ok(chunk) => chunk.map_err(std::io::Error::other),
-        Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the source registry stopped sending")),
+    let chunks = tokio_stream::StreamExt::timeout(response.bytes_stream(), STALL);
+    let size = blob.size();
+    let chunks = futures::stream::unfold(Some((Box::pin(chunks), size, fetched.clone())), move |of| async move {
+        let (mut chunks, left, fetched) = of?;
+        let chunk = match futures::StreamExt::next(&mut chunks).await {
+            Some(Ok(Ok(chunk))) => Ok(chunk),
+            Some(Ok(Err(error))) => Err(fetched.broke(Broken::Off(TransportFailure::from_reqwest(&error).to_string()))),
+            Some(Err(_)) => Err(fetched.broke(Broken::Off("it stopped sending".to_owned()))),
+            None if left > 0 => Err(fetched.broke(Broken::Short(size - left))),
+            None => return None,
+        };
+        let left = left.saturating_sub(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+        let goes_on = chunk.is_ok();
+        Some((chunk, goes_on.then_some((chunks, left, fetched))))
     });
     Ok(chunks.boxed())
 }

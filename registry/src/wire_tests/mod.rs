@@ -384,6 +384,22 @@ async fn copies_by_mount_within_a_registry_and_by_stream_between_two() {
     }
 }
 
+/// A copy that the source breaks off is no failure of the registry that it goes to, which others push to, too.
+#[tokio::test]
+async fn a_source_that_breaks_off_is_told_as_the_source() {
+    let (source, target) = (Server::start(Auth::None).await, Server::start(Auth::None).await);
+    let (config, mut layer) = (source.put_blob("from", b"config"), source.put_blob("from", b"of 12 bytes."));
+    // Whoever writes manifests may say so.
+    layer["size"] = json!(5000);
+    let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]});
+    let put = source.put_manifest("from", OCI_MANIFEST, &manifest);
+    let digest: Digest = put["digest"].as_str().unwrap().parse().unwrap();
+    let (from, to) = (source.repository("from"), target.repository("to"));
+    let error = copy_image(&source.client(None), &from, &target.client(None), &to, &digest).await.unwrap_err();
+    assert_eq!(error.registry(), source.host, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+}
+
 fn in_pieces(bytes: &Bytes) -> BlobStream {
     let pieces: Vec<_> = bytes.chunks(1_000_000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
     Box::pin(futures::stream::iter(pieces))
