@@ -48,8 +48,9 @@ pub async fn ask(socket: &str, patience: Duration) -> Answer {
 async fn question(socket: &str) -> Answer {
     match UnixStream::connect(socket).await {
         Ok(_) => {}
-        // More wait to be let in than the kernel keeps.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Answer::Silent,
+        // More wait to be let in than the kernel keeps, which it says at once. The question takes its time all the same: twelve
+        // of them are a minute.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::future::pending().await,
         Err(_) => return Answer::Away,
     }
     let answered = async {
@@ -151,6 +152,23 @@ mod tests {
             .serve_with_incoming(UnixListenerStream::new(listener));
         tokio::spawn(serving);
         assert_eq!(ask(&path("lives"), PATIENCE).await, Answer::Answers);
+    }
+
+    /// Each question that counts as unanswered has had its time: twelve of them are a minute, and no busy loop.
+    #[tokio::test]
+    async fn one_that_lets_nobody_in_is_given_its_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("full").display().to_string();
+        let socket = tokio::net::UnixSocket::new_stream().unwrap();
+        socket.bind(&path).unwrap();
+        let _full = socket.listen(1).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(taken) = UnixStream::connect(&path).await {
+            waiting.push(taken);
+        }
+        let (begun, patience) = (std::time::Instant::now(), Duration::from_millis(200));
+        assert_eq!(ask(&path, patience).await, Answer::Silent);
+        assert!(begun.elapsed() >= patience, "answered after {:?}", begun.elapsed());
     }
 
     #[test]
