@@ -87,6 +87,8 @@ pub struct Jobs {
     wake: UnboundedSender<ObjectRef<ImageBuildRun>>,
     wake_pools: UnboundedSender<ObjectRef<BuilderPool>>,
     patience: Patience,
+    /// What is known of each builder's silence, by its name, until it is gone: it outlives the job by which it was found out.
+    pulses: Arc<Mutex<HashMap<String, Arc<Pulse>>>>,
 }
 
 impl Jobs {
@@ -98,7 +100,8 @@ impl Jobs {
         wake: UnboundedSender<ObjectRef<ImageBuildRun>>,
         wake_pools: UnboundedSender<ObjectRef<BuilderPool>>,
     ) -> Self {
-        Self { connections, entries: Arc::default(), wake, wake_pools, patience: Patience::default() }
+        let patience = Patience::default();
+        Self { connections, entries: Arc::default(), wake, wake_pools, patience, pulses: Arc::default() }
     }
 
     /// The same, with another patience.
@@ -181,10 +184,12 @@ impl Jobs {
                 return;
             }
             // Whoever hears of it hears for all.
-            let mut pulses = entries.values().filter_map(|entry| Some(&entry.follower.as_ref()?.1));
-            let known = pulses.find(|pulse| pulse.agent == agent && pulse.trust() != Trust::Lost).cloned();
+            let mut pulses = self.pulses.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = pulses.get(&agent.builder);
+            let known = known.filter(|pulse| pulse.agent == agent && pulse.trust() != Trust::Lost).cloned();
             let start = || Pulse::start(agent.clone(), self.patience, ObjectRef::new(pool), self.wake_pools.clone());
             let pulse = known.unwrap_or_else(start);
+            pulses.insert(agent.builder.clone(), pulse.clone());
             let span = info_span!("job", id, builder = agent.builder);
             let entry = entries.entry(id.to_owned()).or_insert_with(|| Entry::new(&agent.builder));
             let follower = Follower {
@@ -238,6 +243,7 @@ impl Jobs {
     /// Drops the connection to a builder that is gone.
     pub fn builder_gone(&self, builder: &str) {
         self.connections.forget(builder);
+        self.pulses.lock().unwrap_or_else(PoisonError::into_inner).remove(builder);
     }
 
     pub(super) fn observe(

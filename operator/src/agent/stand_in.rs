@@ -297,6 +297,23 @@ async fn an_agent_that_stays_silent_is_lost_with_all_its_jobs() {
     assert!(stage.jobs.suspect_since(BUILDER).is_some(), "until its pod is gone");
 }
 
+/// What is known of a builder outlives the job by which it was found out: runs that are cancelled, each before a minute and a
+/// half has gone by, do not keep a builder that has hung.
+#[tokio::test]
+async fn a_silence_outlives_the_job_by_which_it_was_found_out() {
+    let mut stage = Stage::new(true).await;
+    stage.told.send_replace(2);
+    stage.until_steps(1).await;
+    stage.way.send_modify(|way| way.is_mute = true);
+    stage.told_of_builder().await;
+    assert!(stage.jobs.suspect_since(BUILDER).is_some());
+    // As where the run is cancelled: the agent does not answer that either.
+    stage.jobs.release(JOB);
+    let run = ObjectRef::new("app-2").within("team");
+    stage.jobs.follow("job-2", &run, "default", stage.agent.clone(), Some(Box::new(Empty)));
+    assert!(stage.jobs.silence("job-2").unwrap() >= PATIENCE.suspect, "{:?}", stage.jobs.silence("job-2"));
+}
+
 #[tokio::test]
 async fn a_handshake_has_a_deadline_and_a_stranger_s_certificate_is_told_from_silence() {
     let _ = rustls::crypto::ring::default_provider().install_default();
