@@ -141,7 +141,10 @@ async fn run(
     tokio::select! {
         ended = controllers => ended??,
         // Nothing may act for the leader any more: what is on its way goes with the threads. A kubelet counts no restart.
-        () = leadership.lost() => return Err(Error::LeaseLost(begin_anew())),
+        // Who was told to stop does not: the signal would not come again.
+        () = leadership.lost() => {
+            return if stop.is_cancelled() { Ok(()) } else { Err(Error::LeaseLost(begin_anew())) };
+        }
     }
     stop.cancel();
     leadership.release().await;
