@@ -134,6 +134,8 @@ reasons! {
     BuilderUnschedulable,
     /// The builder went away while it worked.
     BuilderLost,
+    /// buildkitd does not answer, so no job is taken.
+    BuildkitUnavailable,
     /// A build, alone on its builder, was killed for want of memory.
     OutOfMemory,
     /// A builder was killed for want of memory, and several builds were there.
@@ -193,9 +195,9 @@ pub fn is_credential(reason: &str) -> bool {
 /// full. Nor what a pool's owner has bounded: the wait for a node.
 #[must_use]
 pub fn is_infrastructure(reason: &str) -> bool {
-    const OF_AGENTS_ALONE: &[&str] =
-        &["GitFailed", "SourceDownloadFailed", "DownloadFailed", "BuildkitUnavailable", "AgentFailed"];
-    const INFRASTRUCTURE: &[Reason] = &[Reason::BuilderLost, Reason::RegistryUnavailable, Reason::GitUnavailable];
+    const OF_AGENTS_ALONE: &[&str] = &["GitFailed", "SourceDownloadFailed", "DownloadFailed", "AgentFailed"];
+    const INFRASTRUCTURE: &[Reason] =
+        &[Reason::BuilderLost, Reason::BuildkitUnavailable, Reason::RegistryUnavailable, Reason::GitUnavailable];
     OF_AGENTS_ALONE.contains(&reason) || INFRASTRUCTURE.iter().any(|known| known.as_str() == reason)
 }
 

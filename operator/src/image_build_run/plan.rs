@@ -216,6 +216,17 @@ pub fn next(status: &ImageBuildRunStatus, stop: Stop, timeout: Duration, silence
     }
     // One that is silent is heard again in a moment, or lost: till then nobody knows whose the time was.
     if overdue(status, timeout).is_some_and(|overdue| overdue <= now) && silence <= VERDICT {
+        // A job that no builder has taken has cost no time of the build's.
+        let taken_by_none = |platform: &&PlatformStatus| {
+            let refused = platform.phase == PlatformPhase::Queued && platform.failed_on.is_some();
+            refused || platform.phase == PlatformPhase::Starting
+        };
+        let left = || status.platforms.iter().filter(|platform| platform.phase != PlatformPhase::Succeeded);
+        if left().all(|platform| taken_by_none(&platform)) {
+            let message =
+                "no builder has taken the job, as where buildkitd does not answer; see the builder's pod".to_owned();
+            return ended(RunPhase::Failed, Reason::BuildkitUnavailable, message);
+        }
         let message = format!("the run took longer than {}s: set a longer spec.timeout", timeout.as_secs());
         return ended(RunPhase::Failed, Reason::BuildTimeout, message);
     }
@@ -475,6 +486,28 @@ mod tests {
             assert_eq!(overdue(&status, timeout), expected.map(at), "{phase:?} {attempt}");
         }
         assert_eq!(overdue(&ImageBuildRunStatus::default(), timeout), None);
+    }
+
+    /// Nobody is to blame for what has not begun: another run follows.
+    #[test]
+    fn a_job_that_no_builder_takes_is_no_long_build() {
+        let starting = PlatformStatus { started_at: Some(MicroTime(at(1))), ..platform(PlatformPhase::Starting, 1) };
+        let refused = advance(&starting, Some(&Observation::Refused), ALIVE, 2, at(5));
+        let done = platform(PlatformPhase::Succeeded, 1);
+        let builds = platform(PlatformPhase::Building, 1);
+        for (platforms, expected) in [
+            (vec![refused.clone()], "BuildkitUnavailable"),
+            (vec![starting.clone()], "BuildkitUnavailable"),
+            (vec![done, refused.clone()], "BuildkitUnavailable"),
+            (vec![builds, refused], "BuildTimeout"),
+        ] {
+            let status =
+                ImageBuildRunStatus { started_at: Some(MicroTime(at(1))), platforms, ..ImageBuildRunStatus::default() };
+            let next = next(&status, Stop::default(), Duration::from_mins(1), Duration::ZERO, at(100));
+            let Next::End(RunPhase::Failed, failure) = next else { panic!("it ends: {next:?}") };
+            assert_eq!(failure.reason, expected);
+            assert_eq!(crate::reason::is_infrastructure(&failure.reason), expected != "BuildTimeout");
+        }
     }
 
     #[test]

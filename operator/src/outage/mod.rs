@@ -173,8 +173,7 @@ impl Outages {
     }
 
     fn failed(&self, server: &Server, asker: &Asker, outage: &Outage) {
-        let asked = outage.retry_after.filter(|_| !outage.limits);
-        if self.with(|circuits| circuits.failed(server, asker, asked, Instant::now())) {
+        if self.with(|circuits| circuits.failed(server, asker, outage.retry_after, Instant::now())) {
             warn!(%server, "several requests in a row have failed; from now on it is asked by one at a time");
             tokio::spawn(self.clone().look_after(server.clone()));
         }
@@ -219,7 +218,8 @@ pub async fn ask<T>(server: Server, question: impl Future<Output = Result<T, Fau
     match &mut outcome {
         Ok(_) => outages.answered(&server),
         Err(fault) if server.is_met_by(fault) => {
-            if let Some(outage) = fault.outage.as_mut().filter(|outage| outage.asked) {
+            // A limit (429) is that of an account: others may ask.
+            if let Some(outage) = fault.outage.as_mut().filter(|outage| outage.asked && !outage.limits) {
                 outages.failed(&server, &asker, outage);
                 let is_soon = outage.retry_after.is_none_or(|wait| wait <= SOON);
                 let is_away = is_soon && outages.with(|circuits| circuits.is_away_for(&server, &asker));
