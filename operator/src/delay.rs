@@ -1,4 +1,4 @@
-//! How long to wait before something is tried again; pure.
+//! How long to wait before something is tried again; pure, but for [`jittered`].
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::time::Duration;
@@ -19,6 +19,12 @@ pub fn spread(delay: Duration, of: impl Hash) -> Duration {
     // No more than 10 bits, so that nothing is lost on the way.
     let share = u32::try_from(hasher.finish() % 1024).unwrap_or_default();
     delay / 2 + delay / 2048 * share
+}
+
+/// `period` to 1.5 times that, by chance, so that those who wait for the same do not move in step.
+#[must_use]
+pub fn jittered(period: Duration) -> Duration {
+    period + period.mul_f64(0.5 * fastrand::f64())
 }
 
 /// `first` after the first failure, `factor` times as long after each that follows.

@@ -452,10 +452,16 @@ async fn ca_version(room: &Room, context: &Context, namespace: &str, ca: &CaRef)
     Ok(SecretVersion { name: name_of_ca(ca), resource_version: resource_version.unwrap_or_default() })
 }
 
+/// The Git repositories that a spec names, each with its place: `source`, `contexts/NAME`.
+pub fn repositories(spec: &ImageBuildSpec) -> impl Iterator<Item = (String, &GitSource)> {
+    let source = spec.git().map(|git| ("source".to_owned(), git));
+    let contexts = spec.contexts.iter().filter_map(|of| Some((format!("contexts/{}", of.name), of.git.as_ref()?)));
+    source.into_iter().chain(contexts)
+}
+
 /// The CAs that a spec names.
 fn named_cas(spec: &ImageBuildSpec) -> impl Iterator<Item = &CaRef> {
-    let contexts = spec.contexts.iter().filter_map(|of| of.git.as_ref());
-    let git = spec.git().into_iter().chain(contexts).filter_map(|git| git.ca_ref.as_ref());
+    let git = repositories(spec).filter_map(|(_, git)| git.ca_ref.as_ref());
     let http = spec.source.iter().filter_map(|source| source.http.as_ref()?.ca_ref.as_ref());
     let image = spec.image.iter().filter_map(|image| image.ca_ref.as_ref());
     let copies = spec.image.iter().flat_map(|image| &image.copies).filter_map(|copy| copy.ca_ref.as_ref());
@@ -473,8 +479,7 @@ pub fn in_status(mut versions: Vec<SecretVersion>) -> Vec<SecretVersion> {
 
 /// The names of the Secrets that a spec names.
 fn named_secrets(spec: &ImageBuildSpec) -> impl Iterator<Item = &str> {
-    let contexts = spec.contexts.iter().filter_map(|of| of.git.as_ref());
-    let git = spec.git().into_iter().chain(contexts).filter_map(|git| git.secret_ref.as_ref());
+    let git = repositories(spec).filter_map(|(_, git)| git.secret_ref.as_ref());
     let http = spec.source.iter().filter_map(|source| source.http.as_ref()?.secret_ref.as_ref());
     let image = spec.image.iter().filter_map(|image| image.secret_ref.as_ref());
     let copies = spec.image.iter().flat_map(|image| &image.copies).filter_map(|copy| copy.secret_ref.as_ref());

@@ -23,6 +23,7 @@ use tower::{BoxError, Layer, Service};
 
 pub use self::reach::Reach;
 use self::room::Room;
+use crate::delay::jittered;
 
 /// How often a request is sent that it answers with 429.
 const ATTEMPTS: u32 = 4;
@@ -177,5 +178,5 @@ async fn whole(answer: Answer) -> Result<Answer, BoxError> {
 fn pause(headers: &HeaderMap, attempt: u32) -> Duration {
     let asked = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     let pause = asked.map_or(Duration::from_millis(200 << attempt), Duration::from_secs);
-    pause.min(LONGEST_WAIT).mul_f64(1.0 + 0.5 * fastrand::f64())
+    jittered(pause.min(LONGEST_WAIT))
 }

@@ -186,9 +186,7 @@ async fn try_all(context: &Context, build: &ImageBuild, pool: &BuilderPool, read
             None => registry_access(context, &namespace, spec, pool, &bundles).await,
         }
     };
-    let contexts = spec.contexts.iter().filter_map(|of| Some((format!("contexts/{}", of.name), of.git.as_ref()?)));
-    let source = spec.git().map(|git| ("source".to_owned(), git));
-    let repositories = source.into_iter().chain(contexts).filter(|_| !read.git);
+    let repositories = references::repositories(spec).filter(|_| !read.git);
     let git = join_all(repositories.map(|(place, git)| {
         let (namespace, bundles) = (&namespace, &bundles);
         async move {

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::delay::jittered;
 use crate::server::Rounds;
 use state::{Machine, Step};
 
@@ -145,11 +146,6 @@ async fn timely<T>(limit: Duration, call: impl Future<Output = kube::Result<T>>)
         Ok(answer) => answer.map_err(Refused::Api),
         Err(_) => Err(Refused::Timeout(limit)),
     }
-}
-
-/// `period` to 1.5 times that, so that candidates do not move in step.
-fn jittered(period: Duration) -> Duration {
-    period + period.mul_f64(0.5 * fastrand::f64())
 }
 
 /// Until when a leader may act, without asking anybody.

@@ -126,9 +126,7 @@ fn objects(message: &str, reason: &str, about: Option<&str>, spec: &ImageBuildSp
 
 /// The Git repositories that a failure may be about.
 fn repositories<'a>(about: Option<&'a str>, spec: &'a ImageBuildSpec) -> impl Iterator<Item = (String, &'a GitSource)> {
-    let source = spec.git().map(|git| ("source".to_owned(), git));
-    let contexts = spec.contexts.iter().filter_map(|of| Some((format!("contexts/{}", of.name), of.git.as_ref()?)));
-    let all = source.into_iter().chain(contexts);
+    let all = super::repositories(spec);
     all.filter(move |(place, _)| about.is_none_or(|about| about == place)).map(|(place, of)| (git(&place), of))
 }
 
